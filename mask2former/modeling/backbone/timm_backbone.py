@@ -1,0 +1,193 @@
+"""Any timm feature extractor as a Detectron2 backbone."""
+
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["TimmBackbone"]
+
+STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+
+
+@BACKBONE_REGISTRY.register()
+class TimmBackbone(Backbone):
+    """A timm model as ``{"res2": 1/4, "res3": 1/8, "res4": 1/16, "res5": 1/32}`` feature maps.
+
+    Where a model has several features of one stride, the deepest is taken. Pretrained weights come from
+    ``MODEL.WEIGHTS`` like every other backbone's, never from timm's hub. ``MODEL.BACKBONE.FREEZE_AT`` is not read.
+
+    Attributes:
+        body: timm's feature extractor, without the layers past the last wanted feature.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+        norm: str = "FrozenBN",
+        drop_path_rate: float = 0.0,
+        in_channels: int = 3,
+    ) -> None:
+        """
+        Args:
+            model_name: as in ``timm.list_models()``.
+            out_features: of ``"res2"`` (stride 4), ``"res3"`` (8), ``"res4"`` (16), ``"res5"`` (32).
+            norm: what becomes of batch norms: ``"BN"`` trains them, ``"FrozenBN"`` fixes statistics and affine
+                parameters, ``"SyncBN"`` shares statistics between GPUs. Other norms are left alone.
+            drop_path_rate: stochastic depth; 0 leaves the model's own default.
+            in_channels: of the image.
+        """
+        super().__init__()
+        self._out_features = _sorted_by_stride(out_features)
+        options: dict[str, Any] = {"in_chans": in_channels, **_free_input_size(model_name)}
+        if drop_path_rate > 0:
+            options["drop_path_rate"] = drop_path_rate
+        available = _create_extractor(model_name, options).feature_info
+        indices = _indices_of_strides(model_name, available, [STRIDES[f] for f in self._out_features])
+        body = _create_extractor(model_name, {**options, "out_indices": indices})
+        self.body = _convert_batch_norm(_drop_unused_stages(body), norm)
+        self._channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
+        self._out_feature_strides = {f: STRIDES[f] for f in self._out_features}
+        self._out_feature_channels = dict(zip(self._out_features, body.feature_info.channels(), strict=True))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        return {
+            "model_name": cfg.MODEL.TIMM.MODEL_NAME,
+            "out_features": cfg.MODEL.TIMM.OUT_FEATURES,
+            "norm": cfg.MODEL.TIMM.NORM,
+            "drop_path_rate": cfg.MODEL.TIMM.DROP_PATH_RATE,
+            "in_channels": input_shape.channels,
+        }
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the features.
+
+        Args:
+            images: (N, C, H, W), normalised; sizes that are no multiple of 32 are padded with zeros.
+
+        Returns:
+            One (N, channels, ceil(H / stride), ceil(W / stride)) tensor for each of ``out_features``, fine to coarse.
+        """
+        height, width = images.shape[-2:]
+        # Architectures disagree on odd sizes (some round down, some fail), so they never see one.
+        pad_height, pad_width = -height % self.size_divisibility, -width % self.size_divisibility
+        if pad_height or pad_width:
+            images = F.pad(images, (0, pad_width, 0, pad_height))
+        features = self.body(images)
+        if self._channels_last:
+            features = [x.permute(0, 3, 1, 2).contiguous() for x in features]  # (N, C, H, W)
+        strides = self._out_feature_strides.values()
+        features = [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(features, strides, strict=True)]
+        return dict(zip(self._out_features, features, strict=True))
+
+    @property
+    def size_divisibility(self) -> int:
+        return 32
+
+
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """A frozen batch norm that keeps the dropout and the activation which timm fuses into its batch norms."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+def _sorted_by_stride(out_features: Sequence[str]) -> list[str]:
+    unknown = [f for f in out_features if f not in STRIDES]
+    if unknown or not out_features:
+        raise ValueError(
+            f"MODEL.TIMM.OUT_FEATURES is {list(out_features)}; expected one or more of {list(STRIDES)} (strides 4 to 32)."
+        )
+    return [f for f in STRIDES if f in out_features]
+
+
+def _import_timm() -> Any:
+    try:
+        import timm
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(
+            "TimmBackbone needs timm: pip install 'mask2former[timm]' (or pip install timm)."
+        ) from e
+    return timm
+
+
+def _free_input_size(model_name: str) -> dict[str, bool]:
+    """The argument that lifts timm's check for one input size, for the architectures (Swin, ViT) that make it."""
+    timm = _import_timm()
+    if not timm.is_model(model_name):
+        raise ValueError(
+            f"MODEL.TIMM.MODEL_NAME is {model_name!r}, which timm {timm.__version__} does not have; see timm.list_models()."
+        )
+    module = sys.modules[timm.model_entrypoint(model_name).__module__]
+    classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    arguments = {a for c in classes if issubclass(c, nn.Module) for a in inspect.signature(c).parameters}
+    return {a: value for a, value in (("strict_img_size", False), ("dynamic_img_size", True)) if a in arguments}
+
+
+def _create_extractor(model_name: str, options: dict[str, Any]) -> nn.Module:
+    timm = _import_timm()
+    try:
+        return timm.create_model(model_name, pretrained=False, features_only=True, **options)
+    except TypeError as e:
+        if "drop_path_rate" in str(e):
+            raise ValueError(
+                f"timm's {model_name!r} has no stochastic depth; set MODEL.TIMM.DROP_PATH_RATE to 0 "
+                f"(it is {options['drop_path_rate']})."
+            ) from e
+        raise
+    except (RuntimeError, AttributeError) as e:
+        raise ValueError(f"timm's {model_name!r} cannot be a backbone: it has no features_only mode ({e}).") from e
+
+
+def _indices_of_strides(model_name: str, feature_info: Any, strides: Sequence[int]) -> list[int]:
+    """For each stride the index of the deepest feature that has it."""
+    deepest = dict(zip(feature_info.reduction(), feature_info.out_indices, strict=True))
+    missing = [s for s in strides if s not in deepest]
+    if missing:
+        raise ValueError(
+            f"timm's {model_name!r} has features of stride {sorted(deepest)} but MODEL.TIMM.OUT_FEATURES asks for {missing}; "
+            f"choose from {[f for f, s in STRIDES.items() if s in deepest]} or another model."
+        )
+    return [deepest[s] for s in strides]
+
+
+def _drop_unused_stages(body: nn.Module) -> nn.Module:
+    # timm cuts most models after the last wanted feature by itself, but not the EfficientNet family.
+    last = body.feature_info.get_dicts()[-1]
+    if "stage" in last and isinstance(getattr(body, "blocks", None), nn.Sequential):
+        body.blocks = body.blocks[: last["stage"]]
+    return body
+
+
+def _convert_batch_norm(module: nn.Module, norm: str) -> nn.Module:
+    if norm == "BN":
+        return module
+    if norm == "SyncBN":
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(module)
+    if norm == "FrozenBN":
+        return _freeze_batch_norm(module)
+    raise ValueError(f"MODEL.TIMM.NORM is {norm!r}; expected 'BN', 'FrozenBN' or 'SyncBN'.")
+
+
+def _freeze_batch_norm(module: nn.Module) -> nn.Module:
+    if not isinstance(module, nn.BatchNorm2d):
+        for name, child in module.named_children():
+            setattr(module, name, _freeze_batch_norm(child))
+        return module
+    frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(module)
+    if hasattr(module, "act"):
+        frozen.__class__ = FrozenBatchNormAct2d
+        frozen.act, frozen.drop = module.act, module.drop
+    return frozen
