@@ -1,0 +1,1 @@
+"""The model. Importing this package registers every component under its official name."""
