@@ -1,0 +1,178 @@
+"""Every configuration key that Mask2Former adds to Detectron2's, with its default.
+
+This file is the reference manual: a key that is not here (or in Detectron2's ``defaults.py``) does not exist. Only the
+``from_config`` classmethods of the components read keys; everything below them takes plain keyword arguments.
+
+Keys marked "official" exist in the official release with the same default. The others are new, and their default
+gives the official behaviour.
+"""
+
+from detectron2.config import CfgNode as CN
+from detectron2.projects.deeplab import add_deeplab_config
+
+__all__ = ["add_maskformer2_config"]
+
+
+def add_maskformer2_config(cfg: CN) -> None:
+    """Add Mask2Former's keys to ``cfg`` (as returned by ``detectron2.config.get_cfg()``), in place.
+
+    DeepLab's keys (``INPUT.CROP.SINGLE_CATEGORY_MAX_AREA``, ``SOLVER.POLY_LR_*``, ``MODEL.RESNETS.RES4_DILATION`` ...) are
+    added too, so one call is all that a script needs. Calling it twice leaves the first call's values alone.
+    """
+    if "MASK_FORMER" in cfg.MODEL:
+        return
+    if "SINGLE_CATEGORY_MAX_AREA" not in cfg.INPUT.CROP:  # the official scripts call add_deeplab_config themselves
+        add_deeplab_config(cfg)
+    _add_head_keys(cfg)
+    _add_backbone_keys(cfg)
+    _add_data_keys(cfg)
+    _add_solver_keys(cfg)
+
+
+def _add_head_keys(cfg: CN) -> None:
+    head = cfg.MODEL.SEM_SEG_HEAD
+    # Channels of the per-pixel embedding, and so of a query's mask embedding (official).
+    head.MASK_DIM = 256
+    # Layers of the pixel decoder's Transformer encoder; 6 in Mask2Former (official).
+    head.TRANSFORMER_ENC_LAYERS = 0
+    # A name in Detectron2's SEM_SEG_HEADS registry (official).
+    head.PIXEL_DECODER_NAME = "BasePixelDecoder"
+    # Backbone features that enter multi-scale deformable attention, one level each (official).
+    head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
+    # Sampling points per head and level (official, but hard-coded to 4 there).
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
+    # Attention heads (official, but MASK_FORMER.NHEADS was used instead there; both are 8 in every official file).
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
+    # Hidden width of the encoder's feed-forward network (hard-coded to 1024 in the official release).
+    head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = 1024
+
+    cfg.MODEL.MASK_FORMER = CN()
+    mask_former = cfg.MODEL.MASK_FORMER
+    # A name in the TRANSFORMER_DECODER registry (official).
+    mask_former.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
+    # What the Transformer decoder attends to: "multi_scale_pixel_decoder" is Mask2Former; "transformer_encoder",
+    # "pixel_embedding" or a backbone feature such as "res5" are MaskFormer's (official).
+    mask_former.TRANSFORMER_IN_FEATURE = "res5"
+    # Scales of the pixel decoder that the Transformer decoder visits in turn (hard-coded to 3 in the official release).
+    mask_former.NUM_FEATURE_LEVELS = 3
+    mask_former.NUM_OBJECT_QUERIES = 100
+    mask_former.HIDDEN_DIM = 256
+    mask_former.NHEADS = 8
+    mask_former.DIM_FEEDFORWARD = 2048
+    # Read by MaskFormer's older decoder only (official).
+    mask_former.ENC_LAYERS = 0
+    # Predictions, counting the one from the learnable queries: 10 means nine layers (official).
+    mask_former.DEC_LAYERS = 6
+    mask_former.DROPOUT = 0.1
+    mask_former.PRE_NORM = False
+    # Project features to HIDDEN_DIM even where they already have that many channels (official).
+    mask_former.ENFORCE_INPUT_PROJ = False
+    # Images are padded to a multiple of this; a negative value takes the backbone's own (official).
+    mask_former.SIZE_DIVISIBILITY = 32
+
+    # Training loss (Section 3.3; all official but IGNORE_VOID).
+    mask_former.DEEP_SUPERVISION = True
+    mask_former.NO_OBJECT_WEIGHT = 0.1
+    mask_former.CLASS_WEIGHT = 1.0
+    mask_former.DICE_WEIGHT = 1.0
+    mask_former.MASK_WEIGHT = 20.0
+    mask_former.TRAIN_NUM_POINTS = 112 * 112
+    mask_former.OVERSAMPLE_RATIO = 3.0
+    mask_former.IMPORTANCE_SAMPLE_RATIO = 0.75
+    # Leave void pixels (ignore label, crowds, padding) out of the mask costs and losses. The official release counts
+    # them as background, and so does the default, for the same numbers; the configurations for your own data turn it on.
+    mask_former.IGNORE_VOID = False
+
+    mask_former.TEST = CN()
+    mask_former.TEST.SEMANTIC_ON = True
+    mask_former.TEST.INSTANCE_ON = False
+    mask_former.TEST.PANOPTIC_ON = False
+    # Panoptic: a query below this class probability is dropped (official).
+    mask_former.TEST.OBJECT_MASK_THRESHOLD = 0.0
+    # Panoptic: a segment that keeps less than this share of its own mask after the merge is dropped (official).
+    mask_former.TEST.OVERLAP_THRESHOLD = 0.0
+    # Semantic: resize mask logits to the output size before the classes are mixed, not after. Always done when
+    # instance or panoptic results are asked for (official).
+    mask_former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+
+
+def _add_backbone_keys(cfg: CN) -> None:
+    # D2SwinTransformer (all official).
+    cfg.MODEL.SWIN = CN()
+    cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 224
+    cfg.MODEL.SWIN.PATCH_SIZE = 4
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    cfg.MODEL.SWIN.MLP_RATIO = 4.0
+    cfg.MODEL.SWIN.QKV_BIAS = True
+    cfg.MODEL.SWIN.QK_SCALE = None
+    cfg.MODEL.SWIN.DROP_RATE = 0.0
+    cfg.MODEL.SWIN.ATTN_DROP_RATE = 0.0
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.3
+    cfg.MODEL.SWIN.APE = False
+    cfg.MODEL.SWIN.PATCH_NORM = True
+    cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.SWIN.USE_CHECKPOINT = False
+
+    # TimmBackbone: any timm model with `features_only` as a Detectron2 backbone (needs the extra "timm").
+    cfg.MODEL.TIMM = CN()
+    # As in timm.list_models(); pretrained weights are named by MODEL.WEIGHTS, like every other backbone's.
+    cfg.MODEL.TIMM.MODEL_NAME = "tf_efficientnet_lite0"
+    # Of "res2" (stride 4), "res3" (8), "res4" (16), "res5" (32); what is not listed is not computed.
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # "BN" trains the batch norms, "FrozenBN" fixes statistics and affine parameters, "SyncBN" shares statistics.
+    cfg.MODEL.TIMM.NORM = "FrozenBN"
+    # Stochastic depth, for the architectures that have it.
+    cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0
+
+
+def _add_data_keys(cfg: CN) -> None:
+    # "mask_former_semantic", "mask_former_instance", "mask_former_panoptic", "coco_instance_lsj", "coco_panoptic_lsj"
+    # (official).
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    # Colour jitter of the SSD paper (official, but not read by the coco_*_lsj mappers there).
+    cfg.INPUT.COLOR_AUG_SSD = False
+    # Pad training images of the mask_former_* mappers to a multiple of this; -1 does not (official).
+    cfg.INPUT.SIZE_DIVISIBILITY = -1
+    # Large-scale jittering of the coco_*_lsj mappers: resize by MIN_SCALE..MAX_SCALE, crop or pad to IMAGE_SIZE square
+    # (official).
+    cfg.INPUT.IMAGE_SIZE = 1024
+    cfg.INPUT.MIN_SCALE = 0.1
+    cfg.INPUT.MAX_SCALE = 2.0
+
+    # What MIN_SCALE..MAX_SCALE multiply in the coco_*_lsj mappers: "crop" first fits the image into IMAGE_SIZE, as the
+    # official release does; "image" keeps its own size, where the size of a pixel means something (microscopes).
+    cfg.INPUT.SCALE_REFERENCE = "crop"
+    # Detectron2's INPUT.RANDOM_FLIP is "none", "horizontal" or "vertical"; here it may also be "both", each by itself.
+    # Turn training images by a random multiple of 90 degrees.
+    cfg.INPUT.RANDOM_QUARTER_TURN = False
+    # Raise intensities to a power between 1 / (1 + this) and 1 + this.
+    cfg.INPUT.RANDOM_GAMMA = 0.0
+    # Exchange black and white this often (0..1).
+    cfg.INPUT.RANDOM_INVERT = 0.0
+    # Above 0, test images are resized by this factor, and MIN_SIZE_TEST and MAX_SIZE_TEST are not read.
+    cfg.INPUT.TEST_SCALE = 0.0
+
+    # Your own data: one entry a data set, {name: {FORMAT: ..., IMAGES: ..., ...}}; see datasets/README.md.
+    cfg.DATASETS.CUSTOM = CN(new_allowed=True)
+
+
+def _add_solver_keys(cfg: CN) -> None:
+    # "ADAMW" or "SGD" (official).
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # Learning rate of the backbone relative to BASE_LR (official).
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # Weight decay of nn.Embedding, the queries among them (official).
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
+    # Autocast type when SOLVER.AMP.ENABLED: "float16" (with loss scaling), "bfloat16", or "auto": float16 on a GPU, as
+    # in the official release, and bfloat16 on a CPU.
+    cfg.SOLVER.AMP.DTYPE = "auto"
+    # Micro-batches of IMS_PER_BATCH / this many images whose gradients are added before one step.
+    cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS = 1
+
+    # Keep the checkpoint with the best value of one metric of the evaluation as model_best.pth.
+    cfg.TEST.BEST_CHECKPOINT = CN({"ENABLED": False, "METRIC": "panoptic_seg/PQ", "MODE": "max"})
+    # Detectron2's VIS_PERIOD says how often sample predictions go to TensorBoard; this many images each time.
+    cfg.TEST.VIS_IMAGES = 4

@@ -1,0 +1,39 @@
+"""Registries of the two decoders and the functions that build them from a configuration."""
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.utils.registry import Registry
+from torch import nn
+
+__all__ = ["TRANSFORMER_DECODER_REGISTRY", "build_pixel_decoder", "build_transformer_decoder"]
+
+TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
+TRANSFORMER_DECODER_REGISTRY.__doc__ = """
+Transformer decoders by ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``. A decoder is called with the pixel decoder's
+features and the per-pixel embedding and returns ``pred_logits`` and ``pred_masks``.
+"""
+
+
+def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """Build ``MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME`` for a backbone's ``input_shape``.
+
+    Pixel decoders live in Detectron2's ``SEM_SEG_HEADS`` registry, as in the official release.
+
+    Raises:
+        TypeError: if the registered class has no ``forward_features``.
+    """
+    name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
+    model = SEM_SEG_HEADS_REGISTRY.get(name)(cfg, input_shape)
+    if not callable(getattr(model, "forward_features", None)):
+        raise TypeError(
+            f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME is {name!r}, which is not a pixel decoder: it has no method "
+            "forward_features(features). Name a pixel decoder such as 'MSDeformAttnPixelDecoder'."
+        )
+    return model
+
+
+def build_transformer_decoder(cfg: CfgNode, in_channels: int, mask_classification: bool = True) -> nn.Module:
+    """Build ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME`` for features of ``in_channels`` channels."""
+    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+    return TRANSFORMER_DECODER_REGISTRY.get(name)(cfg, in_channels, mask_classification)

@@ -1,0 +1,140 @@
+"""The training loss (Section 3.3): classes of all queries, masks of the matched ones."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .mask_losses import dice_loss, sigmoid_ce_loss
+from .matcher import HungarianMatcher
+from .point_sampling import sample_binary_masks, sample_logits, sample_nearest, uncertain_points
+
+__all__ = ["SetCriterion"]
+
+Matches = Sequence[tuple[Tensor, Tensor]]
+
+
+class SetCriterion(nn.Module):
+    """Match predictions with targets, then sum cross-entropy over queries and the mask losses over matched pairs.
+
+    Args:
+        num_classes: K, without "no object".
+        matcher: the assignment.
+        weight_dict: weight of each term by name; kept for the caller, terms are returned unweighted.
+        eos_coef: weight of "no object" in the cross-entropy (0.1 in the paper).
+        losses: of "labels" and "masks".
+        num_points: points P per mask.
+        oversample_ratio: see :func:`~mask2former.modeling.point_sampling.uncertain_points`.
+        importance_sample_ratio: likewise.
+
+    Raises:
+        ValueError: if ``losses`` names an unknown loss.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        weight_dict: Mapping[str, float],
+        eos_coef: float,
+        losses: Sequence[str] = ("labels", "masks"),
+        num_points: int = 112 * 112,
+        oversample_ratio: float = 3.0,
+        importance_sample_ratio: float = 0.75,
+    ) -> None:
+        super().__init__()
+        known = {"labels": self.loss_labels, "masks": self.loss_masks}
+        unknown = sorted(set(losses) - set(known))
+        if unknown:
+            raise ValueError(f"unknown losses {unknown}; the criterion has {sorted(known)}.")
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weight_dict = dict(weight_dict)
+        self.losses = [known[name] for name in losses]
+        self.num_points = num_points
+        self.oversample_ratio = oversample_ratio
+        self.importance_sample_ratio = importance_sample_ratio
+        empty_weight = torch.ones(num_classes + 1)
+        empty_weight[-1] = eos_coef
+        self.register_buffer("empty_weight", empty_weight)
+
+    def forward(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Compute the unweighted terms.
+
+        Args:
+            outputs: a decoder's ``pred_logits``, ``pred_masks`` and, for deep supervision, ``aux_outputs``.
+            targets: for each image ``labels`` (T,) int64, ``masks`` (T, H, W) bool over the area of ``pred_masks``, and
+                optionally ``ignore_mask`` (H, W) bool and ``name`` as in :class:`HungarianMatcher`. T may be 0, or more
+                than there are queries; then the worst matching targets have no query.
+
+        Returns:
+            ``loss_ce``, ``loss_mask`` and ``loss_dice``, and the same with ``_0``, ``_1``, ... for each auxiliary output.
+        """
+        num_masks = self._mean_number_of_masks(targets, outputs["pred_logits"].device)
+        losses = self._losses_of_one_prediction(outputs, targets, num_masks)
+        for index, auxiliary in enumerate(outputs.get("aux_outputs", [])):
+            terms = self._losses_of_one_prediction(auxiliary, targets, num_masks)
+            losses.update({f"{name}_{index}": value for name, value in terms.items()})
+        return losses
+
+    def loss_labels(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]], matches: Matches,
+                    num_masks: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of all queries; those without a target should say "no object"."""
+        logits = outputs["pred_logits"].float()
+        classes = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)  # (N, Q)
+        for row, target, (queries, matched) in zip(classes, targets, matches, strict=True):
+            row[queries.to(row.device)] = target["labels"][matched.to(row.device)]
+        return {"loss_ce": F.cross_entropy(logits.transpose(1, 2), classes, self.empty_weight)}
+
+    def loss_masks(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]], matches: Matches,
+                   num_masks: Tensor) -> dict[str, Tensor]:
+        """Binary cross-entropy and dice loss of the matched masks, at points."""
+        masks = outputs["pred_masks"]
+        predicted = torch.cat([mask[queries.to(mask.device)] for mask, (queries, _) in zip(masks, matches, strict=True)])
+        if len(predicted) == 0:
+            zero = masks.sum() * 0  # keeps every parameter in the graph, which DistributedDataParallel needs
+            return {"loss_mask": zero, "loss_dice": zero}
+
+        points = uncertain_points(predicted, self.num_points, self.oversample_ratio, self.importance_sample_ratio)
+        wanted, valid = _sample_targets(targets, matches, points)
+        logits = sample_logits(predicted, points)  # (R, P)
+        return {
+            "loss_mask": sigmoid_ce_loss(logits, wanted, valid).sum() / num_masks,
+            "loss_dice": dice_loss(logits, wanted, valid).sum() / num_masks,
+        }
+
+    def _losses_of_one_prediction(
+        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], num_masks: Tensor
+    ) -> dict[str, Tensor]:
+        matches = self.matcher(outputs, targets)
+        losses: dict[str, Tensor] = {}
+        for loss in self.losses:
+            losses.update(loss(outputs, targets, matches, num_masks))
+        return losses
+
+    @staticmethod
+    def _mean_number_of_masks(targets: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
+        """Targets per process, at least 1: gradients are averaged over processes, so sums must be divided by a mean."""
+        count = torch.tensor(float(sum(len(target["labels"]) for target in targets)), device=device)
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(count)
+        return (count / comm.get_world_size()).clamp(min=1)
+
+
+def _sample_targets(
+    targets: Sequence[Mapping[str, Any]], matches: Matches, points: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Matched target masks (R, P) at points (R, P, 2), and which points count."""
+    wanted, valid = [], []
+    rows_by_image = points.split([len(matched) for _, matched in matches])
+    for target, (_, matched), rows in zip(targets, matches, rows_by_image, strict=True):
+        wanted.append(sample_binary_masks(target["masks"], matched.to(rows.device), rows))
+        if "ignore_mask" in target:
+            valid.append(~sample_nearest(target["ignore_mask"], rows))
+        else:
+            valid.append(torch.ones_like(wanted[-1], dtype=torch.bool))
+    counts = torch.cat(valid).float() if any("ignore_mask" in target for target in targets) else None
+    return torch.cat(wanted), counts

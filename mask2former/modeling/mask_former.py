@@ -1,0 +1,242 @@
+"""The meta-architecture: one model for semantic, instance and panoptic segmentation (Section 3)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
+from detectron2.structures import BitMasks, ImageList, Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .criterion import SetCriterion
+from .matcher import HungarianMatcher
+from .postprocessing import MaskGeometry, instance_inference, panoptic_inference, semantic_inference
+
+__all__ = ["MaskFormer"]
+
+
+@META_ARCH_REGISTRY.register()
+class MaskFormer(nn.Module):
+    """Mask classification: every segment, of any task, is a binary mask with a class."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        criterion: SetCriterion,
+        num_queries: int,
+        object_mask_threshold: float,
+        overlap_threshold: float,
+        metadata: Metadata,
+        size_divisibility: int,
+        sem_seg_postprocess_before_inference: bool,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        semantic_on: bool,
+        panoptic_on: bool,
+        instance_on: bool,
+        test_topk_per_image: int,
+        ignore_void: bool = False,
+    ) -> None:
+        """
+        Args:
+            backbone: image to multi-scale features.
+            sem_seg_head: features to predictions.
+            criterion: training loss; its ``weight_dict`` says which terms count how much.
+            num_queries: Q.
+            object_mask_threshold: panoptic, see :func:`~mask2former.modeling.postprocessing.panoptic_inference`.
+            overlap_threshold: likewise.
+            metadata: of the data set; says which classes are things.
+            size_divisibility: images are padded to a multiple of this; negative takes the backbone's own.
+            sem_seg_postprocess_before_inference: resize mask logits, not class scores, to the output size.
+            pixel_mean: per channel, in the order of ``INPUT.FORMAT``.
+            pixel_std: likewise.
+            semantic_on: give ``sem_seg``.
+            panoptic_on: give ``panoptic_seg``.
+            instance_on: give ``instances``.
+            test_topk_per_image: instances per image.
+            ignore_void: leave void pixels and padding out of the mask losses.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.num_queries = num_queries
+        self.object_mask_threshold = object_mask_threshold
+        self.overlap_threshold = overlap_threshold
+        self.metadata = metadata
+        self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
+        self.resize_before_inference = sem_seg_postprocess_before_inference or panoptic_on or instance_on
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.semantic_on = semantic_on
+        self.panoptic_on = panoptic_on
+        self.instance_on = instance_on
+        self.test_topk_per_image = test_topk_per_image
+        self.ignore_void = ignore_void
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the backbone, the head and the criterion from a configuration."""
+        backbone = build_backbone(cfg)
+        sem_seg_head = build_sem_seg_head(cfg, backbone.output_shape())
+        test = cfg.MODEL.MASK_FORMER.TEST
+        return {
+            "backbone": backbone,
+            "sem_seg_head": sem_seg_head,
+            "criterion": _build_criterion(cfg, sem_seg_head.num_classes),
+            "num_queries": cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES,
+            "object_mask_threshold": test.OBJECT_MASK_THRESHOLD,
+            "overlap_threshold": test.OVERLAP_THRESHOLD,
+            "metadata": MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if len(cfg.DATASETS.TRAIN) else Metadata(),
+            "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
+            "sem_seg_postprocess_before_inference": test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "semantic_on": test.SEMANTIC_ON,
+            "panoptic_on": test.PANOPTIC_ON,
+            "instance_on": test.INSTANCE_ON,
+            "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "ignore_void": cfg.MODEL.MASK_FORMER.IGNORE_VOID,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where images are moved to."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Segment images, or compute the training loss.
+
+        Args:
+            batched_inputs: for each image ``image``, (3, H, W) in 0..255 with channels in the order of ``INPUT.FORMAT``.
+                For inference optionally ``height`` and ``width`` of the output (default: the image's). For training
+                ``instances`` with ``gt_classes`` (T,) int64 and ``gt_masks`` (T, H, W), a bool tensor or ``BitMasks``;
+                optionally ``ignore_mask`` (H, W) bool, True at void pixels.
+
+        Returns:
+            In training, the weighted loss terms by name. Otherwise for each image, as switched on:
+
+            - ``sem_seg``: (K, height, width) class scores;
+            - ``panoptic_seg``: an id map (height, width) int32, 0 where there is no segment, and for each segment
+              ``id``, ``isthing`` and ``category_id`` (contiguous);
+            - ``instances``: ``Instances`` with ``pred_masks`` (N, height, width) bool, ``pred_boxes`` in pixels,
+              ``scores`` and ``pred_classes``.
+        """
+        images = self._normalise_and_pad(batched_inputs)
+        features = self.backbone(images.tensor)
+        outputs = self.sem_seg_head(features)
+        if self.training:
+            targets = self._prepare_targets(batched_inputs, images)
+            return self._weigh(self.criterion(outputs, targets))
+        return self._postprocess(outputs, batched_inputs, images)
+
+    def _normalise_and_pad(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        for entry in batched_inputs:
+            if entry["image"].dim() != 3 or len(entry["image"]) != len(self.pixel_mean):
+                raise ValueError(
+                    f"image {entry.get('file_name', '')} has shape {tuple(entry['image'].shape)}, expected "
+                    f"({len(self.pixel_mean)}, H, W); read it with INPUT.FORMAT and move channels first."
+                )
+        images = [(entry["image"].to(self.device) - self.pixel_mean) / self.pixel_std for entry in batched_inputs]
+        return ImageList.from_tensors(images, self.size_divisibility)
+
+    def _prepare_targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> list[dict[str, Any]]:
+        """Targets for the criterion, with masks padded to the size of the batch."""
+        height, width = images.tensor.shape[-2:]
+        targets = []
+        for entry in batched_inputs:
+            instances: Instances = entry["instances"].to(self.device)
+            masks = instances.gt_masks
+            masks = masks.tensor if isinstance(masks, BitMasks) else masks
+            padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
+            target = {
+                "labels": instances.gt_classes,
+                "masks": F.pad(masks.bool(), padding),
+                "name": entry.get("file_name", entry.get("image_id", "(unnamed)")),
+            }
+            if self.ignore_void:
+                void = entry.get("ignore_mask")
+                void = masks.new_zeros(masks.shape[-2:], dtype=torch.bool) if void is None else void.to(self.device)
+                target["ignore_mask"] = F.pad(void, padding, value=True)
+            targets.append(target)
+        return targets
+
+    def _weigh(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        weights = self.criterion.weight_dict
+        return {name: value * weights[name] for name, value in losses.items() if name in weights}
+
+    def _postprocess(
+        self, outputs: dict[str, Tensor], batched_inputs: list[dict[str, Any]], images: ImageList
+    ) -> list[dict[str, Any]]:
+        padded_size = tuple(images.tensor.shape[-2:])
+        results = []
+        for logits, masks, entry, image_size in zip(
+            outputs["pred_logits"].float(), outputs["pred_masks"], batched_inputs, images.image_sizes, strict=True
+        ):
+            output_size = (entry.get("height", image_size[0]), entry.get("width", image_size[1]))
+            geometry = MaskGeometry(padded_size=padded_size, image_size=image_size, output_size=output_size)
+            results.append(self._postprocess_one(logits, masks, geometry))
+        return results
+
+    def _postprocess_one(self, logits: Tensor, masks: Tensor, geometry: MaskGeometry) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        if self.semantic_on:
+            result["sem_seg"] = semantic_inference(
+                logits, masks, geometry, resize_before_inference=self.resize_before_inference
+            )
+        if self.panoptic_on:
+            result["panoptic_seg"] = panoptic_inference(
+                logits,
+                masks,
+                geometry,
+                thing_classes=self._thing_classes,
+                object_mask_threshold=self.object_mask_threshold,
+                overlap_threshold=self.overlap_threshold,
+            )
+        if self.instance_on:
+            result["instances"] = instance_inference(
+                logits,
+                masks,
+                geometry,
+                topk=self.test_topk_per_image,
+                # The classes of a panoptic model include stuff, which has no instances.
+                allowed_classes=self._thing_classes if self.panoptic_on else None,
+            )
+        return result
+
+    @property
+    def _thing_classes(self) -> set[int]:
+        """Contiguous ids of the countable classes."""
+        return set(self.metadata.thing_dataset_id_to_contiguous_id.values())
+
+
+def _build_criterion(cfg: CfgNode, num_classes: int) -> SetCriterion:
+    mask_former = cfg.MODEL.MASK_FORMER
+    weights = {
+        "loss_ce": mask_former.CLASS_WEIGHT,
+        "loss_mask": mask_former.MASK_WEIGHT,
+        "loss_dice": mask_former.DICE_WEIGHT,
+    }
+    auxiliary = range(mask_former.DEC_LAYERS - 1 if mask_former.DEEP_SUPERVISION else 0)
+    weight_dict = weights | {f"{name}_{i}": weight for i in auxiliary for name, weight in weights.items()}
+    matcher = HungarianMatcher(
+        cost_class=mask_former.CLASS_WEIGHT,
+        cost_mask=mask_former.MASK_WEIGHT,
+        cost_dice=mask_former.DICE_WEIGHT,
+        num_points=mask_former.TRAIN_NUM_POINTS,
+    )
+    return SetCriterion(
+        num_classes,
+        matcher=matcher,
+        weight_dict=weight_dict,
+        eos_coef=mask_former.NO_OBJECT_WEIGHT,
+        num_points=mask_former.TRAIN_NUM_POINTS,
+        oversample_ratio=mask_former.OVERSAMPLE_RATIO,
+        importance_sample_ratio=mask_former.IMPORTANCE_SAMPLE_RATIO,
+    )

@@ -1,0 +1,5 @@
+"""Pixel decoders: backbone features to a per-pixel embedding and a feature pyramid (Section 3.1)."""
+
+from .msdeformattn import MSDeformAttnPixelDecoder
+
+__all__ = ["MSDeformAttnPixelDecoder"]

@@ -1,0 +1,178 @@
+"""The paper's pixel decoder: multi-scale deformable attention (Section 3.2.2 and Section 4.1)."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..position_encoding import PositionEmbeddingSine
+from .deformable_encoder import MSDeformAttnTransformerEncoder
+
+__all__ = ["MSDeformAttnPixelDecoder"]
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class MSDeformAttnPixelDecoder(nn.Module):
+    """Backbone features to a per-pixel embedding at stride 4 and a pyramid for the Transformer decoder.
+
+    The coarse features (1/32, 1/16, 1/8) are refined together by deformable attention; the finest result is upsampled and
+    added to a lateral connection at 1/4.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        transformer_dropout: float,
+        transformer_nheads: int,
+        transformer_dim_feedforward: int,
+        transformer_enc_layers: int,
+        transformer_enc_points: int,
+        conv_dim: int,
+        mask_dim: int,
+        norm: str | Callable[[int], nn.Module] | None,
+        transformer_in_features: list[str],
+        common_stride: int,
+        num_feature_levels: int,
+    ) -> None:
+        """
+        Args:
+            input_shape: channels and stride of each backbone feature.
+            transformer_dropout: dropout of the Transformer encoder.
+            transformer_nheads: its attention heads.
+            transformer_dim_feedforward: hidden width of its feed-forward networks.
+            transformer_enc_layers: its layers.
+            transformer_enc_points: sampling points per head and level.
+            conv_dim: channels of every intermediate feature.
+            mask_dim: channels of the per-pixel embedding.
+            norm: normalisation of the lateral and output convolutions, as in Detectron2's ``get_norm``.
+            transformer_in_features: backbone features that the encoder refines.
+            common_stride: stride of the per-pixel embedding.
+            num_feature_levels: maps handed to the Transformer decoder, from the coarsest on.
+
+        Raises:
+            ValueError: if a feature is missing, or there are fewer maps than ``num_feature_levels``.
+        """
+        super().__init__()
+        shapes = dict(sorted(input_shape.items(), key=lambda item: item[1].stride))
+        missing = sorted(set(transformer_in_features) - set(shapes))
+        if missing:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES names {missing}, but the features given by "
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES are {list(shapes)}; add them there or leave them out here."
+            )
+        # Coarse to fine, the order of every list in this module.
+        self.transformer_in_features = [name for name in reversed(shapes) if name in transformer_in_features]
+        self.num_feature_levels = num_feature_levels
+
+        self.input_proj = nn.ModuleList(
+            [_projection(shapes[name].channels, conv_dim) for name in self.transformer_in_features]
+        )
+        self.transformer = MSDeformAttnTransformerEncoder(
+            embed_dim=conv_dim,
+            dim_feedforward=transformer_dim_feedforward,
+            num_levels=len(self.transformer_in_features),
+            num_heads=transformer_nheads,
+            num_points=transformer_enc_points,
+            num_layers=transformer_enc_layers,
+            dropout=transformer_dropout,
+        )
+        self.pe_layer = PositionEmbeddingSine(conv_dim // 2)
+
+        self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
+        weight_init.c2_xavier_fill(self.mask_features)
+
+        finest_stride = shapes[self.transformer_in_features[-1]].stride
+        num_fpn_levels = int(math.log2(finest_stride) - math.log2(common_stride))
+        # Index from the finest, as in the checkpoints' names, and feature; visited from coarse to fine.
+        self.fpn_levels = list(enumerate(list(shapes)[:num_fpn_levels], start=1))[::-1]
+        use_bias = norm == ""
+        for index, name in self.fpn_levels:
+            lateral = Conv2d(
+                shapes[name].channels, conv_dim, kernel_size=1, bias=use_bias, norm=get_norm(norm, conv_dim)
+            )
+            output = Conv2d(
+                conv_dim,
+                conv_dim,
+                kernel_size=3,
+                padding=1,
+                bias=use_bias,
+                norm=get_norm(norm, conv_dim),
+                activation=F.relu,
+            )
+            for conv in (lateral, output):
+                weight_init.c2_xavier_fill(conv)
+            self.add_module(f"adapter_{index}", lateral)
+            self.add_module(f"layer_{index}", output)
+
+        num_maps = len(self.transformer_in_features) + num_fpn_levels
+        if num_feature_levels > num_maps:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.NUM_FEATURE_LEVELS is {num_feature_levels}, but the pixel decoder makes {num_maps} maps "
+                f"from {list(shapes)}; lower it or add features."
+            )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Translate a configuration and the backbone's output shape to the arguments of ``__init__``."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": {k: v for k, v in input_shape.items() if k in head.IN_FEATURES},
+            "transformer_dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
+            "transformer_nheads": head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS,
+            "transformer_dim_feedforward": head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD,
+            "transformer_enc_layers": head.TRANSFORMER_ENC_LAYERS,
+            "transformer_enc_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
+            "conv_dim": head.CONVS_DIM,
+            "mask_dim": head.MASK_DIM,
+            "norm": head.NORM,
+            "transformer_in_features": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
+            "common_stride": head.COMMON_STRIDE,
+            "num_feature_levels": cfg.MODEL.MASK_FORMER.NUM_FEATURE_LEVELS,
+        }
+
+    def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Decode backbone features.
+
+        Args:
+            features: backbone features by name, (N, C_i, H / stride_i, W / stride_i).
+
+        Returns:
+            The per-pixel embedding (N, mask_dim, H / 4, W / 4), the coarsest refined map, and the ``num_feature_levels``
+            coarsest maps (N, conv_dim, H_l, W_l), coarse to fine.
+        """
+        device_type = next(iter(features.values())).device.type
+        # float16 overflows here, so half precision is bfloat16 or none; the official release runs in float32.
+        use_autocast = (
+            torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) is torch.bfloat16
+        )
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=use_autocast):
+            return self._decode(features if use_autocast else {k: v.float() for k, v in features.items()})
+
+    def _decode(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        projected = [
+            project(features[name]) for project, name in zip(self.input_proj, self.transformer_in_features, strict=True)
+        ]
+        positions = [self.pe_layer(x.shape[-2], x.shape[-1], x.device) for x in projected]
+        maps = self.transformer(projected, positions)
+
+        for index, name in self.fpn_levels:
+            lateral = self.get_submodule(f"adapter_{index}")(features[name])
+            upsampled = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            maps.append(self.get_submodule(f"layer_{index}")(lateral + upsampled))
+        return self.mask_features(maps[-1]), maps[0], maps[: self.num_feature_levels]
+
+
+def _projection(in_channels: int, conv_dim: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
+    nn.init.xavier_uniform_(conv.weight, gain=1)
+    nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv, nn.GroupNorm(32, conv_dim))

@@ -1,0 +1,238 @@
+"""Query predictions of one image to semantic, instance and panoptic results (MaskFormer, Section 3.4).
+
+Pure functions. They share the arguments ``mask_cls``, class logits (Q, K + 1) with "no object" last, ``mask_pred``, mask
+logits (Q, h, w) at the network's resolution, and ``geometry``, which says how to get from there to the output. Masks are
+resized a few at a time, and only those that can matter, so that no Q masks of the output's size ever exist in float32.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["MaskGeometry", "instance_inference", "masks_to_boxes", "panoptic_inference", "semantic_inference"]
+
+# Masks that are resized together: enough to fill the machine, few enough for its memory.
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class MaskGeometry:
+    """From the network's masks to the output: resize to the padded input, cut the padding off, resize to the output.
+
+    Attributes:
+        padded_size: (height, width) of the padded batch.
+        image_size: (height, width) of the image in it, at the top left.
+        output_size: (height, width) of the result.
+    """
+
+    padded_size: tuple[int, int]
+    image_size: tuple[int, int]
+    output_size: tuple[int, int]
+
+    def to_padded(self, maps: Tensor) -> Tensor:
+        """Resize (C, h, w) to (C, *padded_size), bilinear."""
+        return _resize(maps.float(), self.padded_size)
+
+    def padded_to_output(self, maps: Tensor) -> Tensor:
+        """Crop and resize (C, *padded_size) to (C, *output_size), bilinear."""
+        height, width = self.image_size
+        return _resize(maps[:, :height, :width], self.output_size)
+
+    def to_output(self, maps: Tensor) -> Tensor:
+        """Resize (C, h, w) to (C, *output_size)."""
+        return self.padded_to_output(self.to_padded(maps))
+
+
+def semantic_inference(
+    mask_cls: Tensor, mask_pred: Tensor, geometry: MaskGeometry, *, resize_before_inference: bool = True
+) -> Tensor:
+    """Score of a class at a pixel: the sum over queries of class probability times mask probability.
+
+    Args:
+        mask_cls: (Q, K + 1).
+        mask_pred: (Q, h, w).
+        geometry: to the output.
+        resize_before_inference: mix classes at the output's size; otherwise at the padded input's, then resize scores.
+
+    Returns:
+        (K, height, width) float32; not normalised over classes.
+    """
+    probabilities = mask_cls.float().softmax(-1)[:, :-1]  # (Q, K)
+    resize = geometry.to_output if resize_before_inference else geometry.to_padded
+    size = geometry.output_size if resize_before_inference else geometry.padded_size
+    scores = mask_pred.new_zeros((probabilities.shape[1], *size), dtype=torch.float32)
+    flat = scores.flatten(1)
+    for chunk in _chunks(torch.arange(len(mask_pred), device=mask_pred.device)):
+        flat.addmm_(probabilities[chunk].T, resize(mask_pred[chunk]).sigmoid_().flatten(1))
+    return scores if resize_before_inference else geometry.padded_to_output(scores)
+
+
+def panoptic_inference(
+    mask_cls: Tensor,
+    mask_pred: Tensor,
+    geometry: MaskGeometry,
+    *,
+    thing_classes: Collection[int],
+    object_mask_threshold: float,
+    overlap_threshold: float,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Give each pixel to the query with the highest class probability times mask probability.
+
+    Args:
+        mask_cls: (Q, K + 1).
+        mask_pred: (Q, h, w).
+        geometry: to the output.
+        thing_classes: contiguous ids of countable classes; segments of any other class are merged into one.
+        object_mask_threshold: queries whose best class is less probable take no part.
+        overlap_threshold: a query that wins less than this share of the pixels of its own mask gives no segment.
+
+    Returns:
+        The id map (height, width) int32, where 0 is void, and its segments as ``id`` (from 1), ``isthing`` and
+        ``category_id``.
+    """
+    scores, labels = mask_cls.float().softmax(-1).max(-1)  # (Q,)
+    candidates = (labels != mask_cls.shape[-1] - 1) & (scores > object_mask_threshold)
+    kept = candidates.nonzero().flatten()
+    if len(kept) == 0:
+        return torch.zeros(geometry.output_size, dtype=torch.int32, device=mask_pred.device), []
+
+    winner, inside, own_area = _compete(mask_pred, kept, scores, geometry)
+    won_area = torch.bincount(winner.flatten(), minlength=len(kept))
+    segment_area = torch.bincount(winner[inside], minlength=len(kept))
+    accepted = (own_area > 0) & (segment_area > 0) & (won_area.double() / own_area >= overlap_threshold)
+
+    ids, segments = _number_segments(labels[kept].tolist(), accepted.tolist(), thing_classes)
+    lookup = torch.tensor(ids, dtype=torch.int32, device=mask_pred.device)
+    return lookup[winner] * inside, segments
+
+
+def instance_inference(
+    mask_cls: Tensor,
+    mask_pred: Tensor,
+    geometry: MaskGeometry,
+    *,
+    topk: int,
+    allowed_classes: Collection[int] | None = None,
+) -> Instances:
+    """The ``topk`` most probable pairs of a query and a class, scored by class and by how sure the mask is.
+
+    Args:
+        mask_cls: (Q, K + 1).
+        mask_pred: (Q, h, w).
+        geometry: to the output.
+        topk: instances at most; a query can give several, of different classes.
+        allowed_classes: drop other classes from the ``topk``; None keeps all.
+
+    Returns:
+        ``Instances`` of the output's size with ``pred_masks`` (N, height, width) bool, ``pred_boxes``, the masks' tight
+        boxes as (x0, y0, x1, y1) pixels, ``scores`` (N,) = class probability times mean mask probability inside the mask,
+        and ``pred_classes`` (N,) int64.
+    """
+    probabilities = mask_cls.float().softmax(-1)[:, :-1]
+    num_classes = probabilities.shape[1]
+    # Unsorted, as in the official release, whose order of results this is.
+    scores, pairs = probabilities.flatten().topk(min(topk, probabilities.numel()), sorted=False)
+    queries, classes = pairs // num_classes, pairs % num_classes
+    if allowed_classes is not None:
+        allowed = torch.zeros(num_classes, dtype=torch.bool)
+        allowed[list(allowed_classes)] = True
+        keep = allowed.to(classes.device)[classes]
+        scores, queries, classes = scores[keep], queries[keep], classes[keep]
+
+    used, rows = queries.unique(return_inverse=True)
+    masks, mask_scores = _binarise(mask_pred, used, geometry)
+    result = Instances(geometry.output_size)
+    result.pred_masks = masks[rows]
+    result.pred_boxes = Boxes(masks_to_boxes(masks)[rows])
+    result.scores = scores * mask_scores[rows]
+    result.pred_classes = classes
+    return result
+
+
+def masks_to_boxes(masks: Tensor) -> Tensor:
+    """Tight boxes of masks (N, H, W) bool: (N, 4) float32 as (x0, y0, x1, y1) pixel edges; zeros for an empty mask."""
+    boxes = []
+    for profile in (masks.any(dim=1), masks.any(dim=2)):  # (N, W), (N, H)
+        length = profile.shape[1]
+        index = torch.arange(length, device=masks.device)
+        first = torch.where(profile, index, length).amin(dim=1)
+        last = torch.where(profile, index + 1, 0).amax(dim=1)
+        boxes += [torch.minimum(first, last), last]
+    x0, x1, y0, y1 = boxes
+    return torch.stack([x0, y0, x1, y1], dim=1).float()
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _chunks(rows: Tensor) -> Iterator[Tensor]:
+    return iter(rows.split(_CHUNK)) if len(rows) else iter(())
+
+
+def _compete(
+    mask_pred: Tensor, kept: Tensor, scores: Tensor, geometry: MaskGeometry
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of the ``kept`` queries wins each pixel.
+
+    Returns:
+        The winner's position in ``kept`` (height, width) int64, whether the pixel is inside the winner's own mask, and the
+        areas of the own masks (len(kept),) in pixels.
+    """
+    best = mask_pred.new_full(geometry.output_size, -1.0, dtype=torch.float32)
+    winner = torch.zeros(geometry.output_size, dtype=torch.int64, device=mask_pred.device)
+    inside = torch.zeros(geometry.output_size, dtype=torch.bool, device=mask_pred.device)
+    own_areas = []
+    for chunk in _chunks(torch.arange(len(kept), device=mask_pred.device)):
+        probabilities = geometry.to_output(mask_pred[kept[chunk]]).sigmoid_()  # (chunk, height, width)
+        own = probabilities >= 0.5
+        own_areas.append(own.sum(dim=(1, 2)))
+        chunk_best, index = (scores[kept[chunk]][:, None, None] * probabilities).max(dim=0)
+        better = chunk_best > best
+        best = torch.where(better, chunk_best, best)
+        winner = torch.where(better, chunk[index], winner)
+        inside = torch.where(better, own.gather(0, index[None])[0], inside)
+    return winner, inside, torch.cat(own_areas)
+
+
+def _number_segments(
+    labels: list[int], accepted: list[bool], thing_classes: Collection[int]
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Segment id of each query (0 for none), and the segments; queries of one stuff class share a segment."""
+    ids: list[int] = []
+    segments: list[dict[str, Any]] = []
+    stuff_ids: dict[int, int] = {}
+    for label, is_segment in zip(labels, accepted, strict=True):
+        if not is_segment:
+            ids.append(0)
+            continue
+        if label in stuff_ids:
+            ids.append(stuff_ids[label])
+            continue
+        segment_id = len(segments) + 1
+        is_thing = label in thing_classes
+        segments.append({"id": segment_id, "isthing": is_thing, "category_id": label})
+        ids.append(segment_id)
+        if not is_thing:
+            stuff_ids[label] = segment_id
+    return ids, segments
+
+
+def _binarise(mask_pred: Tensor, queries: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor]:
+    """Binary masks (len(queries), height, width), and the mean probability inside each."""
+    masks = torch.empty((len(queries), *geometry.output_size), dtype=torch.bool, device=mask_pred.device)
+    mask_scores = torch.empty(len(queries), device=mask_pred.device)
+    for chunk in _chunks(torch.arange(len(queries), device=mask_pred.device)):
+        logits = geometry.to_output(mask_pred[queries[chunk]])
+        inside = logits > 0
+        masks[chunk] = inside
+        total = (logits.sigmoid_() * inside).flatten(1).sum(1)
+        mask_scores[chunk] = total / (inside.flatten(1).sum(1) + 1e-6)
+    return masks, mask_scores

@@ -1,0 +1,5 @@
+"""Transformer decoders: queries to class logits and mask logits (Section 3.2)."""
+
+from .mask2former_transformer_decoder import MultiScaleMaskedTransformerDecoder
+
+__all__ = ["MultiScaleMaskedTransformerDecoder"]
