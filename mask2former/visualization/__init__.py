@@ -1,0 +1,21 @@
+"""Drawings of segmentations that keep the photograph visible. Needs NumPy, OpenCV and Pillow, nothing of the model."""
+
+from mask2former.visualization.colors import spread_palette
+from mask2former.visualization.predictions import (
+    Task,
+    draw_ground_truth,
+    draw_instances,
+    draw_panoptic,
+    draw_predictions,
+    draw_semantic,
+)
+
+__all__ = [
+    "Task",
+    "draw_ground_truth",
+    "draw_instances",
+    "draw_panoptic",
+    "draw_predictions",
+    "draw_semantic",
+    "spread_palette",
+]
