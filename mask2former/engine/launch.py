@@ -1,0 +1,99 @@
+"""Starting one process, several on this machine's GPUs or CPU, or joining the world that torchrun made."""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine import launch as launch_on_gpus
+from detectron2.utils import comm
+
+__all__ = ["launch"]
+
+
+def launch(
+    main: Callable[..., Any],
+    num_gpus_per_machine: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str | None = None,
+    args: tuple[Any, ...] = (),
+) -> None:
+    """Call ``main(*args)`` in every process of the run; the arguments are those of Detectron2's ``launch``.
+
+    Under torchrun (or anything else that sets RANK, WORLD_SIZE and LOCAL_RANK) this process joins that world, and the other
+    arguments are ignored. On a machine without GPUs, ``num_gpus_per_machine`` processes share the CPU through gloo.
+
+    Raises:
+        ValueError: if there are fewer GPUs than asked for, or no process is asked for.
+    """
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+        _join_torchrun(main, args)
+        return
+    if num_gpus_per_machine < 1:
+        raise ValueError(f"--num-gpus is {num_gpus_per_machine}; expected at least 1 (also on a machine without GPUs).")
+    if not torch.cuda.is_available():
+        _launch_on_cpu(main, num_gpus_per_machine, num_machines, machine_rank, dist_url, args)
+        return
+    if num_gpus_per_machine > torch.cuda.device_count():
+        raise ValueError(f"--num-gpus is {num_gpus_per_machine} but this machine has {torch.cuda.device_count()}.")
+    launch_on_gpus(main, num_gpus_per_machine, num_machines, machine_rank, dist_url, args)
+
+
+def _join_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    _run_in_world(main, local_size, args)
+
+
+def _launch_on_cpu(
+    main: Callable[..., Any],
+    processes: int,
+    num_machines: int,
+    machine_rank: int,
+    url: str | None,
+    args: tuple[Any, ...],
+) -> None:
+    world_size = processes * num_machines
+    if world_size == 1:
+        main(*args)
+        return
+    if url in (None, "auto"):
+        url = f"tcp://127.0.0.1:{_free_port()}"
+    mp.start_processes(
+        _cpu_worker, (main, processes, world_size, machine_rank, url, args), nprocs=processes, start_method="spawn"
+    )
+
+
+def _cpu_worker(
+    local_rank: int,
+    main: Callable[..., Any],
+    processes: int,
+    world_size: int,
+    machine_rank: int,
+    url: str,
+    args: tuple[Any, ...],
+) -> None:
+    # Without a limit, every process would start a thread per core.
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    rank = machine_rank * processes + local_rank
+    dist.init_process_group("gloo", init_method=url, world_size=world_size, rank=rank)
+    _run_in_world(main, processes, args)
+
+
+def _run_in_world(main: Callable[..., Any], local_size: int, args: tuple[Any, ...]) -> None:
+    comm.create_local_process_group(local_size)
+    comm.synchronize()
+    main(*args)
+    dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

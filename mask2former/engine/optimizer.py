@@ -1,0 +1,107 @@
+"""AdamW or SGD with a learning rate for the backbone of its own and no weight decay where it does harm."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch import nn
+
+__all__ = ["build_lr_scheduler", "build_optimizer", "parameter_groups"]
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,  # batch norms, SyncBN and instance norms
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+# Swin's position parameters, which are no nn.Embedding but are spared weight decay like one.
+_UNDECAYED_NAMES = ("relative_position_bias_table", "absolute_pos_embed")
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer ``SOLVER.OPTIMIZER`` names, clipping gradients as ``SOLVER.CLIP_GRADIENTS`` says.
+
+    ``CLIP_TYPE: full_model`` limits the norm of all gradients together to ``CLIP_VALUE``; Detectron2's other types clip
+    each parameter.
+    """
+    solver = cfg.SOLVER
+    groups = parameter_groups(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
+        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+    )
+    if solver.OPTIMIZER not in _OPTIMIZERS:
+        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; expected one of {sorted(_OPTIMIZERS)}.")
+    optimizer = _OPTIMIZERS[solver.OPTIMIZER](groups, solver)
+    clip = solver.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return optimizer
+    if clip.CLIP_TYPE != "full_model":
+        return maybe_add_gradient_clipping(cfg, optimizer)
+    return _clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    base_lr: float,
+    weight_decay: float,
+    weight_decay_norm: float,
+    weight_decay_embed: float,
+    backbone_multiplier: float,
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into groups of equal learning rate and weight decay, each parameter once.
+
+    Modules whose name contains "backbone" learn at ``base_lr * backbone_multiplier``. Normalization layers decay by
+    ``weight_decay_norm``, ``nn.Embedding`` by ``weight_decay_embed``, Swin's position parameters not at all.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        lr = base_lr * backbone_multiplier if "backbone" in module_name else base_lr
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            decay = weight_decay
+            if isinstance(module, _NORMS):
+                decay = weight_decay_norm
+            elif isinstance(module, nn.Embedding):
+                decay = weight_decay_embed
+            elif any(undecayed in name for undecayed in _UNDECAYED_NAMES):
+                decay = 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
+
+
+def _clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float) -> torch.optim.Optimizer:
+    """Clip inside ``step``, where the gradients are unscaled under mixed precision and whole under accumulation."""
+    base = type(optimizer)
+
+    class FullModelClipping(base):  # type: ignore[misc, valid-type]
+        def step(self, closure: Callable[[], float] | None = None) -> float | None:
+            parameters = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
+            nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+            return super().step(closure)
+
+    FullModelClipping.__name__ = f"FullModelClipping{base.__name__}"
+    optimizer.__class__ = FullModelClipping
+    return optimizer
+
+
+def _adamw(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=solver.BASE_LR)
+
+
+def _sgd(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+
+
+_OPTIMIZERS = {"ADAMW": _adamw, "SGD": _sgd}

@@ -1,0 +1,63 @@
+"""From command-line arguments to a frozen configuration and a prepared process."""
+
+import argparse
+import logging
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from mask2former import add_maskformer2_config
+from mask2former.data import register_custom_datasets
+
+__all__ = ["load_config", "setup"]
+
+
+def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode:
+    """Read a configuration, and register the data sets of your own that it names.
+
+    Args:
+        config_file: YAML; "" keeps the defaults.
+        opts: ``KEY VALUE`` pairs that override it.
+
+    Returns:
+        The frozen configuration. ``MODEL.DEVICE`` is "cpu" where there is no GPU.
+
+    Raises:
+        ValueError: if the YAML asks to run Python code.
+    """
+    cfg = get_cfg()
+    add_maskformer2_config(cfg)
+    if config_file:
+        try:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        except yaml.constructor.ConstructorError as e:
+            raise ValueError(
+                f"{config_file} (or a _BASE_ of it) has a YAML tag that is not plain data: {e.problem}{e.problem_mark}. Such tags "
+                "can run any code, so they are not read; write the resulting value out instead."
+            ) from e
+    cfg.merge_from_list(opts or [])
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logging.getLogger(__name__).info(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but there is no GPU: running on the CPU."
+        )
+        cfg.MODEL.DEVICE = "cpu"
+    register_custom_datasets(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read the configuration and prepare this process: output folder, log files, random seed.
+
+    Args:
+        args: of ``detectron2.engine.default_argument_parser``.
+    """
+    setup_logger(distributed_rank=comm.get_rank(), name="mask2former")
+    cfg = load_config(args.config_file, args.opts)
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask2former", configure_stdout=False)
+    return cfg

@@ -1,0 +1,126 @@
+"""Detectron2's default trainer, with Mask2Former's data, optimizer and evaluators, on GPUs and CPUs."""
+
+import logging
+import os
+import weakref
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
+
+from mask2former.data import build_dataset_mapper
+from mask2former.engine.checkpointer import Mask2FormerCheckpointer
+from mask2former.engine.data_loader import TrainLoader, build_train_loader
+from mask2former.engine.hooks import BestCheckpointer, ProgressBar, SeedEachStep
+from mask2former.engine.optimizer import build_lr_scheduler, build_optimizer
+from mask2former.engine.train_loop import StepTrainer, amp_dtype
+from mask2former.evaluation import build_evaluator
+
+__all__ = ["Trainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates what a configuration describes.
+
+    A run is reproducible from its ``SEED`` (drawn and logged where the configuration has none), and one that is stopped
+    and resumed continues exactly: the same samples, augmentations, random points and losses as without the stop, for any
+    number of loader workers.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super(DefaultTrainer, self).__init__()  # not DefaultTrainer's: its parallel model and AMP need a GPU
+        cfg = _with_seed(self.auto_scale_workers(cfg, comm.get_world_size()))
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self._trainer = StepTrainer(
+            _parallel(model),
+            self.build_train_loader(cfg),
+            optimizer,
+            accumulation_steps=cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS,
+            autocast_dtype=amp_dtype(cfg),
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Mask2FormerCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def train(self) -> dict[str, Any] | None:
+        """Train from ``start_iter`` to ``SOLVER.MAX_ITER``.
+
+        Returns:
+            The last evaluation's results if ``TEST.EXPECTED_RESULTS`` asks to verify them.
+        """
+        self.data_loader.first_batch = self.start_iter * self.cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS
+        return super().train()
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, between the seeding of each step and what needs the evaluation's results."""
+        built = super().build_hooks()
+        best = self.cfg.TEST.BEST_CHECKPOINT
+        if comm.is_main_process():
+            writer = built.pop()  # last, so that it writes what the others computed
+            if best.ENABLED:
+                built.append(BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, best.METRIC, best.MODE))
+            built += [writer, ProgressBar()]
+        return [SeedEachStep(), *built]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seed": self.cfg.SEED}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        seed = state_dict.get("seed", self.cfg.SEED)
+        if seed != self.cfg.SEED:
+            logger.info(f"The run goes on with the seed it began with, {seed}.")
+            self.cfg = _replace_seed(self.cfg, seed)
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return build_train_loader(cfg, build_dataset_mapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
+        return build_detection_test_loader(cfg, dataset_name, mapper=build_dataset_mapper(cfg, is_train=False))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+
+def _parallel(model: nn.Module) -> nn.Module:
+    on_gpu = next(model.parameters()).is_cuda
+    return create_ddp_model(model, broadcast_buffers=False, device_ids=[comm.get_local_rank()] if on_gpu else None)
+
+
+def _with_seed(cfg: CfgNode) -> CfgNode:
+    if cfg.SEED >= 0:
+        return cfg
+    seed = comm.shared_random_seed()
+    logger.info(f"SEED was not set: using {seed}.")
+    return _replace_seed(cfg, seed)
+
+
+def _replace_seed(cfg: CfgNode, seed: int) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    cfg.freeze()
+    return cfg

@@ -1,0 +1,112 @@
+"""Which evaluators a data set needs, as a table."""
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    SemSegEvaluator,
+)
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
+from mask2former.evaluation.panoptic_evaluation import PanopticEvaluator
+
+__all__ = ["build_evaluator", "find_evaluators"]
+
+EvaluatorBuilder = Callable[[CfgNode, str, str], DatasetEvaluator]
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:
+    """Build the evaluators of a data set, which all see the same one pass over it.
+
+    Args:
+        cfg: ``MODEL.MASK_FORMER.TEST`` says which of the three results the model gives.
+        dataset_name: a registered data set, whose metadata has ``evaluator_type``.
+        output_folder: receives the predictions; ``OUTPUT_DIR/inference`` by default.
+
+    Raises:
+        ValueError: if the type is unknown, or evaluates nothing that the model gives.
+    """
+    output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    PathManager.mkdirs(output_folder)
+    return DatasetEvaluators([build(cfg, dataset_name, output_folder) for build in find_evaluators(cfg, dataset_name)])
+
+
+def find_evaluators(cfg: CfgNode, dataset_name: str) -> list[EvaluatorBuilder]:
+    """Look up the builders of a data set's evaluators; raises as ``build_evaluator`` does."""
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type not in _EVALUATORS:
+        raise ValueError(
+            f"Data set {dataset_name!r} has evaluator_type {evaluator_type!r}; expected one of {sorted(_EVALUATORS)}. Set it with "
+            f"MetadataCatalog.get({dataset_name!r}).evaluator_type = ..."
+        )
+    switches = cfg.MODEL.MASK_FORMER.TEST
+    builders = [build for switch, build in _EVALUATORS[evaluator_type].items() if switches[switch]]
+    if not builders:
+        raise ValueError(
+            f"Data set {dataset_name!r} (evaluator_type {evaluator_type!r}) can be evaluated for "
+            f"{' and '.join(_EVALUATORS[evaluator_type])}, but MODEL.MASK_FORMER.TEST turns these off."
+        )
+    return builders
+
+
+def _pq(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return PanopticEvaluator(dataset_name, output_folder)
+
+
+def _miou(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return SemSegEvaluator(dataset_name, output_dir=output_folder, sem_seg_loading_fn=_read_labels)
+
+
+def _coco_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return COCOEvaluator(dataset_name, output_dir=output_folder, max_dets_per_image=_max_detections(cfg))
+
+
+def _subset_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return InstanceSegEvaluator(dataset_name, output_dir=output_folder, max_dets_per_image=_max_detections(cfg))
+
+
+def _lvis_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return LVISEvaluator(dataset_name, output_dir=output_folder)
+
+
+def _cityscapes_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return CityscapesInstanceEvaluator(dataset_name)
+
+
+def _cityscapes_miou(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return CityscapesSemSegEvaluator(dataset_name)
+
+
+# What each type evaluates, and the switch of MODEL.MASK_FORMER.TEST that makes the model give it.
+_EVALUATORS: dict[str, dict[str, EvaluatorBuilder]] = {
+    "coco": {"INSTANCE_ON": _coco_ap},
+    "lvis": {"INSTANCE_ON": _lvis_ap},
+    "sem_seg": {"SEMANTIC_ON": _miou},
+    "coco_panoptic_seg": {"PANOPTIC_ON": _pq, "INSTANCE_ON": _coco_ap, "SEMANTIC_ON": _miou},
+    "ade20k_panoptic_seg": {"PANOPTIC_ON": _pq, "INSTANCE_ON": _subset_ap, "SEMANTIC_ON": _miou},
+    "mapillary_vistas_panoptic_seg": {"PANOPTIC_ON": _pq, "INSTANCE_ON": _subset_ap, "SEMANTIC_ON": _miou},
+    "cityscapes_instance": {"INSTANCE_ON": _cityscapes_ap},
+    "cityscapes_sem_seg": {"SEMANTIC_ON": _cityscapes_miou},
+    "cityscapes_panoptic_seg": {"PANOPTIC_ON": _pq, "INSTANCE_ON": _cityscapes_ap, "SEMANTIC_ON": _cityscapes_miou},
+}
+
+
+def _max_detections(cfg: CfgNode) -> int:
+    # COCO counts the best 100 of an image. A model made for more objects is judged on all that it may give.
+    return max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def _read_labels(file_name: str, dtype: type = int) -> np.ndarray:
+    with PathManager.open(file_name, "rb") as f:
+        return np.array(Image.open(f), dtype=dtype)

@@ -1,0 +1,183 @@
+"""Panoptic quality of a data set, computed where the predictions are and summed over processes."""
+
+import contextlib
+import io
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterable
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from panopticapi.evaluation import PQStat, pq_compute_single_core
+from panopticapi.utils import id2rgb
+from PIL import Image
+from tabulate import tabulate
+
+__all__ = ["PanopticEvaluator", "collect_pq", "summarize_pq"]
+
+logger = logging.getLogger(__name__)
+
+# (annotation of the data set, prediction of the same form)
+AnnotationPair = tuple[dict[str, Any], dict[str, Any]]
+
+
+class PanopticEvaluator(DatasetEvaluator):
+    """PQ, SQ and RQ of all, thing and stuff classes, as panopticapi defines them.
+
+    Gives what Detectron2's ``COCOPanopticEvaluator`` gives and does without where that fails: for a data set without
+    things or without stuff the metrics of that group are NaN. The predictions stay in ``output_dir``, in COCO's format:
+    ``panoptic_predictions.json`` and the folder ``panoptic_predictions``.
+
+    Args:
+        dataset_name: its metadata has ``panoptic_json``, ``panoptic_root`` and the two ``*_dataset_id_to_contiguous_id``.
+        output_dir: receives the predictions.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        self._dataset_name = dataset_name
+        self._things = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+        self._stuff = {v: k for k, v in metadata.stuff_dataset_id_to_contiguous_id.items()}
+        self._truth_dir = PathManager.get_local_path(metadata.panoptic_root)
+        with PathManager.open(metadata.panoptic_json) as f:
+            self._truth = json.load(f)
+        self._annotations = {annotation["image_id"]: annotation for annotation in self._truth["annotations"]}
+        self._output_dir = Path(output_dir)
+        self._png_dir = self._output_dir / "panoptic_predictions"
+        self.reset()
+
+    def reset(self) -> None:
+        self._predictions: list[dict[str, Any]] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Keep the predictions of a batch.
+
+        Args:
+            inputs: dicts with "image_id".
+            outputs: dicts with "panoptic_seg": (H, W) segment ids, 0 for none, and a dict for each segment.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            segment_ids, segments = output["panoptic_seg"]
+            annotation = self._annotation_of(image)
+            png = self._png_dir / annotation["file_name"]
+            png.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(id2rgb(torch.as_tensor(segment_ids).cpu().numpy())).save(png)
+            self._predictions.append(
+                {
+                    "image_id": image["image_id"],
+                    "file_name": annotation["file_name"],
+                    "segments_info": [self._in_dataset_ids(segment) for segment in segments],
+                }
+            )
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Compute the metrics of all processes' predictions.
+
+        Returns:
+            {"panoptic_seg": {"PQ": percent, ...}} on the main process.
+        """
+        pairs = [(self._annotations[prediction["image_id"]], prediction) for prediction in self._predictions]
+        # The computation adds each segment's area to what it is given.
+        stat = collect_pq(
+            [(truth, {**p, "segments_info": [dict(s) for s in p["segments_info"]]}) for truth, p in pairs],
+            self._truth_dir,
+            str(self._png_dir),
+            self._truth["categories"],
+        )
+        gathered = comm.gather((stat, self._predictions))
+        if not comm.is_main_process():
+            return None
+        predictions = list(itertools.chain.from_iterable(theirs for _, theirs in gathered))
+        missing = self._annotations.keys() - {prediction["image_id"] for prediction in predictions}
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(self._annotations)} images in the panoptic annotations of {self._dataset_name!r} have no "
+                f"prediction, such as image_id {min(missing, key=str)!r}: does the data set leave images out?"
+            )
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        with open(self._output_dir / "panoptic_predictions.json", "w") as f:
+            json.dump({**self._truth, "annotations": predictions}, f)
+        total = PQStat()
+        for theirs, _ in gathered:
+            total += theirs
+        metrics = summarize_pq(total, self._truth["categories"])
+        _log_table(metrics)
+        return {"panoptic_seg": metrics}
+
+    def _annotation_of(self, image: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._annotations[image["image_id"]]
+        except KeyError:
+            raise ValueError(
+                f"{image.get('file_name')} has image_id {image['image_id']!r}, which the panoptic annotations of "
+                f"{self._dataset_name!r} do not have; they have such as {next(iter(self._annotations), None)!r}."
+            ) from None
+
+    def _in_dataset_ids(self, segment: dict[str, Any]) -> dict[str, Any]:
+        category_ids = self._things if segment["isthing"] else self._stuff
+        return {"id": int(segment["id"]), "category_id": category_ids[segment["category_id"]]}
+
+
+def collect_pq(
+    pairs: list[AnnotationPair], truth_dir: str, prediction_dir: str, categories: Iterable[dict[str, Any]]
+) -> PQStat:
+    """Match predicted with true segments; returns counts and IoU sums of each category.
+
+    Args:
+        pairs: annotation and prediction of each image; areas are written into the predictions.
+        truth_dir: of the annotations' PNGs.
+        prediction_dir: of the predictions' PNGs.
+        categories: of the data set.
+    """
+    by_id = {category["id"]: category for category in categories}
+    total = PQStat()
+    # Threads: the time goes to reading PNGs and sorting in NumPy, which both let others run.
+    with ThreadPool(os.cpu_count()) as pool, contextlib.redirect_stdout(io.StringIO()):
+        for stat in pool.imap(lambda pair: pq_compute_single_core(0, [pair], truth_dir, prediction_dir, by_id), pairs):
+            total += stat
+    return total
+
+
+def summarize_pq(stat: PQStat, categories: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Average over the categories that occur; in percent, NaN for a group without any.
+
+    Returns:
+        "PQ", "SQ", "RQ", and the same with "_th" for things and "_st" for stuff.
+    """
+    groups: dict[str, list[int]] = {"": [], "_th": [], "_st": []}
+    for category in categories:
+        counts = stat[category["id"]]
+        if counts.tp + counts.fp + counts.fn:
+            groups[""].append(category["id"])
+            groups["_th" if category["isthing"] else "_st"].append(category["id"])
+    metrics = {}
+    for suffix, members in groups.items():
+        qualities = [_quality(stat, member) for member in members]
+        means = np.mean(qualities, axis=0) * 100 if qualities else [float("nan")] * 3
+        metrics.update({f"{name}{suffix}": float(value) for name, value in zip(("PQ", "SQ", "RQ"), means, strict=True)})
+    return metrics
+
+
+def _quality(stat: PQStat, category_id: int) -> tuple[float, float, float]:
+    counts = stat[category_id]
+    detections = counts.tp + 0.5 * counts.fp + 0.5 * counts.fn
+    segmentation = counts.iou / counts.tp if counts.tp else 0.0
+    return counts.iou / detections, segmentation, counts.tp / detections
+
+
+def _log_table(metrics: dict[str, float]) -> None:
+    rows = [
+        [group, *(metrics[f"{name}{suffix}"] for name in ("PQ", "SQ", "RQ"))]
+        for group, suffix in (("All", ""), ("Things", "_th"), ("Stuff", "_st"))
+    ]
+    table = tabulate(rows, headers=["", "PQ", "SQ", "RQ"], tablefmt="pipe", floatfmt=".3f")
+    logger.info(f"Panoptic quality:\n{table}")

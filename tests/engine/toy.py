@@ -1,0 +1,204 @@
+"""A tiny data set and model that train in milliseconds; as a script, ``train_net.py`` with both registered.
+
+The data set's folder is taken from the environment variable TOY_DATA.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes, BoxMode, Instances
+from panopticapi.utils import id2rgb
+from PIL import Image
+from torch import nn
+
+THINGS, STUFF = ["dot", "bar"], ["ground"]
+CLASSES = THINGS + STUFF  # contiguous ids 0, 1, 2; ids in the files are 10, 20, 30
+IGNORE = 255
+COLORS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
+
+
+def write_dataset(folder: Path, images: int = 8, height: int = 24, width: int = 32) -> None:
+    """Write pictures of coloured rectangles on ground, with annotations of all three tasks; the last has no thing."""
+    rng = np.random.default_rng(0)
+    (folder / "panoptic").mkdir(parents=True)
+    panoptic, instances = [], []
+    for image_id in range(1, images + 1):
+        classes = np.full((height, width), 2)
+        segments = np.full((height, width), 1)
+        infos = [{"id": 1, "category_id": 30, "iscrowd": 0}]
+        for number in range(0 if image_id == images else 2):
+            y, x = int(rng.integers(0, height - 8)), number * (width // 2) + int(rng.integers(0, width // 2 - 8))
+            classes[y : y + 8, x : x + 8] = number
+            segments[y : y + 8, x : x + 8] = number + 2
+            infos.append({"id": number + 2, "category_id": (number + 1) * 10, "iscrowd": 0})
+            mask = mask_util.encode(np.asfortranarray(segments == number + 2, dtype=np.uint8))
+            instances.append(
+                {
+                    "id": len(instances) + 1,
+                    "image_id": image_id,
+                    "category_id": (number + 1) * 10,
+                    "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
+                    "bbox": [x, y, 8, 8],
+                    "area": 64,
+                    "iscrowd": 0,
+                }
+            )
+        for info in infos:
+            info["area"] = int((segments == info["id"]).sum())
+        name = f"{image_id:03d}.png"
+        pixels = COLORS[classes] + rng.integers(-30, 30, (height, width, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name)
+        Image.fromarray(classes.astype(np.uint8)).save(folder / f"classes_{name}")
+        Image.fromarray(id2rgb(segments)).save(folder / "panoptic" / name)
+        panoptic.append({"image_id": image_id, "file_name": name, "segments_info": infos})
+    categories = [{"id": (i + 1) * 10, "name": name, "isthing": int(name in THINGS)} for i, name in enumerate(CLASSES)]
+    records = [{"id": p["image_id"], "file_name": p["file_name"], "height": height, "width": width} for p in panoptic]
+    (folder / "panoptic.json").write_text(
+        json.dumps({"images": records, "categories": categories, "annotations": panoptic})
+    )
+    (folder / "instances.json").write_text(
+        json.dumps({"images": records, "categories": categories[:2], "annotations": instances})
+    )
+
+
+def register_dataset(folder: Path, name: str = "toy") -> None:
+    """Register what ``write_dataset`` wrote."""
+    panoptic = json.loads((folder / "panoptic.json").read_text())
+    instances = json.loads((folder / "instances.json").read_text())
+    contiguous = {10: 0, 20: 1, 30: 2}
+
+    def load() -> list[dict]:
+        return [
+            {
+                "file_name": str(folder / image["file_name"]),
+                "image_id": image["id"],
+                "height": image["height"],
+                "width": image["width"],
+                "sem_seg_file_name": str(folder / f"classes_{image['file_name']}"),
+                "pan_seg_file_name": str(folder / "panoptic" / image["file_name"]),
+                "segments_info": [
+                    {**s, "category_id": contiguous[s["category_id"]], "isthing": s["category_id"] != 30}
+                    for s in annotation["segments_info"]
+                ],
+                "annotations": [
+                    {**a, "category_id": contiguous[a["category_id"]], "bbox_mode": BoxMode.XYWH_ABS}
+                    for a in instances["annotations"]
+                    if a["image_id"] == image["id"]
+                ],
+            }
+            for image, annotation in zip(panoptic["images"], panoptic["annotations"], strict=True)
+        ]
+
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        thing_classes=THINGS,
+        stuff_classes=CLASSES,
+        thing_dataset_id_to_contiguous_id={10: 0, 20: 1},
+        stuff_dataset_id_to_contiguous_id=contiguous,
+        ignore_label=IGNORE,
+        label_divisor=1000,
+        json_file=str(folder / "instances.json"),
+        panoptic_json=str(folder / "panoptic.json"),
+        panoptic_root=str(folder / "panoptic"),
+        evaluator_type="coco_panoptic_seg",
+    )
+
+
+@META_ARCH_REGISTRY.register()
+class ToySegmenter(nn.Module):
+    """Classifies each pixel by one convolution; its loss draws random numbers, as Mask2Former's does."""
+
+    @configurable
+    def __init__(self, *, device: str = "cpu", noise: bool = True) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU())
+        self.classifier = nn.Conv2d(8, len(CLASSES), 1)
+        self.noise = noise
+        self.to(device)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {"device": cfg.MODEL.DEVICE, "noise": cfg.MODEL.MASK_FORMER.DROPOUT > 0}
+
+    def forward(self, samples: list[dict]) -> dict | list[dict]:
+        logits = [self.classifier(self.backbone(s["image"].float()[None] / 255))[0] for s in samples]
+        if self.training:
+            return self._losses(samples, logits)
+        return [self._predict(x) for x in logits]
+
+    def _losses(self, samples: list[dict], logits: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        losses = []
+        for sample, x in zip(samples, logits, strict=True):
+            target = torch.full(x.shape[-2:], -100)
+            for category, mask in zip(sample["instances"].gt_classes, sample["instances"].gt_masks, strict=True):
+                target[torch.as_tensor(mask)] = category
+            loss = nn.functional.cross_entropy(x[None].float(), target[None])
+            losses.append(loss * (0.5 + torch.rand(())) if self.noise else loss)
+        mean = torch.stack(losses).mean()
+        return {"loss_ce": mean, "loss_mask": mean * 0.5}
+
+    def _predict(self, x: torch.Tensor) -> dict:
+        classes = x.argmax(0)
+        present = [c for c in range(len(CLASSES)) if (classes == c).any()]
+        things = [c for c in present if c < len(THINGS)]
+        instances = Instances(tuple(classes.shape))
+        instances.pred_masks = torch.stack([classes == c for c in things]) if things else torch.zeros(0, *classes.shape)
+        instances.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 8.0, 8.0]] * len(things)).reshape(-1, 4))
+        instances.scores = torch.linspace(0.9, 0.8, len(things))
+        instances.pred_classes = torch.tensor(things, dtype=torch.long)
+        segments = [{"id": c + 1, "category_id": c, "isthing": c < len(THINGS)} for c in present]
+        return {"sem_seg": x, "panoptic_seg": (classes.int() + 1, segments), "instances": instances}
+
+
+OPTIONS = {
+    "MODEL.META_ARCHITECTURE": "ToySegmenter",
+    "MODEL.DEVICE": "cpu",
+    "MODEL.WEIGHTS": "",
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3,
+    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
+    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": True,
+    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True,
+    "DATASETS.TRAIN": "('toy',)",
+    "DATASETS.TEST": "('toy',)",
+    "DATALOADER.NUM_WORKERS": 0,
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": False,
+    "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",
+    "INPUT.MIN_SIZE_TRAIN": "(24, 32)",
+    "INPUT.MIN_SIZE_TEST": 24,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.MAX_ITER": 8,
+    "SOLVER.BASE_LR": 0.01,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR",
+    "SOLVER.WARMUP_ITERS": 0,
+    "SEED": 7,
+}
+
+
+def options(**changes: object) -> list[str]:
+    """``KEY VALUE`` pairs for the command line; dots in the keys of ``changes`` are written as two underscores."""
+    changed = OPTIONS | {key.replace("__", "."): value for key, value in changes.items()}
+    return [str(part) for pair in changed.items() for part in pair]
+
+
+if "TOY_DATA" in os.environ:
+    register_dataset(Path(os.environ["TOY_DATA"]))
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    import train_net
+    from mask2former.engine import launch
+
+    args = default_argument_parser().parse_args()
+    launch(train_net.main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
