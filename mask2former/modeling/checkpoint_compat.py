@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .backbone.pretrained import convert_efficientnet_pytorch, convert_timm
+from .checkpoint_backbones import convert_efficientnet_pytorch, convert_timm
 
 __all__ = ["convert_checkpoint"]
 
