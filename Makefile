@@ -1,0 +1,55 @@
+# make demo    segment a photograph with the model that comes with the repository
+# make test    check everything that CI checks
+#
+# Both make an environment of their own in .venv first, which takes minutes once. PYTHON=python3.12 chooses its Python.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Few enough for a laptop: every test process holds PyTorch.
+TEST_PROCESSES ?= 2
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+INPUTS := pyproject.toml setup.py constraints.txt tools/install_detectron2.py
+
+.PHONY: help demo test lint typecheck layers unit clean
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
+
+demo: $(VENV)/runtime.stamp
+	$(VENV)/bin/python demo/demo.py
+
+test: lint typecheck layers unit
+
+lint: $(VENV)/dev.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+typecheck: $(VENV)/dev.stamp
+	$(VENV)/bin/mypy
+
+layers: $(VENV)/dev.stamp
+	$(VENV)/bin/lint-imports
+
+# One thread a process: the processes are what runs in parallel.
+unit: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist worksteal --durations 15
+
+clean:
+	rm -rf $(VENV) output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# PyTorch comes before the package, whose build uses the one that is installed.
+$(VENV)/runtime.stamp: $(INPUTS)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit( \
+	  "Python 3.10, 3.11 or 3.12 is needed and this is %d.%d: say which to use, as in make PYTHON=python3.12 $(MAKECMDGOALS)" % v)'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing PyTorch and what Mask2Former needs into $(VENV): once, for some minutes"
+	$(INSTALL) setuptools wheel torch torchvision
+	$(INSTALL) --no-build-isolation --editable '.[timm,demo]'
+	$(VENV)/bin/python tools/install_detectron2.py
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/runtime.stamp
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
