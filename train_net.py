@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate Mask2Former: ``python train_net.py --config-file FILE [--eval-only] [--resume] [KEY VALUE ...]``."""
+"""Train or evaluate: ``python train_net.py --config-file FILE [--eval-only] [--resume] [KEY VALUE ...]``."""
 
 import argparse
 from typing import Any

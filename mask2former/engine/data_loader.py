@@ -24,8 +24,8 @@ SampleKey = tuple[int, int]  # position in the global sequence of samples, index
 class TrainLoader:
     """Endless batches of mapped samples, the same for any ``num_workers``, which can start at any batch.
 
-    A sample's augmentation is seeded by its position in the global sequence of samples. With several processes, rank r of
-    W takes positions r, r + W, ..., so that they see together what one process with the whole batch would see.
+    A sample's augmentation is seeded by its position in the global sequence of samples. With several processes, rank r
+    of W takes positions r, r + W, ..., so that they see together what one process with the whole batch would see.
 
     Args:
         records: dataset dicts, or a map-style data set of them.
@@ -121,8 +121,8 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper) -> TrainLoader:
     records = parts["dataset"]
     if isinstance(records, IterableDataset):
         raise TypeError(
-            f"{cfg.DATASETS.TRAIN} give an IterableDataset, which cannot continue where a run stopped; register a list of "
-            "dicts or a map-style Dataset."
+            f"{cfg.DATASETS.TRAIN} give an IterableDataset, which cannot continue where a run stopped; register a list "
+            "of dicts or a map-style Dataset."
         )
     return TrainLoader(
         records,
@@ -139,8 +139,8 @@ def _micro_batch_size(cfg: CfgNode) -> int:
     images, steps, processes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS, comm.get_world_size()
     if steps < 1 or images < 1 or images % (steps * processes):
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {images}, which {processes} process(es) times SOLVER.GRADIENT_ACCUMULATION_STEPS = "
-            f"{steps} cannot share equally; make it a multiple of {max(steps, 1) * processes}."
+            f"SOLVER.IMS_PER_BATCH is {images}, which {processes} process(es) times SOLVER.GRADIENT_ACCUMULATION_STEPS "
+            f"= {steps} cannot share equally; make it a multiple of {max(steps, 1) * processes}."
         )
     return images // (steps * processes)
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class SeedEachStep(HookBase):
-    """Seed all random generators from (run seed, process, iteration), so that a resumed run draws what it would have."""
+    """Seeds all random generators from (run seed, process, iteration): a resumed run draws what it would have."""
 
     def before_step(self) -> None:
         seed_all(derive_seed(self.trainer.cfg.SEED, comm.get_rank(), self.trainer.iter))

@@ -24,8 +24,8 @@ def launch(
 ) -> None:
     """Call ``main(*args)`` in every process of the run; the arguments are those of Detectron2's ``launch``.
 
-    Under torchrun (or anything else that sets RANK, WORLD_SIZE and LOCAL_RANK) this process joins that world, and the other
-    arguments are ignored. On a machine without GPUs, ``num_gpus_per_machine`` processes share the CPU through gloo.
+    Under torchrun (or anything else that sets RANK, WORLD_SIZE and LOCAL_RANK) this process joins that world, and the
+    other arguments are ignored. On a machine without GPUs, ``num_gpus_per_machine`` processes share the CPU, over gloo.
 
     Raises:
         ValueError: if there are fewer GPUs than asked for, or no process is asked for.

@@ -1,8 +1,8 @@
 """Randomness that depends on where a run is, not on how it got there.
 
-Every iteration and every training sample draws its random numbers from a seed of its own, derived from the run's seed and
-its number. Nothing of a random generator's state has to be saved then: a resumed run continues exactly, an evaluation in
-between changes nothing, and the samples are the same for any number of workers and processes.
+Every iteration and every training sample draws its random numbers from a seed of its own, derived from the run's seed
+and its number. Nothing of a random generator's state has to be saved then: a resumed run continues exactly, an
+evaluation in between changes nothing, and the samples are the same for any number of workers and processes.
 """
 
 import random

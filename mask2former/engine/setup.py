@@ -36,8 +36,8 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
             cfg.merge_from_file(config_file, allow_unsafe=False)
         except yaml.constructor.ConstructorError as e:
             raise ValueError(
-                f"{config_file} (or a _BASE_ of it) has a YAML tag that is not plain data: {e.problem}{e.problem_mark}. Such tags "
-                "can run any code, so they are not read; write the resulting value out instead."
+                f"{config_file} (or its _BASE_) has a YAML tag that is not plain data: {e.problem}{e.problem_mark}\n"
+                "Such a tag can run any code, so it is not read; write the resulting value out instead."
             ) from e
     cfg.merge_from_list(opts or [])
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():

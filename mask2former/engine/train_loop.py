@@ -40,9 +40,9 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
 class StepTrainer(SimpleTrainer):
     """Detectron2's loop body with accumulation and mixed precision, on GPU and CPU.
 
-    One step takes ``accumulation_steps`` batches from the loader and applies the mean of their gradients. That equals the
-    gradient of the joint batch where the loss is a mean over images; Mask2Former's mask losses are means over the targets
-    of a batch, so there each batch counts the same whatever its number of targets, as with more processes.
+    One step takes ``accumulation_steps`` batches from the loader and applies the mean of their gradients. That equals
+    the gradient of the joint batch where the loss is a mean over images; Mask2Former's mask losses are means over the
+    targets of a batch, so there each batch counts the same, however many targets it has.
 
     A loss that is NaN or infinite ends the run before the optimizer's step, so that weights and checkpoints stay whole.
 
@@ -115,9 +115,9 @@ class StepTrainer(SimpleTrainer):
         everyone = comm.gather((mine, data_time, broken))
         for rank, bad_losses, names in [b for _, _, found in everyone for b in found] or broken:
             raise FloatingPointError(
-                f"The loss became infinite or NaN at iteration {self.iter} (process {rank}): {bad_losses}. Images: {names}. "
-                "The last checkpoint is not affected. Look at these images and their annotations; otherwise lower "
-                "SOLVER.BASE_LR, or set SOLVER.AMP.DTYPE to 'bfloat16'."
+                f"The loss became infinite or NaN at iteration {self.iter} (process {rank}): {bad_losses}. Images: "
+                f"{names}. The last checkpoint is not affected. Look at these images and their annotations; otherwise "
+                "lower SOLVER.BASE_LR, or set SOLVER.AMP.DTYPE to 'bfloat16'."
             )
         if comm.is_main_process():
             storage = get_event_storage()

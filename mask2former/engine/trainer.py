@@ -1,14 +1,13 @@
 """Detectron2's default trainer, with Mask2Former's data, optimizer and evaluators, on GPUs and CPUs."""
 
 import logging
-import os
 import weakref
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
@@ -18,6 +17,7 @@ from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.engine.data_loader import TrainLoader, build_train_loader
 from mask2former.engine.hooks import BestCheckpointer, ProgressBar, SeedEachStep
 from mask2former.engine.optimizer import build_lr_scheduler, build_optimizer
+from mask2former.engine.prediction_images import PredictionImages
 from mask2former.engine.train_loop import StepTrainer, amp_dtype
 from mask2former.evaluation import build_evaluator
 
@@ -30,8 +30,8 @@ class Trainer(DefaultTrainer):
     """Trains and evaluates what a configuration describes.
 
     A run is reproducible from its ``SEED`` (drawn and logged where the configuration has none), and one that is stopped
-    and resumed continues exactly: the same samples, augmentations, random points and losses as without the stop, for any
-    number of loader workers.
+    and resumed continues exactly: the same samples, augmentations, random points and losses as without the stop, for
+    any number of loader workers. Bit for bit on a CPU; on a GPU as far as its kernels are deterministic.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -57,19 +57,22 @@ class Trainer(DefaultTrainer):
         """Train from ``start_iter`` to ``SOLVER.MAX_ITER``.
 
         Returns:
-            The last evaluation's results if ``TEST.EXPECTED_RESULTS`` asks to verify them.
+            The last evaluation's results, on the main process.
         """
         self.data_loader.first_batch = self.start_iter * self.cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS
-        return super().train()
+        super().train()
+        return self._last_eval_results
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, between the seeding of each step and what needs the evaluation's results."""
         built = super().build_hooks()
-        best = self.cfg.TEST.BEST_CHECKPOINT
         if comm.is_main_process():
-            writer = built.pop()  # last, so that it writes what the others computed
+            writer = built.pop()  # back at the end, so that it writes what the others computed
+            best = self.cfg.TEST.BEST_CHECKPOINT
             if best.ENABLED:
                 built.append(BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, best.METRIC, best.MODE))
+            if self.cfg.VIS_PERIOD > 0 and self.cfg.DATASETS.TEST:
+                built.append(PredictionImages(self.cfg, self.model))
             built += [writer, ProgressBar()]
         return [SeedEachStep(), *built]
 
@@ -102,7 +105,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+        return build_evaluator(cfg, dataset_name, output_folder)
 
 
 def _parallel(model: nn.Module) -> nn.Module:

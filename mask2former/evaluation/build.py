@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -13,13 +12,12 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
     LVISEvaluator,
-    SemSegEvaluator,
 )
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 
 from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
 from mask2former.evaluation.panoptic_evaluation import PanopticEvaluator
+from mask2former.evaluation.sem_seg_evaluation import SemSegEvaluator
 
 __all__ = ["build_evaluator", "find_evaluators"]
 
@@ -32,12 +30,15 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     Args:
         cfg: ``MODEL.MASK_FORMER.TEST`` says which of the three results the model gives.
         dataset_name: a registered data set, whose metadata has ``evaluator_type``.
-        output_folder: receives the predictions; ``OUTPUT_DIR/inference`` by default.
+        output_folder: receives the predictions; by default ``OUTPUT_DIR/inference``, and below that a folder for each
+            data set if there are several.
 
     Raises:
         ValueError: if the type is unknown, or evaluates nothing that the model gives.
     """
-    output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    if output_folder is None:
+        several = len(cfg.DATASETS.TEST) > 1
+        output_folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name if several else "")
     PathManager.mkdirs(output_folder)
     return DatasetEvaluators([build(cfg, dataset_name, output_folder) for build in find_evaluators(cfg, dataset_name)])
 
@@ -47,8 +48,8 @@ def find_evaluators(cfg: CfgNode, dataset_name: str) -> list[EvaluatorBuilder]:
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type not in _EVALUATORS:
         raise ValueError(
-            f"Data set {dataset_name!r} has evaluator_type {evaluator_type!r}; expected one of {sorted(_EVALUATORS)}. Set it with "
-            f"MetadataCatalog.get({dataset_name!r}).evaluator_type = ..."
+            f"Data set {dataset_name!r} has evaluator_type {evaluator_type!r}; expected one of {sorted(_EVALUATORS)}. "
+            f"Set it with MetadataCatalog.get({dataset_name!r}).evaluator_type = ..."
         )
     switches = cfg.MODEL.MASK_FORMER.TEST
     builders = [build for switch, build in _EVALUATORS[evaluator_type].items() if switches[switch]]
@@ -65,7 +66,7 @@ def _pq(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator
 
 
 def _miou(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    return SemSegEvaluator(dataset_name, output_dir=output_folder, sem_seg_loading_fn=_read_labels)
+    return SemSegEvaluator(dataset_name, output_folder)
 
 
 def _coco_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
@@ -105,8 +106,3 @@ _EVALUATORS: dict[str, dict[str, EvaluatorBuilder]] = {
 def _max_detections(cfg: CfgNode) -> int:
     # COCO counts the best 100 of an image. A model made for more objects is judged on all that it may give.
     return max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
-
-
-def _read_labels(file_name: str, dtype: type = int) -> np.ndarray:
-    with PathManager.open(file_name, "rb") as f:
-        return np.array(Image.open(f), dtype=dtype)

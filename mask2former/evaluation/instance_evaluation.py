@@ -15,13 +15,15 @@ class InstanceSegEvaluator(COCOEvaluator):
     call them.
     """
 
+    _metadata: Metadata
+
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: list[int] | None = None) -> None:
         category_ids = {v: k for k, v in self._metadata.thing_dataset_id_to_contiguous_id.items()}
         for instance in (instance for prediction in predictions for instance in prediction["instances"]):
             if instance["category_id"] not in category_ids:
                 raise ValueError(
-                    f"The model predicted an instance of class {instance['category_id']} in image {instance['image_id']!r}, but "
-                    f"only {sorted(category_ids)} are things in the metadata's thing_dataset_id_to_contiguous_id."
+                    f"The model predicted an instance of class {instance['category_id']}, but only "
+                    f"{sorted(category_ids)} are things in the metadata's thing_dataset_id_to_contiguous_id."
                 )
             instance["category_id"] = category_ids[instance["category_id"]]
         # With the ids translated, and the translation out of its sight, COCOEvaluator does the rest.

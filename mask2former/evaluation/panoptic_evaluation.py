@@ -38,7 +38,8 @@ class PanopticEvaluator(DatasetEvaluator):
     ``panoptic_predictions.json`` and the folder ``panoptic_predictions``.
 
     Args:
-        dataset_name: its metadata has ``panoptic_json``, ``panoptic_root`` and the two ``*_dataset_id_to_contiguous_id``.
+        dataset_name: its metadata has ``panoptic_json``, ``panoptic_root`` and ``*_dataset_id_to_contiguous_id`` of
+            things and stuff.
         output_dir: receives the predictions.
     """
 
@@ -100,8 +101,9 @@ class PanopticEvaluator(DatasetEvaluator):
         missing = self._annotations.keys() - {prediction["image_id"] for prediction in predictions}
         if missing:
             raise ValueError(
-                f"{len(missing)} of {len(self._annotations)} images in the panoptic annotations of {self._dataset_name!r} have no "
-                f"prediction, such as image_id {min(missing, key=str)!r}: does the data set leave images out?"
+                f"{len(missing)} of the {len(self._annotations)} images in the panoptic annotations of "
+                f"{self._dataset_name!r} have no prediction, such as image_id {min(missing, key=str)!r}. They must list "
+                "the images of the data set, no more."
             )
         self._output_dir.mkdir(parents=True, exist_ok=True)
         with open(self._output_dir / "panoptic_predictions.json", "w") as f:

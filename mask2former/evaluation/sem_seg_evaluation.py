@@ -1,0 +1,170 @@
+"""Mean intersection over union of a data set."""
+
+import itertools
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from panopticapi.utils import rgb2id
+from PIL import Image
+from tabulate import tabulate
+
+__all__ = ["SemSegEvaluator", "confusion_matrix", "read_class_map", "summarize_miou"]
+
+logger = logging.getLogger(__name__)
+
+
+class SemSegEvaluator(DatasetEvaluator):
+    """mIoU and pixel accuracies, as Detectron2's evaluator of this name defines them, without its boundary IoU.
+
+    The truth is read from "sem_seg_file_name" of the dataset dicts, or from their panoptic annotation. The predictions
+    stay in ``output_dir/sem_seg_predictions.json``, one run-length encoded mask a class and image.
+
+    Args:
+        dataset_name: its metadata has ``stuff_classes`` (all classes) and ``ignore_label``.
+        output_dir: receives the predictions.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str) -> None:
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._num_classes = len(self._metadata.stuff_classes)
+        to_contiguous = self._metadata.get("stuff_dataset_id_to_contiguous_id", {})
+        self._dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in to_contiguous.items()}
+        self._records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
+        self._output_dir = Path(output_dir)
+        self.reset()
+
+    def reset(self) -> None:
+        self._confusion = np.zeros((self._num_classes + 1,) * 2, dtype=np.int64)
+        self._predictions: list[dict[str, Any]] = []
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Count the pixels of a batch.
+
+        Args:
+            inputs: dicts with "file_name".
+            outputs: dicts with "sem_seg": (K, H, W) scores.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
+            truth = read_class_map(self._records[image["file_name"]], self._metadata)
+            self._confusion += confusion_matrix(predicted, truth, self._num_classes)
+            self._predictions += self._encode(predicted, image["file_name"])
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Compute the metrics of all processes' predictions.
+
+        Returns:
+            {"sem_seg": {"mIoU": percent, ...}} on the main process.
+        """
+        gathered = comm.gather((self._confusion, self._predictions))
+        if not comm.is_main_process():
+            return None
+        predictions = list(itertools.chain.from_iterable(theirs for _, theirs in gathered))
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        with open(self._output_dir / "sem_seg_predictions.json", "w") as f:
+            json.dump(predictions, f)
+        metrics = summarize_miou(sum(theirs for theirs, _ in gathered), self._metadata.stuff_classes)
+        names = ["mIoU", "fwIoU", "mACC", "pACC"]
+        table = tabulate([[metrics[name] for name in names]], headers=names, tablefmt="pipe", floatfmt=".3f")
+        logger.info(f"Semantic segmentation:\n{table}")
+        return {"sem_seg": metrics}
+
+    def _encode(self, classes: np.ndarray, file_name: str) -> list[dict[str, Any]]:
+        encoded = []
+        for label in np.unique(classes).tolist():
+            mask = mask_util.encode(np.asfortranarray(classes == label, dtype=np.uint8))
+            mask["counts"] = mask["counts"].decode("ascii")
+            category_id = self._dataset_ids.get(label, label)
+            encoded.append({"file_name": file_name, "category_id": category_id, "segmentation": mask})
+        return encoded
+
+
+def read_class_map(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
+    """Read the class of each pixel from a dataset dict's annotation.
+
+    Returns:
+        (H, W) contiguous ids, and the number of classes for pixels without a class.
+
+    Raises:
+        ValueError: if there is no such annotation, or it has a class that the metadata does not have.
+    """
+    num_classes = len(metadata.stuff_classes)
+    if "sem_seg_file_name" in record:
+        path = record["sem_seg_file_name"]
+        classes = _read_png(path)
+        classes[classes == metadata.ignore_label] = num_classes
+    elif "pan_seg_file_name" in record:
+        path = record["pan_seg_file_name"]
+        segment_ids = rgb2id(_read_png(path))
+        classes = np.full(segment_ids.shape, num_classes)
+        for segment in record["segments_info"]:
+            classes[segment_ids == segment["id"]] = segment["category_id"]
+    else:
+        raise ValueError(
+            f"{record['file_name']} has neither 'sem_seg_file_name' nor 'pan_seg_file_name' to compare its semantic "
+            "segmentation with. Register one of them, or set MODEL.MASK_FORMER.TEST.SEMANTIC_ON to False."
+        )
+    if classes.min() < 0 or classes.max() > num_classes:
+        raise ValueError(
+            f"{path} has class {int(classes.max())}; the metadata has {num_classes} stuff_classes and ignore_label "
+            f"{metadata.ignore_label}."
+        )
+    return classes
+
+
+def confusion_matrix(predicted: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count pixels by predicted and true class.
+
+    Args:
+        predicted: (H, W) contiguous ids.
+        truth: (H, W) contiguous ids, ``num_classes`` for none.
+        num_classes: K.
+
+    Returns:
+        (K + 1, K + 1), the predicted class first.
+    """
+    pairs = predicted.ravel() * (num_classes + 1) + truth.ravel()
+    return np.bincount(pairs, minlength=(num_classes + 1) ** 2).reshape(num_classes + 1, num_classes + 1)
+
+
+def summarize_miou(confusion: np.ndarray, class_names: list[str]) -> dict[str, float]:
+    """Compute the metrics from a confusion matrix; in percent, NaN for what does not occur in the truth.
+
+    Args:
+        confusion: (K + 1, K + 1) as ``confusion_matrix`` gives it.
+        class_names: K names.
+
+    Returns:
+        "mIoU" and "mACC" (means over the classes that occur), "fwIoU" (weighted by their pixels), "pACC" (share of
+        pixels), and "IoU-<name>", "ACC-<name>".
+    """
+    known = confusion[:-1, :-1].astype(float)
+    hits, predicted, true = known.diagonal(), known.sum(axis=1), known.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        accuracy = hits / np.where(true > 0, true, np.nan)
+        iou = hits / np.where(true > 0, predicted + true - hits, np.nan)
+        pixel_accuracy = hits.sum() / true.sum()
+        weighted = np.nansum(iou * true / true.sum()) if true.any() else np.nan
+    metrics = {"mIoU": _mean(iou), "fwIoU": weighted}
+    metrics |= {f"IoU-{name}": value for name, value in zip(class_names, iou, strict=True)}
+    metrics |= {"mACC": _mean(accuracy), "pACC": pixel_accuracy}
+    metrics |= {f"ACC-{name}": value for name, value in zip(class_names, accuracy, strict=True)}
+    return {name: 100 * float(value) for name, value in metrics.items()}
+
+
+def _mean(values: np.ndarray) -> float:
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if present.size else float("nan")
+
+
+def _read_png(path: str) -> np.ndarray:
+    with PathManager.open(path, "rb") as f:
+        return np.array(Image.open(f), dtype=np.int64)
