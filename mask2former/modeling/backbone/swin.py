@@ -1,7 +1,7 @@
 """Swin Transformer (Liu et al., ICCV 2021) as a Detectron2 backbone, with the official parameter names."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,15 +36,12 @@ class SwinStage(nn.Module):
             SwinBlock(dim, num_heads, window_size, shift_size=(i % 2) * (window_size // 2), drop_path=rate, **block)
             for i, rate in enumerate(drop_path)
         )
-        self.downsample = PatchMerging(dim) if downsample else None
+        self.downsample = PatchMerging(dim) if downsample else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks, not the merging: (N, H, W, C) to (N, H, W, C)."""
         for block in self.blocks:
-            if self.use_checkpoint and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.use_checkpoint and self.training else block(x)
         return x
 
 
@@ -154,7 +151,7 @@ class D2SwinTransformer(Backbone):
             x = x + position.permute(0, 2, 3, 1)
         x = self.pos_drop(x)
         outputs = {}
-        for i, stage in enumerate(self.layers):
+        for i, stage in enumerate(cast(Iterable[SwinStage], self.layers)):
             x = stage(x)
             name = f"res{i + 2}"
             if name in self._out_features:

@@ -1,4 +1,4 @@
-"""Parts of the Swin Transformer (Liu et al., ICCV 2021): windowed attention, its block, and patch embedding and merging.
+"""Parts of the Swin Transformer (Liu et al., ICCV 2021): windowed attention, its block, patch embedding and merging.
 
 Images of tokens are (N, H, W, C) throughout; L is the number of tokens in a window, W^2 for windows of W x W.
 """
@@ -209,4 +209,4 @@ def shifted_window_mask(
 
 def _fill_in_relative_position_index(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     # A constant, which some checkpoints leave out.
-    state_dict.setdefault(prefix + "relative_position_index", module.relative_position_index)
+    state_dict.setdefault(prefix + "relative_position_index", module.get_buffer("relative_position_index"))

@@ -106,7 +106,7 @@ def _sorted_by_stride(out_features: Sequence[str]) -> list[str]:
     unknown = [f for f in out_features if f not in STRIDES]
     if unknown or not out_features:
         raise ValueError(
-            f"MODEL.TIMM.OUT_FEATURES is {list(out_features)}; expected one or more of {list(STRIDES)} (strides 4 to 32)."
+            f"MODEL.TIMM.OUT_FEATURES is {list(out_features)}; expected some of {list(STRIDES)} (strides 4 to 32)."
         )
     return [f for f in STRIDES if f in out_features]
 
@@ -126,7 +126,8 @@ def _free_input_size(model_name: str) -> dict[str, bool]:
     timm = _import_timm()
     if not timm.is_model(model_name):
         raise ValueError(
-            f"MODEL.TIMM.MODEL_NAME is {model_name!r}, which timm {timm.__version__} does not have; see timm.list_models()."
+            f"MODEL.TIMM.MODEL_NAME is {model_name!r}, which timm {timm.__version__} does not have; "
+            "see timm.list_models()."
         )
     module = sys.modules[timm.model_entrypoint(model_name).__module__]
     classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
@@ -134,7 +135,7 @@ def _free_input_size(model_name: str) -> dict[str, bool]:
     return {a: value for a, value in (("strict_img_size", False), ("dynamic_img_size", True)) if a in arguments}
 
 
-def _create_extractor(model_name: str, options: dict[str, Any]) -> nn.Module:
+def _create_extractor(model_name: str, options: dict[str, Any]) -> Any:
     timm = _import_timm()
     try:
         return timm.create_model(model_name, pretrained=False, features_only=True, **options)
@@ -155,13 +156,13 @@ def _indices_of_strides(model_name: str, feature_info: Any, strides: Sequence[in
     missing = [s for s in strides if s not in deepest]
     if missing:
         raise ValueError(
-            f"timm's {model_name!r} has features of stride {sorted(deepest)} but MODEL.TIMM.OUT_FEATURES asks for {missing}; "
-            f"choose from {[f for f, s in STRIDES.items() if s in deepest]} or another model."
+            f"timm's {model_name!r} has features of stride {sorted(deepest)}, but MODEL.TIMM.OUT_FEATURES asks for "
+            f"{missing}; choose from {[f for f, s in STRIDES.items() if s in deepest]}, or another model."
         )
     return [deepest[s] for s in strides]
 
 
-def _drop_unused_stages(body: nn.Module) -> nn.Module:
+def _drop_unused_stages(body: Any) -> Any:
     # timm cuts most models after the last wanted feature by itself, but not the EfficientNet family.
     last = body.feature_info.get_dicts()[-1]
     if "stage" in last and isinstance(getattr(body, "blocks", None), nn.Sequential):
