@@ -1,0 +1,62 @@
+"""Masks of single annotations in COCO's three spellings: polygons, run lengths (RLE) and bitmaps."""
+
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import transforms as T
+
+__all__ = ["draw_annotation"]
+
+Polygons = list[np.ndarray]
+
+
+def draw_annotation(
+    segmentation: Any, size: tuple[int, int], transforms: T.TransformList, new_size: tuple[int, int]
+) -> np.ndarray:
+    """Draw an annotation as it is after ``transforms``: polygons move as polygons, the others as masks.
+
+    Args:
+        segmentation: A list of polygons [x0, y0, x1, y1, ...]; an RLE dict with "size" and "counts", compressed or not;
+            or a bitmap (H, W).
+        size: Height and width of the original image.
+        transforms: Applied to the image; they pad segmentations with 0.
+        new_size: Height and width after them.
+
+    Returns:
+        (H', W') bool.
+
+    Raises:
+        ValueError: It is none of these, or belongs to an image of another size.
+    """
+    if isinstance(segmentation, list):
+        return _rasterise([transforms.apply_coords(points) for points in _polygons(segmentation)], new_size)
+    mask = _decode(segmentation, size) if isinstance(segmentation, dict) else segmentation
+    if not isinstance(mask, np.ndarray):
+        raise ValueError(f"a segmentation is {type(mask).__name__}, expected a list of polygons, an RLE or a bitmap")
+    if mask.shape != size:
+        raise ValueError(f"a mask is {mask.shape} (height, width), its image is {size}")
+    return transforms.apply_segmentation((mask != 0).astype(np.uint8)).astype(bool)
+
+
+def _polygons(segmentation: list[Any]) -> Polygons:
+    polygons = [np.array(points, dtype=np.float64).ravel() for points in segmentation]
+    for points in polygons:
+        if len(points) % 2 or len(points) < 6:
+            raise ValueError(f"a polygon has {len(points)} coordinates, expected x and y of three points or more")
+    return [points.reshape(-1, 2) for points in polygons]
+
+
+def _rasterise(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
+    """The union of polygons; what lies outside the picture is cut off by the rasteriser."""
+    if not polygons:
+        return np.zeros(size, dtype=bool)
+    rles = mask_util.frPyObjects([points.ravel().tolist() for points in polygons], *size)
+    return mask_util.decode(mask_util.merge(rles)).astype(bool)
+
+
+def _decode(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    if tuple(rle.get("size", size)) != size:
+        raise ValueError(f"an RLE is {tuple(rle['size'])} (height, width), its image is {size}")
+    compressed = mask_util.frPyObjects(rle, *size) if isinstance(rle["counts"], list) else rle
+    return mask_util.decode(compressed)

@@ -1,0 +1,17 @@
+"""Augmentations, and the recipes that configurations name."""
+
+from .geometric import PadToMultiple, QuarterTurn, RandomQuarterTurn, ResizeByFactor
+from .intensity import RandomGamma, RandomInvert
+from .recipes import build_crop_recipe, build_lsj_recipe, build_test_augmentations
+
+__all__ = [
+    "PadToMultiple",
+    "QuarterTurn",
+    "RandomGamma",
+    "RandomInvert",
+    "RandomQuarterTurn",
+    "ResizeByFactor",
+    "build_crop_recipe",
+    "build_lsj_recipe",
+    "build_test_augmentations",
+]

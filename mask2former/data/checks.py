@@ -1,0 +1,58 @@
+"""Does the configuration fit the data? Asked once, before training starts."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from .dataset_mappers import dataset_mapper_class
+
+__all__ = ["check_config_against_data", "largest_instance_count"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def largest_instance_count(dataset_dicts: Iterable[dict[str, Any]], things_only: bool = False) -> int:
+    """The number of targets in the fullest image: annotations or segments that are not crowds; 0 if none are listed.
+
+    Args:
+        dataset_dicts: Images, in Detectron2's format.
+        things_only: Leave stuff out.
+    """
+    return max((_count(dataset_dict, things_only) for dataset_dict in dataset_dicts), default=0)
+
+
+def check_config_against_data(cfg: CfgNode, dataset_dicts: Iterable[dict[str, Any]], metadata: Any) -> None:
+    """Compare the numbers of classes and queries with the data's.
+
+    Args:
+        cfg: The configuration.
+        dataset_dicts: The training images.
+        metadata: Detectron2's metadata of the training data.
+
+    Raises:
+        ValueError: ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` is not the data's number of classes.
+    """
+    key = dataset_mapper_class(cfg).class_names_key
+    names = metadata.get(key)
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if names is not None and len(names) != num_classes:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but {metadata.name} has {len(names)} classes for "
+            f'INPUT.DATASET_MAPPER_NAME "{cfg.INPUT.DATASET_MAPPER_NAME}" ({shown}). '
+            f"Set MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(names)}."
+        )
+    queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
+    largest = largest_instance_count(dataset_dicts, things_only=key == "thing_classes")
+    if largest > queries:
+        _LOGGER.warning(
+            f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but one image of {metadata.name} has {largest} "
+            f"segments: at most {queries} of them can be found at once. Set it to {largest} or more, or use crops."
+        )
+
+
+def _count(dataset_dict: dict[str, Any], things_only: bool) -> int:
+    targets = dataset_dict.get("annotations", dataset_dict.get("segments_info", []))
+    return sum(not target.get("iscrowd", 0) and (target.get("isthing", True) or not things_only) for target in targets)

@@ -1,0 +1,89 @@
+"""Mappers whose targets are the instances of things, which may overlap."""
+
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+
+from ..annotation_masks import draw_annotation
+from ..augmentation import build_lsj_recipe
+from ..label_map import LabelMap
+from ..panoptic_png import read_segment_numbers
+from .base import MaskFormerDatasetMapper
+
+__all__ = ["COCOInstanceNewBaselineDatasetMapper", "MaskFormerInstanceDatasetMapper"]
+
+
+class MaskFormerInstanceDatasetMapper(MaskFormerDatasetMapper):
+    """Targets are the instances; crowds are void.
+
+    They come from "annotations" (polygons, RLE or bitmaps) or, in a panoptic data set, from the things of its PNGs.
+    Pixels of no instance are background, not void.
+    """
+
+    class_names_key = "thing_classes"
+
+    def read_labels(self, dataset_dict: dict[str, Any], size: tuple[int, int]) -> LabelMap:
+        if "annotations" in dataset_dict:
+            return _background_without_crowds(dataset_dict, size)
+        return _things(dataset_dict, size)
+
+    def read_targets(
+        self, dataset_dict: dict[str, Any], labels: LabelMap, size: tuple[int, int], transforms: T.TransformList
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if "annotations" not in dataset_dict:
+            return labels.masks()
+        new_size = labels.labels.shape[0], labels.labels.shape[1]
+        annotations = [annotation for annotation in dataset_dict["annotations"] if not annotation.get("iscrowd", 0)]
+        masks = np.zeros((len(annotations), *new_size), dtype=bool)
+        for mask, annotation in zip(masks, annotations, strict=True):
+            mask[:] = _draw(dataset_dict, annotation, size, transforms, new_size)
+        kept = masks.any(axis=(1, 2))
+        classes = np.array([annotation["category_id"] for annotation in annotations], dtype=np.int64)
+        return classes[kept], masks[kept]
+
+
+class COCOInstanceNewBaselineDatasetMapper(MaskFormerInstanceDatasetMapper):
+    """The same with large-scale jittering."""
+
+    @classmethod
+    def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:
+        return build_lsj_recipe(cfg)
+
+
+def _background_without_crowds(dataset_dict: dict[str, Any], size: tuple[int, int]) -> LabelMap:
+    """One segment of no class; instances, which may overlap, are drawn over it after the augmentations."""
+    labels = np.ones(size, dtype=np.uint8)
+    for annotation in dataset_dict["annotations"]:
+        if annotation.get("iscrowd", 0):
+            labels[_draw(dataset_dict, annotation, size, T.TransformList([]), size)] = 0
+    return LabelMap(labels, np.array([LabelMap.NO_CLASS]))
+
+
+def _things(dataset_dict: dict[str, Any], size: tuple[int, int]) -> LabelMap:
+    """The things of a panoptic PNG, and one segment of no class for everything else but crowds."""
+    numbers = read_segment_numbers(dataset_dict, size)
+    segments = dataset_dict["segments_info"]
+    background = len(segments) + 1
+    labels = [background]
+    for i, segment in enumerate(segments, 1):
+        labels.append(background if not segment["isthing"] else 0 if segment.get("iscrowd", 0) else i)
+    classes = [segment["category_id"] for segment in segments] + [LabelMap.NO_CLASS]
+    return LabelMap(np.array(labels, dtype=np.int32)[numbers], np.array(classes, dtype=np.int64))
+
+
+def _draw(
+    dataset_dict: dict[str, Any],
+    annotation: dict[str, Any],
+    size: tuple[int, int],
+    transforms: T.TransformList,
+    new_size: tuple[int, int],
+) -> np.ndarray:
+    try:
+        return draw_annotation(annotation.get("segmentation"), size, transforms, new_size)
+    except ValueError as error:
+        number = dataset_dict["annotations"].index(annotation)
+        raise ValueError(
+            f"{dataset_dict['file_name']}: annotation {number} of the image: {error}. Correct it or remove it."
+        ) from error

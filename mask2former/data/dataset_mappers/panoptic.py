@@ -1,0 +1,33 @@
+"""Mappers whose targets are the segments of a COCO panoptic PNG."""
+
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+
+from ..augmentation import build_lsj_recipe
+from ..label_map import LabelMap
+from ..panoptic_png import read_segment_numbers
+from .base import MaskFormerDatasetMapper
+
+__all__ = ["COCOPanopticNewBaselineDatasetMapper", "MaskFormerPanopticDatasetMapper"]
+
+
+class MaskFormerPanopticDatasetMapper(MaskFormerDatasetMapper):
+    """Targets are the segments, things and stuff; crowds and unlabelled pixels are void."""
+
+    def read_labels(self, dataset_dict: dict[str, Any], size: tuple[int, int]) -> LabelMap:
+        segments = dataset_dict.get("segments_info", [])
+        labels = [0] + [0 if segment.get("iscrowd", 0) else i for i, segment in enumerate(segments, 1)]
+        classes = [segment["category_id"] for segment in segments]
+        numbers = read_segment_numbers(dataset_dict, size)
+        return LabelMap(np.array(labels, dtype=np.int32)[numbers], np.array(classes, dtype=np.int64))
+
+
+class COCOPanopticNewBaselineDatasetMapper(MaskFormerPanopticDatasetMapper):
+    """The same with large-scale jittering."""
+
+    @classmethod
+    def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:
+        return build_lsj_recipe(cfg)

@@ -1,0 +1,35 @@
+"""The mapper whose targets are the classes of a semantic map."""
+
+from typing import Any
+
+import numpy as np
+
+from ..image_io import read_label_image
+from ..label_map import LabelMap
+from ..panoptic_png import check_label_size
+from .base import MaskFormerDatasetMapper
+
+__all__ = ["MaskFormerSemanticDatasetMapper"]
+
+
+class MaskFormerSemanticDatasetMapper(MaskFormerDatasetMapper):
+    """Every class that is present is one target; the ignore label is void.
+
+    The example also has "sem_seg" (H, W) int64, with the ignore label.
+    """
+
+    def read_labels(self, dataset_dict: dict[str, Any], size: tuple[int, int]) -> LabelMap:
+        if "sem_seg_file_name" not in dataset_dict:
+            raise ValueError(
+                f"{dataset_dict['file_name']}: has no semantic annotation (sem_seg_file_name). "
+                "Use a data set with semantic maps, or the mapper of another task (INPUT.DATASET_MAPPER_NAME)."
+            )
+        path = dataset_dict["sem_seg_file_name"]
+        classes = read_label_image(path)
+        check_label_size(path, classes, size)
+        labels = np.where(classes == self.ignore_label, 0, classes + 1)
+        return LabelMap(labels.astype(np.int32), np.arange(labels.max(initial=0)))
+
+    def more_outputs(self, labels: LabelMap) -> dict[str, np.ndarray]:
+        classes = labels.labels.astype(np.int64) - 1  # as read_labels numbers them
+        return {"sem_seg": np.where(classes < 0, self.ignore_label, classes)}

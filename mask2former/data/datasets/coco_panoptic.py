@@ -1,0 +1,111 @@
+"""COCO panoptic data sets: the loader, and the official release's names."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.utils.file_io import PathManager
+
+from .categories import Category, panoptic_metadata
+
+__all__ = ["load_coco_panoptic", "register_all_coco_panoptic"]
+
+
+def load_coco_panoptic(
+    panoptic_json: str | Path,
+    image_root: str | Path,
+    panoptic_root: str | Path,
+    sem_seg_root: str | Path,
+    metadata: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Read a COCO panoptic file into Detectron2's dataset dicts.
+
+    Args:
+        panoptic_json: COCO's annotation file.
+        image_root: Folder of the images that it names.
+        panoptic_root: Folder of the PNGs of segment ids that it names.
+        sem_seg_root: Folder of PNGs of contiguous class ids, of the same names.
+        metadata: With the two ``*_dataset_id_to_contiguous_id``.
+
+    Returns:
+        Per annotated image "file_name", "image_id", "height", "width", "pan_seg_file_name", "sem_seg_file_name" and
+        "segments_info", whose "category_id" is contiguous and whose "isthing" is a bool.
+
+    Raises:
+        ValueError: An annotation names an image or a category that the file does not list.
+    """
+    with PathManager.open(str(panoptic_json)) as file:
+        content = json.load(file)
+    images = {image["id"]: image for image in content["images"]}
+    dicts = []
+    for annotation in content["annotations"]:
+        if annotation["image_id"] not in images:
+            raise ValueError(f'{panoptic_json}: image_id {annotation["image_id"]} is annotated but not in "images".')
+        image = images[annotation["image_id"]]
+        dicts.append(
+            {
+                "file_name": os.path.join(image_root, image["file_name"]),
+                "image_id": image["id"],
+                "height": image["height"],
+                "width": image["width"],
+                "pan_seg_file_name": os.path.join(panoptic_root, annotation["file_name"]),
+                "sem_seg_file_name": os.path.join(sem_seg_root, annotation["file_name"]),
+                "segments_info": [
+                    _with_contiguous_id(segment, metadata, panoptic_json) for segment in annotation["segments_info"]
+                ],
+            }
+        )
+    return dicts
+
+
+def register_all_coco_panoptic(root: str | Path) -> None:
+    """Register ``coco_2017_{train,val}_panoptic_with_sem_seg`` below ``root``.
+
+    Detectron2 itself registers ``coco_2017_*_panoptic``, with the stuff among ``thing_classes``; as in the official
+    release only the 80 things stay there.
+    """
+    metadata = panoptic_metadata([Category.from_coco(entry) for entry in COCO_CATEGORIES])
+    root = Path(root, "coco")
+    for split in ("train2017", "val2017"):
+        base = f"coco_{split[-4:]}_{split[:-4]}_panoptic"
+        builtin = MetadataCatalog.get(base)
+        for key in ("thing_classes", "thing_colors"):
+            if builtin.get(key) != metadata[key]:
+                delattr(builtin, key)
+                builtin.set(**{key: metadata[key]})
+        files = {
+            "image_root": str(root / split),
+            "panoptic_root": str(root / f"panoptic_{split}"),
+            "panoptic_json": str(root / "annotations" / f"panoptic_{split}.json"),
+            "sem_seg_root": str(root / f"panoptic_semseg_{split}"),
+        }
+        name = f"{base}_with_sem_seg"
+        if name not in DatasetCatalog:
+            DatasetCatalog.register(name, _loader(files, metadata))
+        MetadataCatalog.get(name).set(
+            **files,
+            **metadata,
+            json_file=str(root / "annotations" / f"instances_{split}.json"),
+            evaluator_type="coco_panoptic_seg",
+            ignore_label=255,
+            label_divisor=1000,
+        )
+
+
+def _loader(files: dict[str, str], metadata: dict[str, Any]) -> Callable[[], list[dict[str, Any]]]:
+    return lambda: load_coco_panoptic(
+        files["panoptic_json"], files["image_root"], files["panoptic_root"], files["sem_seg_root"], metadata
+    )
+
+
+def _with_contiguous_id(segment: dict[str, Any], metadata: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    category = segment["category_id"]
+    contiguous = metadata["stuff_dataset_id_to_contiguous_id"]
+    if category not in contiguous:
+        raise ValueError(f'{source}: segment {segment["id"]} has category_id {category}, which is not in "categories".')
+    isthing = category in metadata["thing_dataset_id_to_contiguous_id"]
+    return {**segment, "category_id": contiguous[category], "isthing": isthing}

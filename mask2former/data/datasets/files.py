@@ -1,0 +1,94 @@
+"""Finding the files of a data set, and matching images with masks."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["IMAGE_SUFFIXES", "MASK_SUFFIXES", "find_files", "match_files", "resolve"]
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+MASK_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff"})
+
+
+def resolve(path: str) -> Path:
+    """A path of a configuration: relative ones start at ``$DETECTRON2_DATASETS`` (default ``datasets``)."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / Path(path).expanduser()
+
+
+def find_files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+    """The files with one of ``suffixes`` in ``folder`` and below, sorted; hidden ones do not count.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no such folder. Relative paths start at $DETECTRON2_DATASETS (default ./datasets)."
+        )
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        found += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        ]
+    return sorted(found)
+
+
+def match_files(images: Path, masks: list[Path], list_file: Path | None = None) -> list[tuple[Path, ...]]:
+    """Match every image with the file of the same name (but for the suffix) in each folder of masks.
+
+    Args:
+        images: Folder of images.
+        masks: Folders of masks.
+        list_file: Text file that names the images to take, one a line, with or without suffix; None takes all.
+
+    Returns:
+        Per image its path and those of its masks, sorted.
+
+    Raises:
+        FileNotFoundError: A folder or a mask is missing, or a listed image is.
+        ValueError: There are no images, or two of one name.
+    """
+    by_name = _by_name(images, IMAGE_SUFFIXES)
+    if list_file is not None:
+        by_name = _listed(by_name, images, list_file)
+    if not by_name:
+        raise ValueError(f"{images}: has no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+    basenames: dict[str, Path] = {}
+    for name, image in by_name.items():
+        twin = basenames.setdefault(os.path.basename(name), image)
+        if twin is not image:
+            raise ValueError(f"{image}: has the same name as {twin}. Rename one: results are written by that name.")
+    columns = [_by_name(folder, MASK_SUFFIXES) for folder in masks]
+    for folder, column in zip(masks, columns, strict=True):
+        missing = [name for name in by_name if name not in column]
+        if missing:
+            raise FileNotFoundError(
+                f"{by_name[missing[0]]}: has no mask {folder / missing[0]}.png ({len(missing)} of {len(by_name)} "
+                "images have none). Add it (all zeros if nothing is there), or name the images to take by LIST."
+            )
+    return [(image, *(column[name] for column in columns)) for name, image in by_name.items()]
+
+
+def _by_name(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for file in find_files(folder, suffixes):
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if name in files:
+            raise ValueError(f"{file}: has the same name as {files[name]}. Remove or rename one of them.")
+        files[name] = file
+    return files
+
+
+def _listed(by_name: dict[str, Path], images: Path, list_file: Path) -> dict[str, Path]:
+    if not list_file.is_file():
+        raise FileNotFoundError(f"{list_file}: no such file, but LIST names it.")
+    listed = {}
+    for line in filter(None, map(str.strip, list_file.read_text().splitlines())):
+        name = line if line in by_name else os.path.splitext(line)[0]
+        if name not in by_name:
+            raise FileNotFoundError(f"{list_file}: names {line}, but {images} has no such image.")
+        listed[name] = by_name[name]
+    return dict(sorted(listed.items()))

@@ -1,0 +1,107 @@
+"""Reading photographs and label PNGs, with one clear error for each way in which a file can be bad."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
+
+__all__ = ["image_size", "read_image", "read_label_image"]
+
+_ORIENTATION = 0x0112  # EXIF tag
+_TRANSPOSED = {5, 6, 7, 8}  # orientations that swap width and height
+
+
+def read_image(path: str | Path, image_format: str = "RGB") -> np.ndarray:
+    """Read an image as the model sees it: upright (EXIF), 8 bits, no alpha.
+
+    Gray images become colour images of three equal channels. Images of 16 bits, 32 bits and floats have no fixed range
+    (a 12-bit microscope writes 16-bit files), so each is stretched linearly from its 0.1 to its 99.9 percentile.
+
+    Args:
+        path: Any file that Pillow opens.
+        image_format: Order of the channels: "RGB", "BGR", or "L" for one channel of gray.
+
+    Returns:
+        (H, W, 3) uint8, or (H, W, 1) for "L".
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: The file is not an image or is cut short, or ``image_format`` is unknown.
+    """
+    if image_format not in ("RGB", "BGR", "L"):
+        raise ValueError(f'INPUT.FORMAT is "{image_format}", expected "RGB", "BGR" or "L".')
+    image = _load(path)
+    if image.mode.startswith(("I", "F")):
+        image = _stretch_to_8_bits(np.asarray(image))
+    pixels = np.array(image.convert("L" if image_format == "L" else "RGB"))
+    if image_format == "L":
+        return pixels[:, :, None]
+    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def read_label_image(path: str | Path) -> np.ndarray:
+    """Read a picture whose pixel values are ids (of classes or instances), not colours.
+
+    Palette images give their indices. Colour images are taken only if their channels are equal.
+
+    Args:
+        path: A PNG or TIFF of 1, 8, 16 or 32 bits.
+
+    Returns:
+        (H, W) int64.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: The file is unreadable, coloured, or has negative or fractional values.
+    """
+    labels = np.asarray(_load(path))
+    if labels.ndim == 3:
+        if not (labels.shape[2] >= 3 and (labels[..., :3] == labels[..., :1]).all()):
+            raise ValueError(
+                f"{path}: is a colour picture of {labels.shape[2]} channels, expected one channel of ids. "
+                "Save the ids themselves (8 or 16 bits), not colours that stand for them."
+            )
+        labels = labels[..., 0]
+    ids = labels.astype(np.int64)
+    if (ids < 0).any() or (ids != labels).any():
+        raise ValueError(f"{path}: has negative or fractional values, expected whole ids from 0 upwards.")
+    return ids
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image as :func:`read_image` returns it, from its header alone."""
+    with _opened(path) as image:
+        width, height = image.size
+        return (width, height) if image.getexif().get(_ORIENTATION) in _TRANSPOSED else (height, width)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open a file, and turn what goes wrong while it is open into errors that name it."""
+    try:
+        with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file. Check the folders of the data set.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as an image ({error}). It is damaged, cut short or of an unknown format: "
+            "copy it again, or take it out of the data set."
+        ) from error
+
+
+def _load(path: str | Path) -> Image.Image:
+    with _opened(path) as image:
+        return ImageOps.exif_transpose(image)
+
+
+def _stretch_to_8_bits(pixels: np.ndarray) -> Image.Image:
+    pixels = pixels.astype(np.float64)
+    low, high = np.percentile(pixels, (0.1, 99.9))
+    if high <= low:  # nearly constant: a few bright pixels on black, or nothing
+        low, high = pixels.min(), pixels.max()
+    scaled = (pixels - low) / max(high - low, 1e-12) * 255
+    return Image.fromarray(np.clip(scaled.round(), 0, 255).astype(np.uint8))

@@ -1,0 +1,94 @@
+"""A map of segment numbers: how every kind of annotation travels through the augmentations.
+
+One integer map is moved once, and masks are cut out of what is left of it. Moving hundreds of masks one by one costs
+hundreds of times as much.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import transforms as T
+
+__all__ = ["LabelMap", "encode_label_map", "move_labels"]
+
+
+@dataclass
+class LabelMap:
+    """Disjoint segments of an image.
+
+    Attributes:
+        labels: (H, W) integers; 0 is void, i belongs to segment i - 1. Padding becomes void.
+        classes: (T,) int64, the contiguous class of each segment; NO_CLASS for one that is neither void nor a target.
+    """
+
+    NO_CLASS: ClassVar[int] = -1
+
+    labels: np.ndarray
+    classes: np.ndarray
+
+    def class_map(self) -> np.ndarray:
+        """(H, W) int64: 0 is void or no class, k + 1 is class k."""
+        return np.concatenate([[0], self.classes + 1])[self.labels]
+
+    def masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cut out the targets that have a pixel left.
+
+        Returns:
+            classes: (T',) int64.
+            masks: (T', H, W) bool.
+        """
+        areas = np.bincount(self.labels.ravel(), minlength=len(self.classes) + 1)[1:]
+        present = np.flatnonzero((areas > 0) & (self.classes != self.NO_CLASS))
+        masks = np.zeros((len(present), *self.labels.shape), dtype=bool)
+        for mask, index in zip(masks, present, strict=True):
+            np.equal(self.labels, index + 1, out=mask)
+        return self.classes[present], masks
+
+
+def move_labels(transform: T.Transform, labels: np.ndarray) -> np.ndarray:
+    """Apply a geometric transform to an integer map, exactly.
+
+    Detectron2 resizes uint8 maps by Pillow's nearest neighbour, which keeps them aligned with the image, and no other
+    integers at all. So larger labels travel as bytes.
+
+    Args:
+        transform: A transform that pads segmentations with 0.
+        labels: (H, W) integers from 0 to 65535.
+
+    Returns:
+        (H', W'), uint8 where that suffices, else int32.
+    """
+    low = transform.apply_segmentation((labels & 0xFF).astype(np.uint8))
+    if labels.max(initial=0) < 256:
+        return low
+    high = transform.apply_segmentation((labels >> 8).astype(np.uint8))
+    return low.astype(np.int32) + (high.astype(np.int32) << 8)
+
+
+def encode_label_map(labels: np.ndarray, count: int) -> list[dict]:
+    """COCO's compressed RLE of the masks ``labels == 1`` ... ``labels == count``, in one pass over the map.
+
+    Args:
+        labels: (H, W) integers.
+        count: How many labels to encode.
+
+    Returns:
+        ``count`` dicts of "size" and "counts" (bytes), of an empty mask where a label is absent.
+    """
+    height, width = labels.shape
+    flat = labels.ravel(order="F").astype(np.int64)
+    starts = np.flatnonzero(np.diff(flat, prepend=-1))
+    ends = np.append(starts[1:], flat.size)
+    values = flat[starts]
+    order = np.argsort(values, kind="stable")
+    bounds = np.searchsorted(values[order], np.arange(1, count + 2))
+    rles = []
+    for first, last in pairwise(bounds):
+        runs = order[first:last]
+        edges = np.stack([starts[runs], ends[runs]], axis=1).ravel()
+        counts = np.diff(edges, prepend=0, append=flat.size).tolist()
+        rles.append(mask_util.frPyObjects({"counts": counts, "size": [height, width]}, height, width))
+    return rles

@@ -1,0 +1,66 @@
+"""COCO's panoptic PNGs: the id of a segment is red + 256 * green + 65536 * blue, and 0 is void."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .image_io import read_image
+
+__all__ = ["check_label_size", "read_panoptic_png", "read_segment_numbers", "write_panoptic_png"]
+
+
+def read_panoptic_png(path: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """Read the map of segment ids.
+
+    Args:
+        path: The PNG.
+        size: Height and width of its image.
+
+    Returns:
+        (H, W) int32.
+
+    Raises:
+        ValueError: The sizes differ.
+    """
+    red, green, blue = np.moveaxis(read_image(path).astype(np.int32), 2, 0)
+    ids = red + 256 * green + 65536 * blue
+    check_label_size(path, ids, size)
+    return ids
+
+
+def read_segment_numbers(dataset_dict: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Read the panoptic PNG of an image, and number its segments as they stand in "segments_info".
+
+    Args:
+        dataset_dict: With "pan_seg_file_name" and "segments_info".
+        size: Height and width of the image.
+
+    Returns:
+        (H, W) integers: 0 for pixels of no segment, i for the (i - 1)th segment.
+    """
+    if "pan_seg_file_name" not in dataset_dict:
+        raise ValueError(
+            f"{dataset_dict['file_name']}: has no panoptic annotation (pan_seg_file_name). "
+            "Use a panoptic data set, or the mapper of another task (INPUT.DATASET_MAPPER_NAME)."
+        )
+    pixels = read_panoptic_png(dataset_dict["pan_seg_file_name"], size)
+    ids = np.array([0] + [segment["id"] for segment in dataset_dict["segments_info"]])
+    order = np.argsort(ids)
+    numbers = order[np.searchsorted(ids, pixels, sorter=order).clip(max=len(ids) - 1)]
+    return np.where(ids[numbers] == pixels, numbers, 0)
+
+
+def write_panoptic_png(path: str | Path, ids: np.ndarray) -> None:
+    """Write a map (H, W) of segment ids below 2^24."""
+    Image.fromarray(np.stack([ids & 255, (ids >> 8) & 255, ids >> 16], axis=2).astype(np.uint8)).save(path)
+
+
+def check_label_size(path: str | Path, labels: np.ndarray, size: tuple[int, int]) -> None:
+    """Raise ValueError unless ``labels`` (H, W), read from ``path``, has the size (height, width) of its image."""
+    if labels.shape != size:
+        raise ValueError(
+            f"{path}: the mask is {labels.shape[0]} x {labels.shape[1]} (height x width), its image is "
+            f"{size[0]} x {size[1]}. Check that both belong together (photographs count as EXIF turns them)."
+        )
