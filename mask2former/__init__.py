@@ -1,7 +1,7 @@
 """Mask2Former: universal image segmentation as a Detectron2 extension.
 
-Importing the package registers its components and data sets with Detectron2; ``add_maskformer2_config`` adds its keys to
-a configuration::
+Importing the package registers its components and data sets with Detectron2; ``add_maskformer2_config`` adds its keys
+to a configuration::
 
     from detectron2.config import get_cfg
     from mask2former import add_maskformer2_config

@@ -1,7 +1,18 @@
 """The model. Importing this package registers every component under its official name."""
 
-from . import backbone, pixel_decoder, transformer_decoder
+from .backbone import D2SwinTransformer, TimmBackbone
+from .build import TRANSFORMER_DECODER_REGISTRY
 from .head import MaskFormerHead
 from .mask_former import MaskFormer
+from .pixel_decoder import MSDeformAttnPixelDecoder
+from .transformer_decoder import MultiScaleMaskedTransformerDecoder
 
-__all__ = ["MaskFormer", "MaskFormerHead", "backbone", "pixel_decoder", "transformer_decoder"]
+__all__ = [
+    "TRANSFORMER_DECODER_REGISTRY",
+    "D2SwinTransformer",
+    "MSDeformAttnPixelDecoder",
+    "MaskFormer",
+    "MaskFormerHead",
+    "MultiScaleMaskedTransformerDecoder",
+    "TimmBackbone",
+]

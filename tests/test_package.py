@@ -1,0 +1,42 @@
+"""What `import mask2former` does."""
+
+import subprocess
+import sys
+
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+
+import mask2former
+from mask2former.modeling import TRANSFORMER_DECODER_REGISTRY
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_components_and_data_sets_are_registered() -> None:
+    assert META_ARCH_REGISTRY.get("MaskFormer") is mask2former.MaskFormer
+    for name in ("MaskFormerHead", "MSDeformAttnPixelDecoder"):
+        assert name in SEM_SEG_HEADS_REGISTRY
+    for name in ("D2SwinTransformer", "TimmBackbone"):
+        assert name in BACKBONE_REGISTRY
+    assert "MultiScaleMaskedTransformerDecoder" in TRANSFORMER_DECODER_REGISTRY
+    assert "coco_2017_val_panoptic_with_sem_seg" in DatasetCatalog.list()
+
+
+def test_every_public_name_exists() -> None:
+    assert all(hasattr(mask2former, name) for name in mask2former.__all__)
+
+
+def test_import_is_silent() -> None:
+    run = run_python("import mask2former")
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_missing_detectron2_gives_the_command_that_installs_it() -> None:
+    run = run_python("import sys; sys.modules['detectron2'] = None; import mask2former")
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == (
+        "ImportError: Mask2Former extends Detectron2, which is not installed here: "
+        "run `python tools/install_detectron2.py`."
+    )
