@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.data import DatasetFromList, MetadataCatalog, build_detection_train_loader
 from detectron2.utils import comm
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from mask2former.data import check_config_against_data
 from mask2former.engine.random_state import derive_seed, isolated_rng
 
 __all__ = ["TrainLoader", "build_train_loader"]
@@ -119,7 +120,9 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper) -> TrainLoader:
     with isolated_rng(derive_seed(seed)):
         parts = build_detection_train_loader.from_config(cfg, mapper=mapper)
     records = parts["dataset"]
-    if isinstance(records, IterableDataset):
+    if isinstance(records, list):
+        check_config_against_data(cfg, records, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]))
+    elif isinstance(records, IterableDataset):
         raise TypeError(
             f"{cfg.DATASETS.TRAIN} give an IterableDataset, which cannot continue where a run stopped; register a list "
             "of dicts or a map-style Dataset."

@@ -18,6 +18,7 @@ from mask2former.engine.data_loader import TrainLoader, build_train_loader
 from mask2former.engine.hooks import BestCheckpointer, ProgressBar, SeedEachStep
 from mask2former.engine.optimizer import build_lr_scheduler, build_optimizer
 from mask2former.engine.prediction_images import PredictionImages
+from mask2former.engine.random_state import derive_seed, seed_all
 from mask2former.engine.train_loop import StepTrainer, amp_dtype
 from mask2former.evaluation import build_evaluator
 
@@ -37,6 +38,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         super(DefaultTrainer, self).__init__()  # not DefaultTrainer's: its parallel model and AMP need a GPU
         cfg = _with_seed(self.auto_scale_workers(cfg, comm.get_world_size()))
+        seed_all(derive_seed(cfg.SEED))  # the first weights
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = StepTrainer(

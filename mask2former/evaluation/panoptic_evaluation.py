@@ -102,8 +102,8 @@ class PanopticEvaluator(DatasetEvaluator):
         if missing:
             raise ValueError(
                 f"{len(missing)} of the {len(self._annotations)} images in the panoptic annotations of "
-                f"{self._dataset_name!r} have no prediction, such as image_id {min(missing, key=str)!r}. They must list "
-                "the images of the data set, no more."
+                f"{self._dataset_name!r} have no prediction, such as image_id {min(missing, key=str)!r}. Both must have "
+                "the same images."
             )
         self._output_dir.mkdir(parents=True, exist_ok=True)
         with open(self._output_dir / "panoptic_predictions.json", "w") as f:

@@ -1,11 +1,10 @@
 """A tiny data set and model that train in milliseconds; as a script, ``train_net.py`` with both registered.
 
-The data set's folder is taken from the environment variable TOY_DATA.
+The script finds the data set's folder in the environment variable TOY_DATA, and the repository in PYTHONPATH.
 """
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +195,6 @@ if "TOY_DATA" in os.environ:
     register_dataset(Path(os.environ["TOY_DATA"]))
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     import train_net
     from mask2former.engine import launch
 

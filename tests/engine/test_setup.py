@@ -1,0 +1,48 @@
+import argparse
+import logging
+
+import pytest
+import torch
+
+from mask2former.engine import load_config, setup
+
+
+def test_options_override_the_file(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("SOLVER:\n  MAX_ITER: 5\n  BASE_LR: 0.5\n")
+    cfg = load_config(str(file), ["SOLVER.MAX_ITER", "7"])
+
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (7, 0.5)
+    assert cfg.is_frozen()
+
+
+@pytest.mark.parametrize("folder", ["", "base"])
+def test_yaml_that_would_run_code_is_refused(tmp_path, folder):
+    unsafe = tmp_path / "unsafe.yaml"
+    unsafe.write_text('INPUT:\n  MIN_SIZE_TRAIN: !!python/object/apply:eval ["[1, 2]"]\n')
+    child = tmp_path / "child.yaml"
+    child.write_text("_BASE_: unsafe.yaml\n")
+
+    with pytest.raises(ValueError, match=r"YAML tag that is not plain data(.|\n)*line 2(.|\n)*write the resulting value"):
+        load_config(str(child if folder else unsafe))
+
+
+def test_without_a_gpu_the_device_is_the_cpu(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with caplog.at_level(logging.INFO):
+        cfg = load_config(opts=["MODEL.DEVICE", "cuda"])
+
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert [record.message for record in caplog.records if "running on the CPU" in record.message]
+
+
+def test_setup_prepares_the_output_folder_and_the_seed(tmp_path):
+    args = argparse.Namespace(config_file="", opts=["OUTPUT_DIR", str(tmp_path / "out"), "SEED", "3"], eval_only=False)
+    setup(args)
+    drawn = torch.rand(())
+    torch.manual_seed(3)
+
+    assert drawn == torch.rand(())
+    assert (tmp_path / "out" / "config.yaml").is_file()
+    logging.getLogger("mask2former.test").info("a line of ours")
+    assert "a line of ours" in (tmp_path / "out" / "log.txt").read_text()

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from mask2former.engine.train_loop import StepTrainer, amp_dtype
+
+
+class Regression(nn.Module):
+    """Mean squared error of a line; a sample is {"x": ..., "y": ..., "file_name": ...}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(1, 1)
+        self.seen_dtypes: list[torch.dtype] = []
+
+    def forward(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        x, y = (torch.tensor([[s[key]] for s in samples]) for key in "xy")
+        predicted = self.line(x)
+        self.seen_dtypes.append(predicted.dtype)
+        loss = ((predicted.float() - y) ** 2).mean()
+        return {"loss_a": loss, "loss_b": 2 * loss}
+
+
+SAMPLES = [{"x": float(i), "y": 3.0 * i + 1, "file_name": f"{i}.png"} for i in range(4)]
+
+
+def run(batches: list[list[dict]], lr: float = 0.01, **options) -> tuple[StepTrainer, EventStorage]:
+    torch.manual_seed(0)
+    model = Regression()
+    trainer = StepTrainer(model, batches, torch.optim.SGD(model.parameters(), lr=lr), **options)
+    with EventStorage() as storage:
+        trainer.run_step()
+    return trainer, storage
+
+
+def test_accumulated_gradients_equal_the_joint_batch():
+    joint, joint_storage = run([SAMPLES])
+    split, split_storage = run([SAMPLES[:2], SAMPLES[2:]], accumulation_steps=2)
+
+    for a, b in zip(joint.model.parameters(), split.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+        torch.testing.assert_close(a, b)
+    for name in ("total_loss", "loss_a", "loss_b"):
+        assert split_storage.latest()[name][0] == pytest.approx(joint_storage.latest()[name][0], rel=1e-6)
+
+
+def test_losses_are_logged_with_their_sum():
+    _, storage = run([SAMPLES])
+    logged = {name: value for name, (value, _) in storage.latest().items()}
+
+    assert logged["total_loss"] == pytest.approx(logged["loss_a"] + logged["loss_b"])
+    assert logged["loss_b"] == pytest.approx(2 * logged["loss_a"])
+    assert logged["data_time"] >= 0
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights():
+    trainer, _ = run([SAMPLES], autocast_dtype=torch.bfloat16)
+
+    assert trainer.model.seen_dtypes == [torch.bfloat16]
+    assert trainer.model.line.weight.dtype == trainer.model.line.weight.grad.dtype == torch.float32
+    assert not trainer.grad_scaler.is_enabled()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_loss_stops_before_the_step_and_names_the_images(value):
+    torch.manual_seed(0)
+    model = Regression()
+    before = [parameter.clone() for parameter in model.parameters()]
+    broken = [SAMPLES[0], {"x": 1.0, "y": value, "file_name": "broken.png"}]
+    trainer = StepTrainer(model, [broken], torch.optim.SGD(model.parameters(), lr=1.0))
+    trainer.iter = 12
+
+    with (
+        EventStorage(),
+        pytest.raises(FloatingPointError, match=r"iteration 12 .*'loss_a': (nan|inf).*0.png.*broken.png.*SOLVER.BASE_LR"),
+    ):
+        trainer.run_step()
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("cpu", "auto", torch.bfloat16),
+        ("cpu", "bfloat16", torch.bfloat16),
+        ("cuda:0", "auto", torch.float16),
+        ("cuda", "float16", torch.float16),
+        ("cuda", "bfloat16", torch.bfloat16),
+    ],
+)
+def test_amp_dtype(toy_config, monkeypatch, device, dtype, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg = toy_config(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE=dtype, MODEL__DEVICE=device)
+
+    assert amp_dtype(cfg) == expected
+
+
+def test_amp_is_off_by_default(toy_config):
+    assert amp_dtype(toy_config()) is None
+
+
+@pytest.mark.parametrize(("dtype", "message"), [("float16", "on a GPU only.*'bfloat16'"), ("int8", "'int8'; expected 'auto'")])
+def test_impossible_amp_types_are_errors(toy_config, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        amp_dtype(toy_config(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE=dtype))
+
+
+def test_state_survives_a_round_trip():
+    trainer, _ = run([SAMPLES])
+    other, _ = run([SAMPLES], lr=0.5)
+    other.load_state_dict(trainer.state_dict())
+
+    assert other.optimizer.param_groups[0]["lr"] == 0.01

@@ -1,0 +1,192 @@
+import io
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import HookBase, hooks
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mask2former.engine import Trainer
+
+ALL_LOSSES = ("loss_ce", "loss_mask", "total_loss")
+
+
+def train(cfg, resume: bool = False, *, stop_after: int | None = None) -> list[tuple[float, ...]]:
+    """Train; returns the losses of each step. ``stop_after`` steps the run breaks off, as if it were killed."""
+    losses = []
+
+    def record(trainer) -> None:
+        latest = trainer.storage.latest()
+        losses.append(tuple(latest[name][0] for name in ALL_LOSSES))
+        if trainer.iter + 1 == stop_after:
+            raise KeyboardInterrupt
+
+    trainer = Trainer(cfg)
+    trainer.register_hooks([hooks.CallbackHook(after_step=record)])
+    trainer.resume_or_load(resume=resume)
+    if stop_after is None:
+        trainer.train()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    return losses
+
+
+@pytest.fixture
+def straight(toy_config, tmp_path):
+    """Losses of eight steps without a stop."""
+    return train(toy_config(OUTPUT_DIR=tmp_path / "straight"))
+
+
+def test_training_lowers_the_loss(toy_config):
+    losses = [total for *_, total in train(toy_config(SOLVER__MAX_ITER=60, SOLVER__BASE_LR=0.05))]
+
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_a_seeded_run_repeats_bit_for_bit(toy_config, straight, tmp_path):
+    assert train(toy_config(OUTPUT_DIR=tmp_path / "again")) == straight
+    assert len(set(straight)) == 8
+
+
+def test_another_seed_gives_another_run(toy_config, straight):
+    assert train(toy_config(SEED=8)) != straight
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_run_continues_bit_for_bit(toy_config, straight, num_workers):
+    cfg = toy_config(SOLVER__CHECKPOINT_PERIOD=4, TEST__EVAL_PERIOD=3, DATALOADER__NUM_WORKERS=num_workers)
+    first = train(cfg, stop_after=5)  # one step more than the checkpoint has
+    rest = train(cfg, resume=True)
+
+    assert first == straight[:5]
+    assert rest == straight[4:]
+
+
+def test_an_accumulating_run_resumes_at_the_right_sample(toy_config, tmp_path):
+    changes = {"SOLVER__GRADIENT_ACCUMULATION_STEPS": 2, "SOLVER__CHECKPOINT_PERIOD": 4}
+    whole = train(toy_config(OUTPUT_DIR=tmp_path / "whole", **changes))
+    cfg = toy_config(**changes)
+    train(cfg, stop_after=4)
+
+    assert train(cfg, resume=True) == whole[4:]
+
+
+def test_a_run_without_a_seed_resumes_with_the_one_it_drew(toy_config, caplog):
+    cfg = toy_config(SEED=-1, SOLVER__CHECKPOINT_PERIOD=4)
+    whole = train(cfg)
+    (trainer_of_first := Trainer(cfg)).checkpointer.tag_last_checkpoint("model_0000003.pth")
+    with caplog.at_level(logging.INFO, "mask2former"):
+        rest = train(cfg, resume=True)
+
+    assert rest == whole[4:]
+    assert "goes on with the seed it began with" in caplog.text
+    assert trainer_of_first.cfg.SEED >= 0
+
+
+def test_bfloat16_training_resumes_too(toy_config, tmp_path):
+    changes = {"SOLVER__AMP__ENABLED": True, "SOLVER__CHECKPOINT_PERIOD": 4}
+    whole = train(toy_config(OUTPUT_DIR=tmp_path / "whole", **changes))
+    cfg = toy_config(**changes)
+    train(cfg, stop_after=4)
+
+    assert train(cfg, resume=True) == whole[4:]
+
+
+def test_checkpoints_are_plain_data(toy_config, tmp_path):
+    cfg = toy_config(SOLVER__AMP__ENABLED=True, TEST__BEST_CHECKPOINT__ENABLED=True)
+    train(cfg)
+    checkpoint = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
+
+    assert checkpoint["iteration"] == 7
+    assert checkpoint["trainer"]["seed"] == 7
+    assert set(checkpoint) == {"model", "trainer", "iteration"}
+
+
+def test_weights_load_without_resuming(toy_config, tmp_path):
+    train(toy_config())
+    cfg = toy_config(MODEL__WEIGHTS=tmp_path / "out" / "model_final.pth", OUTPUT_DIR=tmp_path / "fine_tuned")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)  # finds nothing to resume in its folder
+    saved = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
+
+    assert trainer.start_iter == 0
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, saved[name])
+
+
+class FakeEvaluation(HookBase):
+    """Puts given values of a metric into the storage, as an evaluation after each step would."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = values
+
+    def after_step(self) -> None:
+        self.trainer.storage.put_scalar("task/metric", self.values[self.trainer.iter], smoothing_hint=False)
+
+
+def test_the_best_checkpoint_is_kept_over_a_resume(toy_config, tmp_path, monkeypatch):
+    values = [1.0, 3.0, 2.0, 2.0, 2.5, 4.0, 1.0, float("nan")]
+    build_hooks = Trainer.build_hooks
+    monkeypatch.setattr(Trainer, "build_hooks", lambda self: [FakeEvaluation(values), *build_hooks(self)])
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *args, **kwargs: {}))
+    best = {"ENABLED": True, "METRIC": "task/metric"}
+    cfg = toy_config(
+        SOLVER__CHECKPOINT_PERIOD=3,
+        TEST__EVAL_PERIOD=1,
+        **{f"TEST__BEST_CHECKPOINT__{key}": value for key, value in best.items()},
+    )
+
+    def best_iteration() -> int:
+        return torch.load(tmp_path / "out" / "model_best.pth", weights_only=True)["iteration"]
+
+    train(cfg, stop_after=4)
+    assert best_iteration() == 1
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000002.pth"  # what a resume starts from
+
+    train(cfg, resume=True, stop_after=5)
+    assert best_iteration() == 1  # 2.5 of the second run is no better than 3.0 of the first
+
+    train(cfg, resume=True)
+    assert best_iteration() == 5
+
+
+def test_a_best_metric_that_is_not_computed_gives_a_warning(toy_config, caplog):
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        train(toy_config(TEST__BEST_CHECKPOINT__ENABLED=True, TEST__BEST_CHECKPOINT__METRIC="segm/PQ"))
+
+    assert "'segm/PQ' was not computed; the evaluation gave ['bbox/AP'" in caplog.text
+
+
+def test_predictions_are_drawn_beside_the_truth(toy_config, tmp_path):
+    train(toy_config(VIS_PERIOD=4, TEST__VIS_IMAGES=3))
+    events = EventAccumulator(str(tmp_path / "out"))
+    events.Reload()
+
+    assert sorted(events.Tags()["images"]) == ["predictions/001", "predictions/004", "predictions/008"]
+    image = events.Images("predictions/008")
+    assert [event.step for event in image] == [3, 7]
+    assert (image[0].width, image[0].height) == (2 * 32, 24)
+
+
+def test_the_evaluation_is_returned_and_logged(toy_config, tmp_path):
+    trainer = Trainer(toy_config(SOLVER__MAX_ITER=1))
+    results = trainer.train()
+
+    assert {"panoptic_seg", "bbox", "segm", "sem_seg"} <= results.keys()
+    assert f'"panoptic_seg/PQ": {results["panoptic_seg"]["PQ"]}' in (tmp_path / "out" / "metrics.json").read_text()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_the_progress_bar_is_for_terminals(toy_config, monkeypatch, stream):
+    monkeypatch.setattr(sys, "stderr", stream())
+    train(toy_config())
+
+    assert ("8/8" in sys.stderr.getvalue() and "loss=" in sys.stderr.getvalue()) == (stream is Terminal)
