@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._library import has_native_kernel, native_ms_deform_attn
+
 __all__ = ["MSDeformAttn", "ms_deform_attn", "ms_deform_attn_reference"]
 
 
@@ -32,6 +34,8 @@ def ms_deform_attn(
         ValueError: if the shapes do not fit together.
     """
     _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    if has_native_kernel(value):
+        return native_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
     return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
 
 
@@ -152,6 +156,6 @@ def _check_shapes(
     ):
         raise ValueError(
             f"value {tuple(value.shape)}, {len(spatial_shapes)} levels, sampling_locations "
-            f"{tuple(sampling_locations.shape)} and attention_weights {tuple(attention_weights.shape)} disagree; expected "
-            "(N, S, M, D), L, (N, Q, M, L, P, 2) and (N, Q, M, L, P)."
+            f"{tuple(sampling_locations.shape)} and attention_weights {tuple(attention_weights.shape)} disagree; "
+            "expected (N, S, M, D), L, (N, Q, M, L, P, 2) and (N, Q, M, L, P)."
         )

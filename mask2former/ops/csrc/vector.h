@@ -1,0 +1,153 @@
+// Vectors of floats of any width (GCC's and Clang's vector extensions), and rows of channels as such vectors.
+//
+// Only for ms_deform_attn_kernels.cpp, which is compiled once per instruction set: everything here has internal
+// linkage, so that the linker cannot take one instruction set's copy of a function for all of them.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+namespace mask2former {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+#define MASK2FORMER_INLINE inline __attribute__((always_inline))
+
+template <int kWidth>
+struct Vector {
+  typedef float Float __attribute__((vector_size(4 * kWidth)));
+  typedef int32_t Int __attribute__((vector_size(4 * kWidth)));
+  typedef uint32_t Bits __attribute__((vector_size(4 * kWidth)));
+};
+template <>
+struct Vector<1> {
+  using Float = float;
+  using Int = int32_t;
+  using Bits = uint32_t;
+};
+
+using Float = Vector<kLanes>::Float;
+using Int = Vector<kLanes>::Int;
+
+// Loads and stores need no alignment.
+template <typename T>
+MASK2FORMER_INLINE T load(const void* from) {
+  T result;
+  __builtin_memcpy(&result, from, sizeof(T));
+  return result;
+}
+template <typename T>
+MASK2FORMER_INLINE void store(void* to, T vector) {
+  __builtin_memcpy(to, &vector, sizeof(T));
+}
+template <typename To, typename From>
+MASK2FORMER_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "a cast of bits keeps their number");
+  return load<To>(&from);
+}
+
+// Lanes of a and b, which are counted on from a to b.
+template <typename T, int... kIndices>
+MASK2FORMER_INLINE T shuffle(T a, T b, std::integer_sequence<int, kIndices...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, kIndices...);
+#else
+  return __builtin_shuffle(a, b, typename Vector<sizeof...(kIndices)>::Int{kIndices...});
+#endif
+}
+
+// From blocks of `kBlock` lanes in a and b: the first (kSecond = 0) or second (kSecond = 1) half of every block.
+template <int kBlock, int kSecond, typename T, int... kLane>
+MASK2FORMER_INLINE T half_blocks(T a, T b, std::integer_sequence<int, kLane...>) {
+  constexpr int kHalf = kBlock / 2;
+  return shuffle(a, b, std::integer_sequence<int, (kLane / kHalf * kBlock + kLane % kHalf + kSecond * kHalf)...>{});
+}
+
+// The sums of the lanes of each of `kRows` vectors, spread over blocks of kWidth / kRows lanes in the order of the rows;
+// one lane a row where kRows = kWidth.
+template <int kRows, int kWidth, typename T>
+MASK2FORMER_INLINE T sum_rows(const T* rows) {
+  if constexpr (kRows == 1) {
+    return rows[0];
+  } else {
+    const T a = sum_rows<kRows / 2, kWidth>(rows);
+    const T b = sum_rows<kRows / 2, kWidth>(rows + kRows / 2);
+    constexpr int kBlock = 2 * kWidth / kRows;
+    const auto lanes = std::make_integer_sequence<int, kWidth>{};
+    return half_blocks<kBlock, 0>(a, b, lanes) + half_blocks<kBlock, 1>(a, b, lanes);
+  }
+}
+
+// kChannels channels as one or two vectors of floats ("parts"), in an order that only load and store need to know.
+template <typename Scalar, int kChannels>
+struct Channels;
+
+template <int kChannels>
+struct Channels<float, kChannels> {
+  static constexpr int kParts = kChannels > kLanes ? 2 : 1;
+  static constexpr int kWidth = kChannels / kParts;
+  using Part = typename Vector<kWidth>::Float;
+  Part part[kParts];
+
+  MASK2FORMER_INLINE explicit Channels(const float* from) {
+    for (int i = 0; i < kParts; ++i) part[i] = load<Part>(from + i * kWidth);
+  }
+  MASK2FORMER_INLINE void store_to(float* to) const {
+    for (int i = 0; i < kParts; ++i) store(to + i * kWidth, part[i]);
+  }
+  Channels() = default;
+};
+
+using BFloat16 = uint16_t;
+
+// The float's bits whose upper half is the nearest bfloat16, ties to even; a NaN stays one.
+template <typename Bits, typename Part>
+MASK2FORMER_INLINE Bits round_to_bfloat16(Part part) {
+  const Bits bits = bit_cast<Bits>(part);
+  const Bits rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return part == part ? rounded : Bits{} + 0x7fc00000u;
+}
+
+// Two neighbouring bfloat16 are one 32-bit lane: even channels in part 0, odd ones in part 1, without a shuffle.
+template <int kChannels>
+struct Channels<BFloat16, kChannels> {
+  static constexpr int kParts = 2;
+  static constexpr int kWidth = kChannels / 2;
+  using Part = typename Vector<kWidth>::Float;
+  using Bits = typename Vector<kWidth>::Bits;
+  Part part[kParts];
+
+  MASK2FORMER_INLINE explicit Channels(const BFloat16* from) {
+    const Bits pairs = load<Bits>(from);
+    part[0] = bit_cast<Part>(pairs << 16);
+    part[1] = bit_cast<Part>(pairs & 0xffff0000u);
+  }
+  MASK2FORMER_INLINE void store_to(BFloat16* to) const {
+    store(to, (round_to_bfloat16<Bits>(part[0]) >> 16) | (round_to_bfloat16<Bits>(part[1]) & 0xffff0000u));
+  }
+  Channels() = default;
+};
+
+template <>
+struct Channels<BFloat16, 1> {
+  static constexpr int kParts = 1;
+  static constexpr int kWidth = 1;
+  using Part = float;
+  Part part[kParts];
+
+  MASK2FORMER_INLINE explicit Channels(const BFloat16* from) : part{bit_cast<float>(static_cast<uint32_t>(*from) << 16)} {}
+  MASK2FORMER_INLINE void store_to(BFloat16* to) const {
+    *to = static_cast<BFloat16>(round_to_bfloat16<uint32_t>(part[0]) >> 16);
+  }
+  Channels() = default;
+};
+
+}  // namespace
+}  // namespace mask2former
