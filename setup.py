@@ -1,5 +1,59 @@
-"""Metadata is in pyproject.toml. This file is for what that cannot say: the compiled op, once there is one."""
+"""Metadata is in pyproject.toml. This file is for what that cannot say: the compiled operators."""
 
-from setuptools import setup
+import importlib.util
+import sys
+from pathlib import Path
 
-setup()
+from setuptools import Command, setup
+from setuptools.command.build import build
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ModuleNotFoundError:  # setuptools before 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
+OPS = Path("mask2former/ops")
+
+
+class BuildOps(Command):
+    """Compiles the native operators where that is possible: the package works without them, more slowly."""
+
+    editable_mode = False
+
+    def initialize_options(self) -> None:
+        self.build_lib = None
+        self.library: Path | None = None
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        spec = importlib.util.spec_from_file_location("build_ops", OPS / "build.py")
+        build_ops = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(build_ops)
+        try:
+            self.library = build_ops.build(OPS if self.editable_mode else Path(self.build_lib) / OPS)
+        except build_ops.BuildError as error:
+            print(f"Mask2Former installs without its native operators, and runs more slowly: {error}", file=sys.stderr)
+
+    # What setuptools asks of a step of a build.
+    def get_source_files(self) -> list[str]:
+        return [str(path) for path in sorted((OPS / "csrc").iterdir())]
+
+    def get_outputs(self) -> list[str]:
+        return [] if self.library is None or self.editable_mode else [str(self.library)]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class BdistWheel(bdist_wheel):
+    """A wheel with the library is for one platform, but for every Python: the library does not know of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        built = self.get_finalized_command("build_ops").library is not None
+        return ("py3", "none", super().get_tag()[2] if built else "any")
+
+
+build.sub_commands = [*build.sub_commands, ("build_ops", None)]
+setup(cmdclass={"build_ops": BuildOps, "bdist_wheel": BdistWheel})
