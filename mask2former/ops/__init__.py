@@ -1,5 +1,5 @@
 """Operators. This package knows nothing of the rest of Mask2Former."""
 
-from .ms_deform_attn import MSDeformAttn, ms_deform_attn, ms_deform_attn_reference
+from .ms_deform_attn import MSDeformAttn, fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_reference
 
-__all__ = ["MSDeformAttn", "ms_deform_attn", "ms_deform_attn_reference"]
+__all__ = ["MSDeformAttn", "fused_ms_deform_attn", "ms_deform_attn", "ms_deform_attn_reference"]

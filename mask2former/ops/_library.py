@@ -10,7 +10,7 @@ The environment variable ``MASK2FORMER_OPS`` says what to use:
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .build import BuildError, build, library_name
 
-__all__ = ["has_native_kernel", "native_ms_deform_attn"]
+__all__ = ["has_native_kernel", "native_fused_ms_deform_attn", "native_ms_deform_attn"]
 
 _PACKAGE = Path(__file__).resolve().parent
 _MODES = ("auto", "reference", "jit")
@@ -38,13 +38,19 @@ def has_native_kernel(value: Tensor) -> bool:
     )
 
 
-def native_ms_deform_attn(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
-) -> Tensor:
+def native_ms_deform_attn(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *geometry: Tensor) -> Tensor:
     """:func:`mask2former.ops.ms_deform_attn` by the native operator."""
-    sizes = [size for shape in spatial_shapes for size in shape]
-    locations, weights = sampling_locations.float(), attention_weights.float()
-    return torch.ops.mask2former.ms_deform_attn(value, sizes, locations, weights)
+    return torch.ops.mask2former.ms_deform_attn(value, *_arguments(spatial_shapes, geometry))
+
+
+def native_fused_ms_deform_attn(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *geometry: Tensor) -> Tensor:
+    """:func:`mask2former.ops.fused_ms_deform_attn` by the native operator."""
+    return torch.ops.mask2former.fused_ms_deform_attn(value, *_arguments(spatial_shapes, geometry))
+
+
+def _arguments(spatial_shapes: Sequence[tuple[int, int]], geometry: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What the operators take after the value: heights and widths in one list, and float32 tensors."""
+    return [size for shape in spatial_shapes for size in shape], *(x.float() for x in geometry)
 
 
 @torch.compiler.assume_constant_result
@@ -86,41 +92,61 @@ def _find_library(mode: str) -> Path | None:
     return None
 
 
-def _register() -> None:
-    torch.library.register_fake("mask2former::ms_deform_attn", _forward_fake)
-    torch.library.register_fake("mask2former::ms_deform_attn_backward", _backward_fake)
-    torch.library.register_autograd("mask2former::ms_deform_attn", _backward, setup_context=_setup_context)
-    _REGISTRATIONS.impl("ms_deform_attn", _autocast, "AutocastCPU")
-
-
 # Holds what is registered without a function of torch.library's own; what it holds goes when it goes.
 _REGISTRATIONS = torch.library.Library("mask2former", "FRAGMENT")
 
 
-def _forward_fake(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+def _register() -> None:
+    """Tells PyTorch what the operators return without running them, their gradients, and what autocast means to them."""
+    for name, backward in (("ms_deform_attn", _backward), ("fused_ms_deform_attn", _fused_backward)):
+        torch.library.register_fake(f"mask2former::{name}", _forward_fake)
+        torch.library.register_fake(f"mask2former::{name}_backward", _backward_fake)
+        torch.library.register_autograd(f"mask2former::{name}", backward, setup_context=_setup_context)
+        _REGISTRATIONS.impl(name, functools.partial(_autocast, getattr(torch.ops.mask2former, name)), "AutocastCPU")
+
+
+# Below, `geometry` is what an operator takes after the value and the spatial shapes; the last two tensors, (N, Q, M, L,
+# P, 2) and (N, Q, M, L, P), are locations and weights, or offsets and logits after the fused operator's reference points.
+
+
+def _forward_fake(value: Tensor, spatial_shapes: list[int], *geometry: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], geometry[-1].shape[1], value.shape[2] * value.shape[3])
 
 
 def _backward_fake(
-    grad_output: Tensor, value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor
+    grad_output: Tensor, value: Tensor, spatial_shapes: list[int], *geometry: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
+    offsets, attention = geometry[-2:]
+    return value.new_empty(value.shape), offsets.new_empty(offsets.shape), attention.new_empty(attention.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, list[int], Tensor, Tensor], output: Tensor) -> None:
-    value, ctx.spatial_shapes, locations, weights = inputs
-    ctx.save_for_backward(value, locations, weights)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.spatial_shapes, *geometry = inputs
+    ctx.save_for_backward(value, *geometry)
 
 
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
-    value, locations, weights = ctx.saved_tensors
-    grad_value, grad_locations, grad_weights = torch.ops.mask2former.ms_deform_attn_backward(
-        grad_output, value, ctx.spatial_shapes, locations, weights
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    value, *geometry = ctx.saved_tensors
+    grad_value, *grad_geometry = torch.ops.mask2former.ms_deform_attn_backward(
+        grad_output, value, ctx.spatial_shapes, *geometry
     )
-    return grad_value, None, grad_locations, grad_weights
+    return grad_value, None, *grad_geometry
 
 
-def _autocast(value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    """Values stay in the dtype that autocast gave them; locations and weights need float32's resolution."""
+def _fused_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    value, reference_points, *geometry = ctx.saved_tensors
+    grad_value, grad_offsets, grad_logits = torch.ops.mask2former.fused_ms_deform_attn_backward(
+        grad_output, value, ctx.spatial_shapes, reference_points, *geometry
+    )
+    grad_points = None
+    if ctx.needs_input_grad[2]:
+        # A reference point moves its query's points of all heads, by the level's size for a whole image.
+        sizes = grad_offsets.new_tensor(ctx.spatial_shapes).view(-1, 2).flip(-1)  # (L, 2) as (width, height)
+        grad_points = (grad_offsets.sum(dim=(2, 4)) * sizes).sum_to_size(reference_points.shape)
+    return grad_value, None, grad_points, grad_offsets, grad_logits
+
+
+def _autocast(operator: Callable[..., Tensor], value: Tensor, spatial_shapes: list[int], *geometry: Tensor) -> Tensor:
+    """Values stay in the dtype that autocast gave them; all else needs float32's resolution."""
     with torch.autocast("cpu", enabled=False):
-        return torch.ops.mask2former.ms_deform_attn(value, spatial_shapes, locations.float(), weights.float())
+        return operator(value, spatial_shapes, *(x.float() for x in geometry))

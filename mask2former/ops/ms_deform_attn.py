@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._library import has_native_kernel, native_ms_deform_attn
+from ._library import has_native_kernel, native_fused_ms_deform_attn, native_ms_deform_attn
 
-__all__ = ["MSDeformAttn", "ms_deform_attn", "ms_deform_attn_reference"]
+__all__ = ["MSDeformAttn", "fused_ms_deform_attn", "ms_deform_attn", "ms_deform_attn_reference"]
 
 
 def ms_deform_attn(
@@ -60,6 +60,40 @@ def ms_deform_attn_reference(
         output = output + (sampled * weights[:, None, :, level]).sum(-1)  # (N*M, D, Q)
     output = output.view(num_images, num_heads * head_dim, num_queries).transpose(1, 2)
     return output.to(value.dtype).contiguous()
+
+
+def fused_ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """:func:`ms_deform_attn` of what a network predicts: finds the locations and the attention's softmax itself.
+
+    Args:
+        value: (N, S, M, D).
+        spatial_shapes: (height, width) of each of the L levels.
+        reference_points: (1 or N, Q, 1 or L, 2) as (x, y) in 0..1.
+        sampling_offsets: (N, Q, M, L, P, 2) from the reference point, as (x, y) in pixels of the level.
+        attention_logits: (N, Q, M, L, P).
+
+    Returns:
+        (N, Q, M * D) in the dtype of ``value``.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    _check_shapes(value, spatial_shapes, sampling_offsets, attention_logits)
+    if has_native_kernel(value):
+        return native_fused_ms_deform_attn(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
+    # Locations stay in float32 under autocast: bfloat16 resolves only 1/256 of an image's width.
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    offsets, logits = sampling_offsets.to(dtype), attention_logits.to(dtype)
+    weights = logits.flatten(-2).softmax(-1).view(logits.shape)
+    pixels = offsets.new_tensor([(width, height) for height, width in spatial_shapes])  # (L, 2)
+    locations = reference_points[:, :, None, :, None, :] + offsets / pixels[:, None]
+    return ms_deform_attn(value, spatial_shapes, locations, weights)
 
 
 class MSDeformAttn(nn.Module):
@@ -125,12 +159,9 @@ class MSDeformAttn(nn.Module):
         num_images, num_queries, _ = query.shape
         points_shape = (num_images, num_queries, self.num_heads, self.num_levels, self.num_points)
         values = self.value_proj(value).unflatten(-1, (self.num_heads, -1))  # (N, S, M, D)
-        # Locations stay in float32 under autocast: bfloat16 resolves only 1/256 of an image's width.
-        offsets = self.sampling_offsets(query).float().view(*points_shape, 2)
-        weights = self.attention_weights(query).float().view(*points_shape[:3], -1).softmax(-1).view(points_shape)
-        pixels = offsets.new_tensor([(width, height) for height, width in spatial_shapes])  # (L, 2)
-        locations = reference_points[:, :, None, :, None, :] + offsets / pixels[:, None]
-        return self.output_proj(ms_deform_attn(values, spatial_shapes, locations, weights))
+        offsets = self.sampling_offsets(query).view(*points_shape, 2)
+        logits = self.attention_weights(query).view(points_shape)
+        return self.output_proj(fused_ms_deform_attn(values, spatial_shapes, reference_points, offsets, logits))
 
 
 def _check_shapes(

@@ -1,32 +1,37 @@
 """The native operators against the PyTorch reference."""
 
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from mask2former.ops import ms_deform_attn, ms_deform_attn_reference
-from mask2former.ops._library import has_native_kernel
+from mask2former.ops import MSDeformAttn, _library, fused_ms_deform_attn, ms_deform_attn
+from mask2former.ops.build import library_name
 
 pytestmark = pytest.mark.skipif(
-    not has_native_kernel(torch.empty(0)), reason="the native library is not built (python -m mask2former.ops.build)"
+    not _library.load_library(), reason="the native library is not built (python -m mask2former.ops.build)"
 )
 
-SHAPES = [(7, 5), (3, 4), (1, 1)]
-Inputs = tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]
+Shapes = list[tuple[int, int]]
+SHAPES: Shapes = [(7, 5), (3, 4), (1, 1)]
 
 
 def make_inputs(
     dtype: torch.dtype = torch.float32,
     *,
-    shapes: list[tuple[int, int]] = SHAPES,
+    shapes: Shapes = SHAPES,
     images: int = 2,
     queries: int = 11,
     heads: int = 3,
     head_dim: int = 32,
     points: int = 4,
-) -> Inputs:
+) -> tuple[Shapes, list[Tensor]]:
     """Random inputs; a third of the locations lie outside, and some exactly on the edges and on pixels' centres."""
     value = torch.randn(images, sum(h * w for h, w in shapes), heads, head_dim).to(dtype)
     locations = torch.rand(images, queries, heads, len(shapes), points, 2) * 1.4 - 0.2
@@ -34,41 +39,51 @@ def make_inputs(
     chosen = torch.rand(locations.shape) < 0.2
     locations[chosen] = special[torch.randint(len(special), (int(chosen.sum()),))]
     weights = torch.randn(images, queries, heads, len(shapes) * points).softmax(-1).unflatten(-1, (-1, points))
-    return value, shapes, locations, weights
+    return shapes, [value, locations, weights]
 
 
-def exact(inputs: Inputs, grad_output: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Output and gradients of the reference in float64."""
-    value, shapes, *rest = inputs
-    leaves = [x.double().requires_grad_() for x in (value, *rest)]
-    output = ms_deform_attn_reference(leaves[0], shapes, leaves[1], leaves[2])
-    return output.detach(), list(torch.autograd.grad(output, leaves, grad_output.double()))
+def make_fused_inputs(
+    dtype: torch.dtype = torch.float32, *, reference_images: int = 1, reference_levels: int = 1, **sizes: int
+) -> tuple[Shapes, list[Tensor]]:
+    """Random inputs of the fused operator."""
+    shapes, (value, locations, weights) = make_inputs(dtype, **sizes)  # type: ignore[arg-type]
+    reference_points = torch.rand(reference_images, locations.shape[1], reference_levels, 2)
+    return shapes, [value, reference_points, torch.randn(locations.shape) * 3, torch.randn(weights.shape) * 5]
+
+
+def run(
+    function: Callable[..., Tensor], shapes: Shapes, tensors: list[Tensor], grad_output: Tensor | None = None
+) -> list[Tensor]:
+    """The function's output, and its gradient with respect to every tensor."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    output = function(leaves[0], shapes, *leaves[1:])
+    grad_output = torch.ones_like(output) if grad_output is None else grad_output.to(output.dtype)
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad_output)]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """The largest error, relative to the largest number."""
     assert actual.shape == expected.shape
     if not actual.numel():
         return 0.0
-    return ((actual.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item()
+    return ((actual.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-6)).item()
 
 
-def check(inputs: Inputs) -> None:
-    """Compares output and gradients; bfloat16 results may be off by their last rounding only."""
-    value, shapes, locations, weights = inputs
-    leaves = [x.detach().requires_grad_() for x in (value, locations, weights)]
-    output = ms_deform_attn(leaves[0], shapes, leaves[1], leaves[2])
-    assert "mask2former" in output.grad_fn.name().lower()  # type: ignore[union-attr]
-    assert output.dtype == value.dtype
-    grad_output = torch.randn_like(output)
-    gradients = torch.autograd.grad(output, leaves, grad_output)
-    expected, expected_gradients = exact(inputs, grad_output)
-    tolerance = 5e-6 if value.dtype == torch.float32 else 2**-8
-    assert relative_error(output, expected) < tolerance
-    assert relative_error(gradients[0], expected_gradients[0]) < tolerance
-    assert gradients[0].dtype == value.dtype
-    for actual, wanted in zip(gradients[1:], expected_gradients[1:], strict=True):
-        assert actual.dtype == torch.float32
-        assert relative_error(actual, wanted) < 5e-6
+def check(function: Callable[..., Tensor], inputs: tuple[Shapes, list[Tensor]]) -> None:
+    """Compares output and gradients with the reference in float64.
+
+    In bfloat16 the output and the gradient of the value may be off by their rounding; all else is float32's.
+    """
+    shapes, tensors = inputs
+    value = tensors[0]
+    assert _library.has_native_kernel(value)
+    grad_output = torch.randn(value.shape[0], tensors[1].shape[1], value.shape[2] * value.shape[3]).to(value.dtype)
+    actual = run(function, shapes, tensors, grad_output)
+    expected = run(function, shapes, [x.double() for x in tensors], grad_output)
+    tolerances = [5e-6 if value.dtype == torch.float32 else 2**-8] * 2 + [5e-6] * len(tensors[1:])
+    for result, wanted, tolerance in zip(actual, expected, tolerances, strict=True):
+        assert relative_error(result, wanted) < tolerance
+    assert [x.dtype for x in actual] == [value.dtype] * 2 + [torch.float32] * len(tensors[1:])
 
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -77,21 +92,164 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @dtypes
 @pytest.mark.parametrize("head_dim", [1, 2, 3, 8, 16, 23, 32, 48, 100])
 def test_head_dims(dtype: torch.dtype, head_dim: int) -> None:
-    check(make_inputs(dtype, head_dim=head_dim))
+    check(ms_deform_attn, make_inputs(dtype, head_dim=head_dim))
 
 
 @dtypes
 @pytest.mark.parametrize("points", [1, 3, 5, 8, 11])
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_numbers_of_samples(dtype: torch.dtype, points: int, levels: int) -> None:
-    check(make_inputs(dtype, shapes=SHAPES[:levels], points=points, head_dim=16))
+    check(ms_deform_attn, make_inputs(dtype, shapes=SHAPES[:levels], points=points, head_dim=16))
+
+
+@dtypes
+@pytest.mark.parametrize("points", [1, 4, 5, 11])
+def test_fused(dtype: torch.dtype, points: int) -> None:
+    check(fused_ms_deform_attn, make_fused_inputs(dtype, points=points))
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("levels", [1, 3])
+def test_reference_points_broadcast(images: int, levels: int) -> None:
+    check(fused_ms_deform_attn, make_fused_inputs(reference_images=images, reference_levels=levels))
 
 
 @pytest.mark.parametrize(("images", "queries", "heads"), [(1, 0, 2), (0, 3, 2), (1, 1, 1), (3, 100, 8)])
 def test_sizes(images: int, queries: int, heads: int) -> None:
-    check(make_inputs(images=images, queries=queries, heads=heads, head_dim=16))
+    check(ms_deform_attn, make_inputs(images=images, queries=queries, heads=heads, head_dim=16))
+    check(fused_ms_deform_attn, make_fused_inputs(images=images, queries=queries, heads=heads, head_dim=16))
 
 
-def test_the_encoder_of_a_whole_image() -> None:
+def test_encoder_of_a_whole_image() -> None:
     shapes = [(8, 12), (16, 24), (32, 48)]
-    check(make_inputs(shapes=shapes, images=1, queries=sum(math.prod(s) for s in shapes), heads=8))
+    check(ms_deform_attn, make_inputs(shapes=shapes, images=1, queries=sum(math.prod(s) for s in shapes), heads=8))
+
+
+def test_extreme_logits() -> None:
+    shapes, tensors = make_fused_inputs()
+    tensors[3] = torch.where(torch.rand(tensors[3].shape) < 0.3, -300.0, 300 * torch.randn(tensors[3].shape))
+    check(fused_ms_deform_attn, (shapes, tensors))
+
+
+def test_not_contiguous() -> None:
+    shapes, (value, locations, weights) = make_inputs(torch.float32, head_dim=16)
+    strided = [x.transpose(0, -1).contiguous().transpose(0, -1) for x in (value, locations, weights)]
+    assert not any(x.is_contiguous() for x in strided)
+    grad_output = torch.randn(11, 2, 48).transpose(0, 1)
+    expected = run(ms_deform_attn, shapes, [value, locations, weights], grad_output.contiguous())
+    for actual, wanted in zip(run(ms_deform_attn, shapes, strided, grad_output), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_wrong_location_shows_in_its_query_only(wrong: float) -> None:
+    shapes, (value, locations, weights) = make_inputs()
+    locations[1, 4, 2, 1, 3, 0] = wrong
+    finite = ms_deform_attn(value, shapes, locations, weights).isfinite().unflatten(-1, (3, 32)).all(-1)
+    assert finite.sum() >= finite.numel() - 1
+    assert finite[1, 4, 2] == math.isinf(wrong)  # infinitely far outside is outside
+
+
+def test_autocast_keeps_locations_in_float32() -> None:
+    shapes, tensors = make_fused_inputs(torch.bfloat16)
+    plain = fused_ms_deform_attn(tensors[0], shapes, *tensors[1:])
+    sizes = [size for shape in shapes for size in shape]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(torch.ops.mask2former.fused_ms_deform_attn(tensors[0], sizes, *tensors[1:]), plain)
+        lower = [x.bfloat16() for x in tensors[1:]]
+        result = torch.ops.mask2former.fused_ms_deform_attn(tensors[0], sizes, *lower)
+    assert torch.equal(result, fused_ms_deform_attn(tensors[0], shapes, *(x.float() for x in lower)))
+
+
+@dtypes
+@pytest.mark.parametrize("name", ["ms_deform_attn", "fused_ms_deform_attn"])
+def test_opcheck(name: str, dtype: torch.dtype) -> None:
+    shapes, tensors = (make_fused_inputs if name.startswith("fused") else make_inputs)(dtype, queries=3, head_dim=8)
+    sizes = [size for shape in shapes for size in shape]
+    leaves = [x.requires_grad_() for x in tensors]
+    torch.library.opcheck(getattr(torch.ops.mask2former, name).default, (leaves[0], sizes, *leaves[1:]))
+    constants = [x.detach() for x in tensors]
+    arguments = (torch.randn(2, 3, 24).to(dtype), constants[0], sizes, *constants[1:])
+    torch.library.opcheck(getattr(torch.ops.mask2former, f"{name}_backward").default, arguments)
+
+
+def test_module_compiles_into_one_graph_with_the_native_operator() -> None:
+    module = MSDeformAttn(32, num_levels=3, num_heads=4)
+    operators = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        operators.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    query, value = torch.randn(2, 5, 32), torch.randn(2, 48, 32)
+    arguments = (query, torch.rand(1, 5, 1, 2), value, SHAPES)
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(*arguments), module(*arguments), rtol=0, atol=0)
+    assert any("mask2former.fused_ms_deform_attn" in name for name in operators)
+
+
+def test_export_has_only_pytorch_operators() -> None:
+    module = MSDeformAttn(32, num_levels=3, num_heads=4).eval()
+    arguments = (torch.randn(2, 5, 32), torch.rand(1, 5, 1, 2), torch.randn(2, 48, 32), SHAPES)
+    program = torch.export.export(module, arguments)
+    assert not any("mask2former" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(*arguments), module(*arguments), rtol=1e-5, atol=1e-6)
+
+
+def test_other_dtypes_take_the_reference() -> None:
+    for dtype in (torch.float16, torch.float64):
+        shapes, tensors = make_inputs(dtype)
+        assert not _library.has_native_kernel(tensors[0])
+        assert ms_deform_attn(tensors[0], shapes, *tensors[1:]).dtype == dtype
+
+
+def test_wrong_arguments_of_the_operator() -> None:
+    shapes, (value, locations, weights) = make_inputs()
+    sizes = [size for shape in shapes for size in shape]
+    operator = torch.ops.mask2former.ms_deform_attn
+    with pytest.raises(RuntimeError, match="spatial_shapes hold 49 pixels and value 48"):
+        operator(value, [*sizes[:-1], 2], locations, weights)
+    with pytest.raises(RuntimeError, match="must be float32 or bfloat16"):
+        operator(value.double(), sizes, locations, weights)
+    with pytest.raises(RuntimeError, match="must be float32"):
+        operator(value, sizes, locations.double(), weights)
+    with pytest.raises(RuntimeError, match="heights and widths must be from 1"):
+        operator(value, [*sizes[:-2], 0, 1], locations, weights)
+
+
+# Runs the operators without this package, on the inputs in the file that it is given, and saves the results there.
+OTHER_INSTRUCTIONS = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+operators = torch.ops.mask2former
+calls, results = torch.load(sys.argv[2]), []
+for name, grad_output, value, rest in calls:
+    results.append(getattr(operators, name)(value, *rest))
+    results.extend(getattr(operators, name + "_backward")(grad_output, value, *rest))
+torch.save(results, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_other_instruction_sets(capability: str, tmp_path: Path) -> None:
+    calls, expected = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        for head_dim in (7, 16, 32):
+            for name, make in (("ms_deform_attn", make_inputs), ("fused_ms_deform_attn", make_fused_inputs)):
+                shapes, (value, *rest) = make(dtype, head_dim=head_dim, points=6)
+                arguments = [[size for shape in shapes for size in shape], *rest]
+                grad_output = torch.randn(2, 11, 3 * head_dim).to(dtype)
+                calls.append((name, grad_output, value, arguments))
+                expected.append(getattr(torch.ops.mask2former, name)(value, *arguments))
+                backward = getattr(torch.ops.mask2former, f"{name}_backward")
+                expected.extend(backward(grad_output, value, *arguments))
+    file = tmp_path / "calls.pt"
+    torch.save(calls, file)
+    library = Path(_library.__file__).parent / library_name()
+    subprocess.run(
+        [sys.executable, "-c", OTHER_INSTRUCTIONS, library, file],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        check=True,
+    )
+    for actual, wanted in zip(torch.load(file), expected, strict=True):
+        assert relative_error(actual, wanted) < (5e-6 if wanted.dtype == torch.float32 else 2**-7)

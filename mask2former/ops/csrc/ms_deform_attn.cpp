@@ -8,7 +8,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cstdlib>
 #include <limits>
+#include <memory>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -18,15 +21,20 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// The best kernels that the machine can run, and that PyTorch's own switch ATEN_CPU_CAPABILITY allows.
 const Kernels& choose_kernels() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+  const char* capability = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string allowed = capability == nullptr ? "" : capability;
+  const bool avx2 = allowed != "default" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && allowed != "avx2" && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (avx512)
     return kernels_avx512;
-  }
-  if (avx2) return kernels_avx2;
+  if (avx2)
+    return kernels_avx2;
 #endif
   return kernels_baseline;
 }
@@ -36,114 +44,183 @@ const Kernels& kernels() {
   return chosen;
 }
 
-std::vector<GroupLevels> make_levels(const std::vector<int64_t>& spatial_shapes, int64_t num_points) {
-  const int64_t num_samples = static_cast<int64_t>(spatial_shapes.size()) / 2 * num_points;
+// Frees what allocate() allocates.
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+// Uninitialised memory for a number of elements, aligned for vectors.
+template <typename T>
+std::unique_ptr<T[], Free> allocate(int64_t count) {
+  constexpr size_t kCacheLine = 64;
+  const size_t lines = static_cast<size_t>(count) * sizeof(T) / kCacheLine + 1;
+  void* memory = std::aligned_alloc(kCacheLine, lines * kCacheLine);
+  STD_TORCH_CHECK(memory != nullptr, "ms_deform_attn: no memory for ", lines * kCacheLine, " bytes");
+  return std::unique_ptr<T[], Free>(static_cast<T*>(memory));
+}
+
+// Memory of one thread for `kernels`.
+class ThreadScratch {
+ public:
+  ThreadScratch(const Problem& problem, int64_t floats_per_pixel)
+      : groups_(allocate<Group>((problem.num_samples + kGroup - 1) / kGroup)),
+        row_(allocate<float>(problem.head_dim)),
+        head_(allocate<float>(problem.num_pixels * floats_per_pixel)) {}
+  Scratch get() const { return {groups_.get(), row_.get(), head_.get()}; }
+
+ private:
+  std::unique_ptr<Group[], Free> groups_;
+  std::unique_ptr<float[], Free> row_, head_;
+};
+
+using Shapes = std::vector<int64_t>;  // height, width of each level
+
+std::vector<GroupLevels> make_levels(const Shapes& shapes, int64_t num_points, bool fused) {
+  const int64_t num_samples = static_cast<int64_t>(shapes.size()) / 2 * num_points;
   std::vector<GroupLevels> groups((num_samples + kGroup - 1) / kGroup);
-  for (GroupLevels& group : groups) {
-    for (int i = 0; i < kGroup; ++i) {
-      group.width[i] = group.height[i] = 1.0f;
-      group.start[i] = 0;
-    }
-  }
-  int64_t start = 0;
-  for (int64_t sample = 0; sample < num_samples; ++sample) {
-    const int64_t height = spatial_shapes[sample / num_points * 2], width = spatial_shapes[sample / num_points * 2 + 1];
+  int64_t first_pixel = 0;
+  for (int64_t sample = 0; sample < static_cast<int64_t>(groups.size()) * kGroup; ++sample) {
     GroupLevels& group = groups[sample / kGroup];
-    group.height[sample % kGroup] = static_cast<float>(height);
-    group.width[sample % kGroup] = static_cast<float>(width);
-    group.start[sample % kGroup] = static_cast<int32_t>(start);
-    if (sample % num_points == num_points - 1) start += height * width;
+    const int64_t lane = sample % kGroup, level = sample / num_points;
+    const bool exists = sample < num_samples;
+    group.height[lane] = exists ? static_cast<float>(shapes[2 * level]) : 1.0f;
+    group.width[lane] = exists ? static_cast<float>(shapes[2 * level + 1]) : 1.0f;
+    group.scale_x[lane] = fused ? 1.0f : group.width[lane];
+    group.scale_y[lane] = fused ? 1.0f : group.height[lane];
+    group.first_pixel[lane] = exists ? static_cast<int32_t>(first_pixel) : 0;
+    group.level[lane] = exists ? static_cast<int32_t>(level) : 0;
+    if (exists && sample % num_points == num_points - 1)
+      first_pixel += shapes[2 * level] * shapes[2 * level + 1];
   }
   return groups;
 }
 
-void check(const Tensor& value, const std::vector<int64_t>& spatial_shapes, const Tensor& locations, const Tensor& attention) {
-  STD_TORCH_CHECK(value.is_cpu() && locations.is_cpu() && attention.is_cpu(), "ms_deform_attn: all tensors must be on the CPU");
+void check(const Tensor& value, const Shapes& shapes, const Tensor& offsets, const Tensor& attention) {
+  STD_TORCH_CHECK(value.is_cpu() && offsets.is_cpu() && attention.is_cpu(), "ms_deform_attn: all must be on the CPU");
   const bool supported = value.scalar_type() == ScalarType::Float || value.scalar_type() == ScalarType::BFloat16;
   STD_TORCH_CHECK(supported, "ms_deform_attn: value must be float32 or bfloat16");
-  STD_TORCH_CHECK(locations.scalar_type() == ScalarType::Float && attention.scalar_type() == ScalarType::Float,
-      "ms_deform_attn: sampling_locations and attention_weights must be float32");
-  STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6 && attention.dim() == 5,
-      "ms_deform_attn: expected value (N, S, M, D), sampling_locations (N, Q, M, L, P, 2), attention_weights (N, Q, M, L, P)");
+  STD_TORCH_CHECK(offsets.scalar_type() == ScalarType::Float && attention.scalar_type() == ScalarType::Float,
+                  "ms_deform_attn: locations or offsets, and weights or logits must be float32");
+  STD_TORCH_CHECK(
+      value.dim() == 4 && offsets.dim() == 6 && attention.dim() == 5,
+      "ms_deform_attn: expected value (N, S, M, D), locations or offsets (N, Q, M, L, P, 2) and weights or logits "
+      "(N, Q, M, L, P)");
   for (int64_t i = 0; i < 5; ++i) {
-    STD_TORCH_CHECK(locations.size(i) == attention.size(i),
-        "ms_deform_attn: sampling_locations and attention_weights disagree in dimension ", i);
+    STD_TORCH_CHECK(offsets.size(i) == attention.size(i),
+                    "ms_deform_attn: locations and weights disagree in dimension ", i);
   }
-  const int64_t num_levels = locations.size(3);
-  STD_TORCH_CHECK(locations.size(5) == 2 && locations.size(0) == value.size(0) && locations.size(2) == value.size(2) &&
-          static_cast<int64_t>(spatial_shapes.size()) == 2 * num_levels,
-      "ms_deform_attn: value, spatial_shapes (L pairs) and sampling_locations disagree");
+  const int64_t num_levels = offsets.size(3);
+  STD_TORCH_CHECK(offsets.size(5) == 2 && offsets.size(0) == value.size(0) && offsets.size(2) == value.size(2) &&
+                      static_cast<int64_t>(shapes.size()) == 2 * num_levels,
+                  "ms_deform_attn: value, spatial_shapes (L pairs) and locations disagree");
   int64_t pixels = 0;
   for (int64_t level = 0; level < num_levels; ++level) {
-    const int64_t height = spatial_shapes[2 * level], width = spatial_shapes[2 * level + 1];
+    const int64_t height = shapes[2 * level], width = shapes[2 * level + 1];
     // Positions are compared with sizes in float32, which counts to 2^24.
     STD_TORCH_CHECK(height > 0 && width > 0 && height < (1 << 24) && width < (1 << 24),
-        "ms_deform_attn: heights and widths must be from 1 to 2^24");
+                    "ms_deform_attn: heights and widths must be from 1 to 2^24");
     pixels += height * width;
   }
   STD_TORCH_CHECK(pixels == value.size(1) && pixels <= std::numeric_limits<int32_t>::max(),
-      "ms_deform_attn: spatial_shapes hold ", pixels, " pixels and value ", value.size(1));
+                  "ms_deform_attn: spatial_shapes hold ", pixels, " pixels and value ", value.size(1));
 }
 
-Problem make_problem(const Tensor& value, const Tensor& locations, const Tensor& attention, const std::vector<GroupLevels>& levels) {
+void check_reference(const Tensor& reference, const Tensor& offsets) {
+  const auto broadcasts = [](int64_t size, int64_t to) { return size == 1 || size == to; };
+  STD_TORCH_CHECK(reference.is_cpu() && reference.scalar_type() == ScalarType::Float && reference.dim() == 4 &&
+                      broadcasts(reference.size(0), offsets.size(0)) && reference.size(1) == offsets.size(1) &&
+                      broadcasts(reference.size(2), offsets.size(3)) && reference.size(3) == 2,
+                  "ms_deform_attn: reference_points must be float32 (1 or N, Q, 1 or L, 2)");
+}
+
+// The inputs of a call: contiguous, checked, and described for the kernels. `reference` is null but for the fused
+// operator.
+struct Inputs {
+  Tensor value, offsets, attention, reference;
+  std::vector<GroupLevels> levels;
   Problem problem = {};
-  problem.num_images = value.size(0);
-  problem.num_pixels = value.size(1);
-  problem.num_heads = value.size(2);
-  problem.head_dim = value.size(3);
-  problem.num_queries = locations.size(1);
-  problem.num_samples = locations.size(3) * locations.size(4);
-  problem.levels = levels.data();
-  problem.value = value.const_data_ptr();
-  problem.locations = static_cast<const float*>(locations.const_data_ptr());
-  problem.attention = static_cast<const float*>(attention.const_data_ptr());
-  return problem;
-}
 
-Tensor forward(Tensor value, std::vector<int64_t> spatial_shapes, Tensor locations, Tensor attention) {
-  check(value, spatial_shapes, locations, attention);
-  value = torch::stable::contiguous(value);
-  locations = torch::stable::contiguous(locations);
-  attention = torch::stable::contiguous(attention);
-  const std::vector<GroupLevels> levels = make_levels(spatial_shapes, locations.size(4));
-  Problem problem = make_problem(value, locations, attention, levels);
-  const int64_t output_shape[] = {problem.num_images, problem.num_queries, problem.num_heads * problem.head_dim};
-  Tensor output = torch::stable::new_empty(value, {output_shape, 3});
+  Inputs(const Tensor& value_, const Shapes& shapes, const Tensor* reference_, const Tensor& offsets_,
+         const Tensor& attention_)
+      : value(torch::stable::contiguous(value_)),
+        offsets(torch::stable::contiguous(offsets_)),
+        attention(torch::stable::contiguous(attention_)),
+        reference(reference_ ? torch::stable::contiguous(*reference_) : offsets) {
+    check(value, shapes, offsets, attention);
+    levels = make_levels(shapes, offsets.size(4), reference_ != nullptr);
+    problem.num_images = value.size(0);
+    problem.num_pixels = value.size(1);
+    problem.num_heads = value.size(2);
+    problem.head_dim = value.size(3);
+    problem.num_queries = offsets.size(1);
+    problem.num_samples = offsets.size(3) * offsets.size(4);
+    problem.levels = levels.data();
+    problem.value = value.const_data_ptr();
+    problem.offsets = static_cast<const float*>(offsets.const_data_ptr());
+    problem.attention = static_cast<const float*>(attention.const_data_ptr());
+    if (reference_ == nullptr)
+      return;
+    check_reference(reference, offsets);
+    problem.reference = static_cast<const float*>(reference.const_data_ptr());
+    problem.reference_level_stride = reference.size(2) == 1 ? 0 : 2;
+    problem.reference_query_stride = 2 * reference.size(2);
+    problem.reference_image_stride = reference.size(0) == 1 ? 0 : problem.num_queries * problem.reference_query_stride;
+  }
+
+  bool is_bfloat16() const { return value.scalar_type() == ScalarType::BFloat16; }
+};
+
+Tensor run_forward(Inputs inputs) {
+  Problem& problem = inputs.problem;
+  const int64_t shape[] = {problem.num_images, problem.num_queries, problem.num_heads * problem.head_dim};
+  Tensor output = torch::stable::new_empty(inputs.value, {shape, 3});
   problem.output = output.mutable_data_ptr();
-  const bool bfloat16 = value.scalar_type() == ScalarType::BFloat16;
-  torch::stable::parallel_for(0, problem.num_images * problem.num_queries, 32, [&](int64_t begin, int64_t end) {
-    std::vector<Group> scratch(levels.size());
-    kernels().forward[bfloat16](problem, begin, end, scratch.data());
+  const int64_t all_queries = problem.num_images * problem.num_heads * problem.num_queries;
+  torch::stable::parallel_for(0, all_queries, 64, [&](int64_t begin, int64_t end) {
+    const ThreadScratch scratch(problem, problem.head_dim);
+    kernels().forward[inputs.is_bfloat16()](problem, begin, end, scratch.get());
   });
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(
-    Tensor grad_output, Tensor value, std::vector<int64_t> spatial_shapes, Tensor locations, Tensor attention) {
-  check(value, spatial_shapes, locations, attention);
-  STD_TORCH_CHECK(grad_output.is_cpu() && grad_output.scalar_type() == value.scalar_type() && grad_output.dim() == 3 &&
-          grad_output.size(0) == value.size(0) && grad_output.size(1) == locations.size(1) &&
-          grad_output.size(2) == value.size(2) * value.size(3),
-      "ms_deform_attn_backward: grad_output must be (N, Q, M * D) in the dtype of value");
-  grad_output = torch::stable::contiguous(grad_output);
-  value = torch::stable::contiguous(value);
-  locations = torch::stable::contiguous(locations);
-  attention = torch::stable::contiguous(attention);
-  const std::vector<GroupLevels> levels = make_levels(spatial_shapes, locations.size(4));
-  Tensor grad_value = torch::stable::empty_like(value);
-  Tensor grad_locations = torch::stable::empty_like(locations);
-  Tensor grad_attention = torch::stable::empty_like(attention);
-  Problem problem = make_problem(value, locations, attention, levels);
-  problem.grad_output = grad_output.const_data_ptr();
+std::tuple<Tensor, Tensor, Tensor> run_backward(const Tensor& grad_output, Inputs inputs) {
+  Problem& problem = inputs.problem;
+  STD_TORCH_CHECK(grad_output.is_cpu() && grad_output.scalar_type() == inputs.value.scalar_type() &&
+                      grad_output.dim() == 3 && grad_output.size(0) == problem.num_images &&
+                      grad_output.size(1) == problem.num_queries &&
+                      grad_output.size(2) == problem.num_heads * problem.head_dim,
+                  "ms_deform_attn_backward: grad_output must be (N, Q, M * D) in the dtype of value");
+  const Tensor grad_output_contiguous = torch::stable::contiguous(grad_output);
+  Tensor grad_value = torch::stable::empty_like(inputs.value);
+  Tensor grad_offsets = torch::stable::empty_like(inputs.offsets);
+  Tensor grad_attention = torch::stable::empty_like(inputs.attention);
+  problem.grad_output = grad_output_contiguous.const_data_ptr();
   problem.grad_value = grad_value.mutable_data_ptr();
-  problem.grad_locations = static_cast<float*>(grad_locations.mutable_data_ptr());
+  problem.grad_offsets = static_cast<float*>(grad_offsets.mutable_data_ptr());
   problem.grad_attention = static_cast<float*>(grad_attention.mutable_data_ptr());
-  const bool bfloat16 = value.scalar_type() == ScalarType::BFloat16;
   torch::stable::parallel_for(0, problem.num_images * problem.num_heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(problem.num_pixels * problem.head_dim);
-    kernels().backward[bfloat16](problem, begin, end, scratch.data());
+    const ThreadScratch scratch(problem, 2 * problem.head_dim);
+    kernels().backward[inputs.is_bfloat16()](problem, begin, end, scratch.get());
   });
-  return {grad_value, grad_locations, grad_attention};
+  return {grad_value, grad_offsets, grad_attention};
+}
+
+Tensor forward(Tensor value, Shapes shapes, Tensor locations, Tensor weights) {
+  return run_forward(Inputs(value, shapes, nullptr, locations, weights));
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor locations,
+                                            Tensor weights) {
+  return run_backward(grad_output, Inputs(value, shapes, nullptr, locations, weights));
+}
+
+Tensor fused_forward(Tensor value, Shapes shapes, Tensor reference, Tensor offsets, Tensor logits) {
+  return run_forward(Inputs(value, shapes, &reference, offsets, logits));
+}
+
+std::tuple<Tensor, Tensor, Tensor> fused_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor reference,
+                                                  Tensor offsets, Tensor logits) {
+  return run_backward(grad_output, Inputs(value, shapes, &reference, offsets, logits));
 }
 
 }  // namespace
@@ -151,13 +228,22 @@ std::tuple<Tensor, Tensor, Tensor> backward(
 
 STABLE_TORCH_LIBRARY(mask2former, library) {
   library.def(
-      "ms_deform_attn(Tensor value, int[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> Tensor");
+      "ms_deform_attn(Tensor value, int[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> "
+      "Tensor");
   library.def(
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, int[] spatial_shapes, Tensor sampling_locations, "
       "Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "fused_ms_deform_attn(Tensor value, int[] spatial_shapes, Tensor reference_points, Tensor sampling_offsets, "
+      "Tensor attention_logits) -> Tensor");
+  library.def(
+      "fused_ms_deform_attn_backward(Tensor grad_output, Tensor value, int[] spatial_shapes, Tensor reference_points, "
+      "Tensor sampling_offsets, Tensor attention_logits) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CPU, library) {
   library.impl("ms_deform_attn", TORCH_BOX(&mask2former::forward));
   library.impl("ms_deform_attn_backward", TORCH_BOX(&mask2former::backward));
+  library.impl("fused_ms_deform_attn", TORCH_BOX(&mask2former::fused_forward));
+  library.impl("fused_ms_deform_attn_backward", TORCH_BOX(&mask2former::fused_backward));
 }

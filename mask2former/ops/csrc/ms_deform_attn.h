@@ -1,6 +1,6 @@
 // What the dispatcher side (ms_deform_attn.cpp) and the vector code (ms_deform_attn_kernels.cpp) agree on.
 //
-// Shapes, as in the Python function: N images, S pixels of all levels, M heads, D channels per head, Q queries,
+// Shapes, as in the Python functions: N images, S pixels of all levels, M heads, D channels per head, Q queries,
 // L levels, P points. One "sample" is one of the L * P points of a (query, head); its value is interpolated from four
 // "corners", the pixels around it.
 #pragma once
@@ -12,20 +12,24 @@ namespace mask2former {
 // Samples are located this many at a time, whatever the width of the machine's registers.
 constexpr int kGroup = 16;
 
-// The level that each sample of a group reads; beyond the last sample a 1 x 1 level that starts at pixel 0.
+// What is the same for all queries and heads about a group of samples. Position in pixels = start + scale * offset,
+// where the start of the fused operator depends on the query. Beyond the last sample: a level of one pixel.
 struct GroupLevels {
-  float width[kGroup];
-  float height[kGroup];
-  int32_t start[kGroup];
+  float width[kGroup], height[kGroup];  // of the level
+  float scale_x[kGroup], scale_y[kGroup];
+  int32_t first_pixel[kGroup];  // of the level, in the value
+  int32_t level[kGroup];
 };
 
-// The corners of a group of samples. Corner k is (row k / 2, column k % 2) of the 2 x 2 pixels around a sample.
+// The samples of a group and their corners. Corner k is (row k / 2, column k % 2) of the 2 x 2 pixels around a sample.
 struct Group {
-  float weight[4][kGroup];   // bilinear weight times attention; 0 outside the level
-  int32_t pixel[4][kGroup];  // row of `value`; some pixel of the level where the corner is outside
-  int32_t inside[4][kGroup]; // all bits set where the corner is inside the level
-  float right[kGroup];       // distance to the left column of corners, in pixels
-  float below[kGroup];       // distance to the upper row of corners
+  float start_x[kGroup], start_y[kGroup];  // position of a sample whose offset is 0, in pixels
+  float attention[kGroup];
+  float weight[4][kGroup];   // of a corner: bilinear, times attention; 0 outside the level
+  int32_t pixel[4][kGroup];  // row of the value; some pixel of the level where the corner is outside
+  // For the gradient, of a column or row of corners: 1 inside the level and 0 outside, and its bilinear weight.
+  float column_inside[2][kGroup], row_inside[2][kGroup];
+  float column_weight[2][kGroup], row_weight[2][kGroup];
 };
 
 // Sizes and contiguous arrays of one call. Scalar is float or bfloat16 (as uint16_t) for void pointers.
@@ -33,23 +37,32 @@ struct Problem {
   int64_t num_images, num_pixels, num_heads, head_dim, num_queries, num_samples;
   const GroupLevels* levels;  // one per group of samples
 
-  const void* value;         // (N, S, M, D) Scalar
-  const float* locations;    // (N, Q, M, L, P, 2)
-  const float* attention;    // (N, Q, M, L, P)
-  void* output;              // (N, Q, M, D) Scalar, forward only
+  const void* value;       // (N, S, M, D) Scalar
+  const float* offsets;    // (N, Q, M, L, P, 2): locations in 0..1; fused: offsets in pixels
+  const float* attention;  // (N, Q, M, L, P): weights; fused: logits
+  const float* reference;  // null; fused: (1 or N, Q, 1 or L, 2) reference points in 0..1
+  int64_t reference_image_stride, reference_query_stride, reference_level_stride;
+  void* output;  // (N, Q, M, D) Scalar, forward only
 
-  const void* grad_output;   // (N, Q, M, D) Scalar, here and below backward only
-  void* grad_value;          // like value
-  float* grad_locations;     // like locations
-  float* grad_attention;     // like attention
+  const void* grad_output;  // (N, Q, M, D) Scalar, here and below backward only
+  void* grad_value;         // like value
+  float* grad_offsets;      // like offsets
+  float* grad_attention;    // like attention
+};
+
+// Memory of one thread, aligned for vectors.
+struct Scratch {
+  Group* groups;  // the samples of one (query, head)
+  float* row;     // D
+  float* head;    // S * D forward, S * 2 * D backward: what a head needs of all pixels
 };
 
 // The kernels for one instruction set, indexed by whether Scalar is bfloat16.
 struct Kernels {
-  // Writes the output of (image, query) pairs begin..end.
-  void (*forward[2])(const Problem&, int64_t begin, int64_t end, Group* scratch);
-  // Writes all gradients of (image, head) pairs begin..end; scratch holds S * D floats.
-  void (*backward[2])(const Problem&, int64_t begin, int64_t end, float* scratch);
+  // Writes the output of queries begin..end, counted over (image, head, query).
+  void (*forward[2])(const Problem&, int64_t begin, int64_t end, const Scratch&);
+  // Writes all gradients of heads begin..end, counted over (image, head).
+  void (*backward[2])(const Problem&, int64_t begin, int64_t end, const Scratch&);
 };
 
 extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;

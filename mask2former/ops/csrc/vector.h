@@ -70,8 +70,8 @@ MASK2FORMER_INLINE T half_blocks(T a, T b, std::integer_sequence<int, kLane...>)
   return shuffle(a, b, std::integer_sequence<int, (kLane / kHalf * kBlock + kLane % kHalf + kSecond * kHalf)...>{});
 }
 
-// The sums of the lanes of each of `kRows` vectors, spread over blocks of kWidth / kRows lanes in the order of the rows;
-// one lane a row where kRows = kWidth.
+// The sums of the lanes of each of `kRows` vectors, spread over blocks of kWidth / kRows lanes in the order of the
+// rows; one lane a row where kRows = kWidth.
 template <int kRows, int kWidth, typename T>
 MASK2FORMER_INLINE T sum_rows(const T* rows) {
   if constexpr (kRows == 1) {
@@ -82,6 +82,34 @@ MASK2FORMER_INLINE T sum_rows(const T* rows) {
     constexpr int kBlock = 2 * kWidth / kRows;
     const auto lanes = std::make_integer_sequence<int, kWidth>{};
     return half_blocks<kBlock, 0>(a, b, lanes) + half_blocks<kBlock, 1>(a, b, lanes);
+  }
+}
+
+template <int kDistance, int... kLane>
+MASK2FORMER_INLINE Float rotate(Float vector, std::integer_sequence<int, kLane...>) {
+  return shuffle(vector, vector, std::integer_sequence<int, ((kLane + kDistance) % kLanes)...>{});
+}
+template <int kDistance>
+MASK2FORMER_INLINE Float rotate(Float vector) {
+  return rotate<kDistance>(vector, std::make_integer_sequence<int, kLanes>{});
+}
+
+template <int... kLane>
+MASK2FORMER_INLINE Int count_from_zero(std::integer_sequence<int, kLane...>) {
+  return Int{kLane...};
+}
+MASK2FORMER_INLINE Int count_from_zero() { return count_from_zero(std::make_integer_sequence<int, kLanes>{}); }
+
+MASK2FORMER_INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
+MASK2FORMER_INLINE Float add(Float a, Float b) { return a + b; }
+
+// Every lane of the result has all lanes of `vector`, combined pair by pair.
+template <int kDistance = kLanes / 2, typename Combine>
+MASK2FORMER_INLINE Float reduce(Float vector, Combine combine) {
+  if constexpr (kDistance == 0) {
+    return vector;
+  } else {
+    return reduce<kDistance / 2>(combine(vector, rotate<kDistance>(vector)), combine);
   }
 }
 
@@ -142,7 +170,8 @@ struct Channels<BFloat16, 1> {
   using Part = float;
   Part part[kParts];
 
-  MASK2FORMER_INLINE explicit Channels(const BFloat16* from) : part{bit_cast<float>(static_cast<uint32_t>(*from) << 16)} {}
+  MASK2FORMER_INLINE explicit Channels(const BFloat16* from)
+      : part{bit_cast<float>(static_cast<uint32_t>(*from) << 16)} {}
   MASK2FORMER_INLINE void store_to(BFloat16* to) const {
     *to = static_cast<BFloat16>(round_to_bfloat16<uint32_t>(part[0]) >> 16);
   }
