@@ -109,7 +109,7 @@ class D2SwinTransformer(Backbone):
             nn.init.trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.ape = ape
         self.pos_drop = nn.Dropout(drop_rate)
-        drop_path = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        drop_path = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         self.layers = nn.ModuleList(
             SwinStage(
                 embed_dim * 2**i,

@@ -139,15 +139,18 @@ def _create_extractor(model_name: str, options: dict[str, Any]) -> Any:
     timm = _import_timm()
     try:
         return timm.create_model(model_name, pretrained=False, features_only=True, **options)
-    except TypeError as e:
+    except (TypeError, RuntimeError) as e:
         if "drop_path_rate" in str(e):
             raise ValueError(
                 f"timm's {model_name!r} has no stochastic depth; set MODEL.TIMM.DROP_PATH_RATE to 0 "
                 f"(it is {options['drop_path_rate']})."
             ) from e
+        if "features_only" in str(e):
+            raise ValueError(
+                f"timm's {model_name!r} cannot be a backbone, since it has no features_only mode; "
+                "see timm.list_models() for another."
+            ) from e
         raise
-    except (RuntimeError, AttributeError) as e:
-        raise ValueError(f"timm's {model_name!r} cannot be a backbone: it has no features_only mode ({e}).") from e
 
 
 def _indices_of_strides(model_name: str, feature_info: Any, strides: Sequence[int]) -> list[int]:
