@@ -40,7 +40,7 @@ def convert_pretrained_backbone(state_dict: Mapping[str, Tensor], target_names: 
 
 
 def convert_torchvision_resnet(state_dict: Mapping[str, Tensor]) -> StateDict:
-    """torchvision's and timm's names of a ResNet to Detectron2's; the classifier is left out."""
+    """torchvision's and timm's names of a ResNet to Detectron2's, which stay; the classifier is left out."""
     replacements = [
         (r"^(conv|bn)1\.", r"stem.\g<1>1."),
         *((rf"^layer{i}\.", f"res{i + 1}.") for i in range(1, 5)),
@@ -50,7 +50,7 @@ def convert_torchvision_resnet(state_dict: Mapping[str, Tensor]) -> StateDict:
     ]
     converted = {}
     for name, tensor in state_dict.items():
-        if not name.startswith("fc."):
+        if not name.startswith(("fc.", "stem.fc.")):
             for pattern, replacement in replacements:
                 name = re.sub(pattern, replacement, name)
             converted[name] = tensor

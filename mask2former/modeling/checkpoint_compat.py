@@ -3,19 +3,17 @@
 Pure functions from ``{name: tensor}`` to ``{name: tensor}``; files are read by ``engine.checkpointer``.
 """
 
-from collections.abc import Mapping, MutableMapping
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from .checkpoint_backbones import convert_pretrained_backbone, resize_position_tables
 from .checkpoint_huggingface import from_huggingface, is_huggingface, to_huggingface
+from .checkpoint_legacy import upgrade_legacy_names
 
 __all__ = ["convert_checkpoint", "from_huggingface", "to_huggingface", "upgrade_legacy_names"]
 
 StateDict = dict[str, Tensor]
-
-HEAD = "sem_seg_head."
 
 
 def convert_checkpoint(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> StateDict:
@@ -36,31 +34,12 @@ def convert_checkpoint(state_dict: Mapping[str, Tensor], target: Mapping[str, Te
     converted = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     if is_huggingface(converted):
         converted = from_huggingface(converted)
-    elif not any(name.startswith(("backbone.", HEAD)) for name in converted):
+    elif not any(name.startswith(("backbone.", "sem_seg_head.")) for name in converted):
         names = {name.removeprefix("backbone.") for name in target if name.startswith("backbone.")}
         converted = {f"backbone.{n}": t for n, t in convert_pretrained_backbone(converted, names).items()}
-    upgrade_legacy_names(converted, HEAD)
+    upgrade_legacy_names(converted, "sem_seg_head.")
     converted = resize_position_tables(converted, target)
     return {name: tensor for name, tensor in converted.items() if not _is_superfluous(name, tensor, target)}
-
-
-def upgrade_legacy_names(state_dict: MutableMapping[str, Any], prefix: str = HEAD) -> None:
-    """Rename, in place, what older checkpoints of the official release call differently; new names stay.
-
-    Before Mask2Former the pixel decoder's parameters were the head's own, and ``query_feat`` was ``static_query``.
-
-    Args:
-        state_dict: any.
-        prefix: of the segmentation head, with its dot at the end.
-    """
-    for name in [name for name in state_dict if name.startswith(prefix)]:
-        inside = name.removeprefix(prefix)
-        if inside.startswith("predictor."):
-            inside = inside.replace("static_query.", "query_feat.")
-        elif not inside.startswith("pixel_decoder."):
-            inside = "pixel_decoder." + inside
-        if prefix + inside != name:
-            state_dict[prefix + inside] = state_dict.pop(name)
 
 
 def _is_superfluous(name: str, tensor: Tensor, target: Mapping[str, Tensor]) -> bool:

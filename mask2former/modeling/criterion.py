@@ -60,6 +60,7 @@ class SetCriterion(nn.Module):
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = eos_coef
         self.register_buffer("empty_weight", empty_weight)
+        self.register_load_state_dict_pre_hook(_fill_in_empty_weight)
 
     def forward(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Compute the unweighted terms.
@@ -138,3 +139,8 @@ def _sample_targets(
             valid.append(torch.ones_like(wanted[-1], dtype=torch.bool))
     counts = torch.cat(valid).float() if any("ignore_mask" in target for target in targets) else None
     return torch.cat(wanted), counts
+
+
+def _fill_in_empty_weight(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    # A setting, not learnt: checkpoints made for inference leave it out.
+    state_dict.setdefault(prefix + "empty_weight", module.get_buffer("empty_weight"))

@@ -8,6 +8,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from .build import build_pixel_decoder, build_transformer_decoder
+from .checkpoint_legacy import upgrade_legacy_names
 
 __all__ = ["MaskFormerHead"]
 
@@ -28,6 +29,7 @@ class MaskFormerHead(nn.Module):
         self.pixel_decoder = pixel_decoder
         self.predictor = transformer_predictor
         self.num_classes = num_classes
+        self.register_load_state_dict_pre_hook(_upgrade_legacy_names)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -60,3 +62,7 @@ class MaskFormerHead(nn.Module):
         """Map features by name, (N, C_i, H / stride_i, W / stride_i), to the Transformer decoder's predictions."""
         mask_features, _, multi_scale_features = self.pixel_decoder.forward_features(features)
         return self.predictor(multi_scale_features, mask_features)
+
+
+def _upgrade_legacy_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    upgrade_legacy_names(state_dict, prefix)

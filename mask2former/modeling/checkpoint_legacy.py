@@ -1,0 +1,25 @@
+"""Names that the official release gave in its earlier versions."""
+
+from collections.abc import MutableMapping
+from typing import Any
+
+__all__ = ["upgrade_legacy_names"]
+
+
+def upgrade_legacy_names(state_dict: MutableMapping[str, Any], prefix: str) -> None:
+    """Rename, in place, what older checkpoints of the official release call differently; new names stay.
+
+    Before Mask2Former the pixel decoder's parameters were the head's own, and ``query_feat`` was ``static_query``.
+
+    Args:
+        state_dict: any.
+        prefix: of the segmentation head, with its dot at the end.
+    """
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        inside = name.removeprefix(prefix)
+        if inside.startswith("predictor."):
+            inside = inside.replace("static_query.", "query_feat.")
+        elif not inside.startswith("pixel_decoder."):
+            inside = "pixel_decoder." + inside
+        if prefix + inside != name:
+            state_dict[prefix + inside] = state_dict.pop(name)
