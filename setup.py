@@ -51,8 +51,8 @@ class BdistWheel(bdist_wheel):
     """A wheel with the library is for one platform, but for every Python: the library does not know of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        built = self.get_finalized_command("build_ops").library is not None
-        return ("py3", "none", super().get_tag()[2] if built else "any")
+        self.root_is_pure = self.get_finalized_command("build_ops").library is None
+        return ("py3", "none", super().get_tag()[2])
 
 
 build.sub_commands = [*build.sub_commands, ("build_ops", None)]
