@@ -97,7 +97,7 @@ _REGISTRATIONS = torch.library.Library("mask2former", "FRAGMENT")
 
 
 def _register() -> None:
-    """Tells PyTorch what the operators return without running them, their gradients, and what autocast means to them."""
+    """Tells PyTorch the operators' results without running them, their gradients, and what autocast means to them."""
     for name, backward in (("ms_deform_attn", _backward), ("fused_ms_deform_attn", _fused_backward)):
         torch.library.register_fake(f"mask2former::{name}", _forward_fake)
         torch.library.register_fake(f"mask2former::{name}_backward", _backward_fake)
@@ -105,8 +105,8 @@ def _register() -> None:
         _REGISTRATIONS.impl(name, functools.partial(_autocast, getattr(torch.ops.mask2former, name)), "AutocastCPU")
 
 
-# Below, `geometry` is what an operator takes after the value and the spatial shapes; the last two tensors, (N, Q, M, L,
-# P, 2) and (N, Q, M, L, P), are locations and weights, or offsets and logits after the fused operator's reference points.
+# Below, `geometry` is what an operator takes after the value and the spatial shapes: locations (N, Q, M, L, P, 2) and
+# weights (N, Q, M, L, P), or the fused operator's reference points, offsets and logits of these shapes.
 
 
 def _forward_fake(value: Tensor, spatial_shapes: list[int], *geometry: Tensor) -> Tensor:

@@ -63,12 +63,14 @@ std::unique_ptr<T[], Free> allocate(int64_t count) {
 class ThreadScratch {
  public:
   ThreadScratch(const Problem& problem, int64_t floats_per_pixel)
-      : groups_(allocate<Group>((problem.num_samples + kGroup - 1) / kGroup)),
+      : groups_per_query_((problem.num_samples + kGroup - 1) / kGroup),
+        groups_(allocate<Group>(kBatch * groups_per_query_)),
         row_(allocate<float>(problem.head_dim)),
         head_(allocate<float>(problem.num_pixels * floats_per_pixel)) {}
-  Scratch get() const { return {groups_.get(), row_.get(), head_.get()}; }
+  Scratch get() const { return {groups_.get(), groups_per_query_, row_.get(), head_.get()}; }
 
  private:
+  int64_t groups_per_query_;
   std::unique_ptr<Group[], Free> groups_;
   std::unique_ptr<float[], Free> row_, head_;
 };

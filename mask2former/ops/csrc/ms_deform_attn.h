@@ -12,6 +12,9 @@ namespace mask2former {
 // Samples are located this many at a time, whatever the width of the machine's registers.
 constexpr int kGroup = 16;
 
+// The samples of this many queries are located before the first of these is interpolated (by measurement).
+constexpr int64_t kBatch = 2;
+
 // What is the same for all queries and heads about a group of samples. Position in pixels = start + scale * offset,
 // where the start of the fused operator depends on the query. Beyond the last sample: a level of one pixel.
 struct GroupLevels {
@@ -52,9 +55,10 @@ struct Problem {
 
 // Memory of one thread, aligned for vectors.
 struct Scratch {
-  Group* groups;  // the samples of one (query, head)
-  float* row;     // D
-  float* head;    // S * D forward, S * 2 * D backward: what a head needs of all pixels
+  Group* groups;  // the samples of kBatch queries for one head
+  int64_t groups_per_query;
+  float* row;   // D
+  float* head;  // S * D forward, S * 2 * D backward: what a head needs of all pixels
 };
 
 // The kernels for one instruction set, indexed by whether Scalar is bfloat16.

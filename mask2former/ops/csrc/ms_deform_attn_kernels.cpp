@@ -61,6 +61,13 @@ MASK2FORMER_INLINE void narrow_row(const float* from, Scalar* to, int64_t head_d
 
 // ---- Forward ----
 
+// Calls body(query, count) for batches of queries. Locating all samples of a batch first overlaps the latencies of its
+// queries, with no need to look beyond the long interpolation between them.
+template <typename Body>
+MASK2FORMER_INLINE void for_batches(int64_t first_query, int64_t last_query, const Body& body) {
+  for (int64_t query = first_query; query < last_query; query += kBatch) body(query, min(kBatch, last_query - query));
+}
+
 // Interpolates kChannels channels of one (query, head).
 template <typename Scalar, int kChannels>
 MASK2FORMER_INLINE void interpolate(const Group* groups, int64_t num_samples, const Scalar* value, int64_t row_stride,
@@ -81,41 +88,53 @@ MASK2FORMER_INLINE void interpolate(const Group* groups, int64_t num_samples, co
   result.store_to(output);
 }
 
+// Copies the rows of a head next to each other.
+template <typename Scalar>
+MASK2FORMER_INLINE void pack_rows(const Scalar* value, int64_t row_stride, int64_t pixels, int64_t head_dim,
+                                  Scalar* rows) {
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    const Scalar* from = value + pixel * row_stride;
+    Scalar* to = rows + pixel * head_dim;
+    prefetch(from + kPixelsAhead * row_stride, head_dim * sizeof(Scalar));
+    for_channels<kMaxChannels>(0, head_dim, [=](int64_t channel, auto channels) {
+      __builtin_memcpy(to + channel, from + channel, decltype(channels)::value * sizeof(Scalar));
+    });
+  }
+}
+
 template <typename Scalar>
 void forward(const Problem& problem, int64_t begin, int64_t end, const Scratch& scratch) {
   const int64_t queries = problem.num_queries, heads = problem.num_heads, head_dim = problem.head_dim;
   const int64_t pixels = problem.num_pixels, samples = problem.num_samples;
   Scalar* all_output = static_cast<Scalar*>(problem.output);
-  while (begin < end) {
+  while (begin < end) {  // one head a turn
     const int64_t image = begin / queries / heads, head = begin / queries % heads;
     const int64_t first_query = begin % queries, last_query = min(queries, first_query + end - begin);
+    begin += last_query - first_query;
     const Scalar* value = static_cast<const Scalar*>(problem.value) + (image * pixels * heads + head) * head_dim;
     int64_t row_stride = heads * head_dim;
     if ((last_query - first_query) * samples >= pixels) {  // else most rows would be copied in vain
       Scalar* rows = reinterpret_cast<Scalar*>(scratch.head);
-      for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-        prefetch(value + (pixel + kPixelsAhead) * row_stride, head_dim * sizeof(Scalar));
-        for_channels<kMaxChannels>(0, head_dim, [=](int64_t channel, auto channels) {
-          const Channels<Scalar, decltype(channels)::value> block(value + pixel * row_stride + channel);
-          block.store_to(rows + pixel * head_dim + channel);
-        });
-      }
+      pack_rows(value, row_stride, pixels, head_dim, rows);
       value = rows;
       row_stride = head_dim;
     }
-    for (int64_t query = first_query; query < last_query; ++query) {
-      const int64_t item = item_of(problem, image, query, head), ahead = item + kQueriesAhead * heads;
-      prefetch(problem.offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
-      prefetch(problem.attention + ahead * samples, samples * sizeof(float));
-      prefetch_to_write(all_output + ahead * head_dim, head_dim * sizeof(Scalar));
-      locate<false>(problem, image, query, head, scratch.groups);
-      Scalar* output = all_output + item * head_dim;
-      for_channels<kMaxChannels>(0, head_dim, [&](int64_t channel, auto channels) {
-        interpolate<Scalar, decltype(channels)::value>(scratch.groups, samples, value + channel, row_stride,
-                                                       output + channel);
-      });
-    }
-    begin += last_query - first_query;
+    for_batches(first_query, last_query, [&](int64_t query, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t ahead = item_of(problem, image, query + i + kQueriesAhead, head);
+        prefetch(problem.offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
+        prefetch(problem.attention + ahead * samples, samples * sizeof(float));
+        prefetch_to_write(all_output + ahead * head_dim, head_dim * sizeof(Scalar));
+        locate<false>(problem, image, query + i, head, scratch.groups + i * scratch.groups_per_query);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        Scalar* output = all_output + item_of(problem, image, query + i, head) * head_dim;
+        for_channels<kMaxChannels>(0, head_dim, [&](int64_t channel, auto channels) {
+          interpolate<Scalar, decltype(channels)::value>(scratch.groups + i * scratch.groups_per_query, samples,
+                                                         value + channel, row_stride, output + channel);
+        });
+      }
+    });
   }
 }
 
@@ -134,7 +153,7 @@ MASK2FORMER_INLINE void differentiate(const Group& group, int count, const float
   using Part = typename Block::Part;
   constexpr int kWidth = Block::kWidth;
   const Block grad(grad_output);
-  Part partial[4][kGroup];
+  Part partial[4][kGroup];  // beyond `count` anything: it stays in lanes that are not used
   for (int i = 0; i < count; ++i) {
     for (int k = 0; k < 4; ++k) {
       float* row = rows + group.pixel[k][i] * (2 * head_dim);
@@ -192,20 +211,20 @@ MASK2FORMER_INLINE void softmax_backward(const Group* groups, int64_t num_sample
   }
 }
 
-// The number `item` of all (query, head): its samples are located, and its output's gradient is in the scratch's row.
-MASK2FORMER_INLINE void differentiate_query(const Problem& problem, int64_t item, float* rows, const Scratch& scratch) {
+// Adds one (query, head), the number `item` of all, to the gradient of the value, and writes its other gradients.
+MASK2FORMER_INLINE void differentiate_query(const Problem& problem, int64_t item, const Group* groups,
+                                            const float* grad, float* rows) {
   const int64_t head_dim = problem.head_dim, samples = problem.num_samples;
   for (int64_t sample = 0, g = 0; sample < samples; sample += kGroup, ++g) {
     const int count = static_cast<int>(min(samples - sample, kGroup));
     Products products = {};
     for_channels<kMaxChannels>(0, head_dim, [&](int64_t channel, auto channels) {
-      constexpr int kChannels = decltype(channels)::value;
-      differentiate<kChannels>(scratch.groups[g], count, scratch.row + channel, rows + channel, head_dim, products);
+      differentiate<decltype(channels)::value>(groups[g], count, grad + channel, rows + channel, head_dim, products);
     });
-    finish_group(problem, item * samples + sample, count, problem.levels[g], scratch.groups[g], products);
+    finish_group(problem, item * samples + sample, count, problem.levels[g], groups[g], products);
   }
   if (problem.reference != nullptr)
-    softmax_backward(scratch.groups, samples, problem.grad_attention + item * samples);
+    softmax_backward(groups, samples, problem.grad_attention + item * samples);
 }
 
 template <typename Scalar>
@@ -224,17 +243,22 @@ void backward(const Problem& problem, int64_t begin, int64_t end, const Scratch&
       __builtin_memset(row, 0, head_dim * sizeof(float));
       widen_row(value + pixel * row_stride, row + head_dim, head_dim);
     }
-    for (int64_t query = 0; query < problem.num_queries; ++query) {
-      const int64_t item = item_of(problem, image, query, head), ahead = item + kQueriesAhead * heads;
-      prefetch(all_grad_output + ahead * head_dim, head_dim * sizeof(Scalar));
-      prefetch(problem.offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
-      prefetch(problem.attention + ahead * samples, samples * sizeof(float));
-      prefetch_to_write(problem.grad_offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
-      prefetch_to_write(problem.grad_attention + ahead * samples, samples * sizeof(float));
-      locate<true>(problem, image, query, head, scratch.groups);
-      widen_row(all_grad_output + item * head_dim, scratch.row, head_dim);
-      differentiate_query(problem, item, rows, scratch);
-    }
+    for_batches(0, problem.num_queries, [&](int64_t query, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t ahead = item_of(problem, image, query + i + kQueriesAhead, head);
+        prefetch(all_grad_output + ahead * head_dim, head_dim * sizeof(Scalar));
+        prefetch(problem.offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
+        prefetch(problem.attention + ahead * samples, samples * sizeof(float));
+        prefetch_to_write(problem.grad_offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
+        prefetch_to_write(problem.grad_attention + ahead * samples, samples * sizeof(float));
+        locate<true>(problem, image, query + i, head, scratch.groups + i * scratch.groups_per_query);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t item = item_of(problem, image, query + i, head);
+        widen_row(all_grad_output + item * head_dim, scratch.row, head_dim);
+        differentiate_query(problem, item, scratch.groups + i * scratch.groups_per_query, scratch.row, rows);
+      }
+    });
     Scalar* grad_value = static_cast<Scalar*>(problem.grad_value) + first_row;
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
       narrow_row(rows + pixel * 2 * head_dim, grad_value + pixel * row_stride, head_dim);

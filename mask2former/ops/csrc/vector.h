@@ -70,8 +70,8 @@ MASK2FORMER_INLINE T half_blocks(T a, T b, std::integer_sequence<int, kLane...>)
   return shuffle(a, b, std::integer_sequence<int, (kLane / kHalf * kBlock + kLane % kHalf + kSecond * kHalf)...>{});
 }
 
-// The sums of the lanes of each of `kRows` vectors, spread over blocks of kWidth / kRows lanes in the order of the
-// rows; one lane a row where kRows = kWidth.
+// The sums of the lanes of each of `kRows` vectors, spread over equal blocks of lanes in the order of the vectors: one
+// lane each where there are as many vectors as lanes.
 template <int kRows, int kWidth, typename T>
 MASK2FORMER_INLINE T sum_rows(const T* rows) {
   if constexpr (kRows == 1) {
