@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.projects.deeplab import add_deeplab_config
 
 from mask2former import add_maskformer2_config
@@ -45,6 +47,12 @@ def flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
+def published_millions(name: str) -> int:
+    """Parameters of a model as the paper's tables give them, by the backbone in the file's name."""
+    sizes = {"R50": 44, "R101": 63, "swin_tiny": 47, "swin_small": 69, "swin_base": 107, "swin_large": 216}
+    return next(size for backbone, size in sizes.items() if backbone in name)
+
+
 @pytest.fixture(scope="module")
 def defaults() -> dict[str, Any]:
     return flat(default_config())
@@ -79,6 +87,16 @@ def test_official_file_resolves_to_the_official_values(name: str, defaults: dict
     cfg = default_config()
     cfg.merge_from_file(str(CONFIGS / name), allow_unsafe=False)
     assert {key: value for key, value in flat(cfg).items() if value != defaults[key]} == OFFICIAL_CONFIGS[name]
+
+
+@pytest.mark.parametrize("name", [name for name in OFFICIAL_CONFIGS if "Base-" not in name])
+def test_official_model_can_be_built(name: str) -> None:
+    cfg = default_config()
+    cfg.merge_from_file(str(CONFIGS / name), allow_unsafe=False)
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert millions == pytest.approx(published_millions(name), abs=0.6)
 
 
 @pytest.mark.parametrize("name", ALL_FILES)
