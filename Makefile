@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 2
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
-INPUTS := pyproject.toml setup.py constraints.txt tools/install_detectron2.py mask2former/ops/build.py \
+INPUTS := pyproject.toml setup.py constraints.txt tools/install_detectron2.py mask2former/ops/_build.py \
   $(wildcard mask2former/ops/csrc/*)
 
 .PHONY: help demo test lint typecheck layers unit clean

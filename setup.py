@@ -28,7 +28,7 @@ class BuildOps(Command):
         self.set_undefined_options("build_py", ("build_lib", "build_lib"))
 
     def run(self) -> None:
-        spec = importlib.util.spec_from_file_location("build_ops", OPS / "build.py")
+        spec = importlib.util.spec_from_file_location("build_ops", OPS / "_build.py")
         build_ops = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(build_ops)
         try:

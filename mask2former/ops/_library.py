@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .build import BuildError, build, library_name
+from ._build import BuildError, build, library_name
 
 __all__ = ["has_native_kernel", "native_fused_ms_deform_attn", "native_ms_deform_attn"]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mask2former.ops import _library, build
+from mask2former.ops import _build as build
+from mask2former.ops import _library
 
 load_library = _library._load_library.__wrapped__  # as at the first call
 

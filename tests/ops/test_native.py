@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mask2former.ops import MSDeformAttn, _library, fused_ms_deform_attn, ms_deform_attn
-from mask2former.ops.build import library_name
+from mask2former.ops._build import library_name
 
 pytestmark = pytest.mark.skipif(
     not _library.load_library(), reason="the native library is not built (python -m mask2former.ops.build)"
