@@ -83,8 +83,8 @@ def resize_position_tables(state_dict: Mapping[str, Tensor], target: Mapping[str
     resized = dict(state_dict)
     for name, tensor in state_dict.items():
         shape = target[name].shape if name in target else tensor.shape
-        if name.endswith("relative_position_bias_table") and len(tensor) != len(shape) == 2:
-            old_side, new_side = (round(length**0.5) for length in (len(tensor), shape[0]))  # 2 W - 1
+        if name.endswith("relative_position_bias_table") and len(tensor) != shape[0]:
+            old_side, new_side = (round(rows**0.5) for rows in (len(tensor), shape[0]))  # 2 W - 1
             table = tensor.T.reshape(1, -1, old_side, old_side).float()  # (1, M, 2 W - 1, 2 W - 1)
             table = F.interpolate(table, size=(new_side, new_side), mode="bicubic")
             resized[name] = table.flatten(2)[0].T.to(tensor.dtype)

