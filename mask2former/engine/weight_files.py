@@ -1,6 +1,7 @@
 """Reading files of weights, wherever they are, without ever running code that they hold."""
 
 import atexit
+import io
 import pickle
 import re
 import sys
@@ -51,7 +52,7 @@ def read_safetensors(path: str) -> dict[str, torch.Tensor]:
 
 
 def read_pickle(path: str) -> Any:
-    """Read a pickle of Detectron2's model zoo: containers, numbers, strings and numpy arrays.
+    """Read a pickle of Detectron2's model zoo or conversion tools: plain containers of numpy arrays or tensors.
 
     Raises:
         ValueError: if it holds anything else.
@@ -64,23 +65,30 @@ def read_pickle(path: str) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles what numpy arrays are made of; nothing else can be called."""
+    """Unpickles what numpy arrays and tensors are made of; nothing else can be called."""
 
     ALLOWED = frozenset(
         {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict")}
         | {("numpy.core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "scalar")}
         | {("numpy.core.numeric", "_frombuffer"), ("_codecs", "encode")}  # protocol 5's arrays, protocol 2's bytes
+        | {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter")}
     )
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _storage_from_bytes  # torch's own would unpickle anything
         if (module.replace("numpy._core", "numpy.core"), name) not in self.ALLOWED:
             raise pickle.UnpicklingError(
-                f"it holds {module}.{name}, but only numpy arrays in plain containers are read, since more could run "
+                f"it holds {module}.{name}, but only arrays and tensors in plain containers are read: more could run "
                 "foreign code; where you trust it, unpickle it yourself and save {'model': state_dict} with torch.save"
             )
         # numpy 1 and 2 write different modules for the same thing, and each reads both.
         core = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"
         return super().find_class(re.sub(r"numpy\._?core", core, module), name)
+
+
+def _storage_from_bytes(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def file_in_folder(folder: str) -> str:

@@ -1,5 +1,6 @@
 """Files of weights: what is read, what is refused, and package:// addresses."""
 
+import io
 import pickle
 import sys
 import zipfile
@@ -23,6 +24,16 @@ class Malicious:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.write_text, (self.path, "owned")
+
+
+class Storage:
+    """Pickled as torch pickles what a tensor holds."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch.storage._load_from_bytes, (self.data,)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
@@ -49,10 +60,27 @@ def test_pickles_of_either_numpy_are_read(tmp_path: Path) -> None:
         assert read_pickle(str(path)).tolist() == [0, 1, 2]
 
 
+def test_pickles_of_tensors_are_read(tmp_path: Path) -> None:
+    weights = {"a": torch.randn(3, 4).t(), "b": torch.arange(3), "c": torch.nn.Parameter(torch.ones(2).half())}
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps(weights))
+    data = read_pickle(str(path))
+    assert all(torch.equal(data[name], tensor) and data[name].dtype == tensor.dtype for name, tensor in weights.items())
+
+
+def test_storages_cannot_run_code_either(tmp_path: Path) -> None:
+    mark, path, inner = tmp_path / "mark", tmp_path / "model.pkl", io.BytesIO()
+    torch.save(Malicious(mark), inner)
+    path.write_bytes(pickle.dumps(Storage(inner.getvalue())))
+    with pytest.raises(ValueError, match="is refused"):
+        read_pickle(str(path))
+    assert not mark.exists()
+
+
 def test_pickles_that_could_run_code_are_refused(tmp_path: Path) -> None:
     mark, path = tmp_path / "mark", tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps({"model": {"a": Malicious(mark)}}))
-    with pytest.raises(ValueError, match=r"model\.pkl is refused: it holds pathlib.* but only numpy arrays"):
+    with pytest.raises(ValueError, match=r"model\.pkl is refused: it holds pathlib.* but only arrays and tensors"):
         read_pickle(str(path))
     assert not mark.exists()
     pickle.loads(path.read_bytes())  # the test can fail
