@@ -3,9 +3,7 @@
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
-
-from ..label_map import encode_label_map
+from scipy.ndimage import find_objects
 
 __all__ = ["VOID", "split_segments"]
 
@@ -34,9 +32,10 @@ def split_segments(
         found = found[1:]
     else:
         numbers += 1
+    areas = np.bincount(numbers.ravel(), minlength=len(found) + 1)[1:].tolist()
     segments = []
-    for number, (key, rle) in enumerate(zip(found.tolist(), encode_label_map(numbers, len(found)), strict=True), 1):
-        category, instance = divmod(key, base)
+    for number, (key, area, (rows, columns)) in enumerate(zip(found, areas, find_objects(numbers), strict=True), 1):
+        category, instance = divmod(int(key), base)
         isthing = category < num_things
         segments.append(
             {
@@ -44,8 +43,8 @@ def split_segments(
                 "category_id": category,
                 "isthing": isthing,
                 "iscrowd": int(isthing and instance == 0),
-                "area": int(mask_util.area(rle)),
-                "bbox": [int(side) for side in mask_util.toBbox(rle)],
+                "area": area,
+                "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
             }
         )
     return numbers, segments
