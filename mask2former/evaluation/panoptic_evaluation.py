@@ -22,12 +22,9 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from tabulate import tabulate
 
-__all__ = ["PanopticEvaluator", "collect_pq", "summarize_pq"]
+__all__ = ["PanopticEvaluator", "match_segments", "sum_pq", "summarize_pq"]
 
 logger = logging.getLogger(__name__)
-
-# (annotation of the data set, prediction of the same form)
-AnnotationPair = tuple[dict[str, Any], dict[str, Any]]
 
 
 class PanopticEvaluator(DatasetEvaluator):
@@ -86,14 +83,7 @@ class PanopticEvaluator(DatasetEvaluator):
         Returns:
             {"panoptic_seg": {"PQ": percent, ...}} on the main process.
         """
-        pairs = [(self._annotations[prediction["image_id"]], prediction) for prediction in self._predictions]
-        # The computation adds each segment's area to what it is given.
-        stat = collect_pq(
-            [(truth, {**p, "segments_info": [dict(s) for s in p["segments_info"]]}) for truth, p in pairs],
-            self._truth_dir,
-            str(self._png_dir),
-            self._truth["categories"],
-        )
+        stat = sum_pq(match_segments(self._predictions, self._png_dir, self._truth, self._truth_dir).values())
         gathered = comm.gather((stat, self._predictions))
         if not comm.is_main_process():
             return None
@@ -101,17 +91,14 @@ class PanopticEvaluator(DatasetEvaluator):
         missing = self._annotations.keys() - {prediction["image_id"] for prediction in predictions}
         if missing:
             raise ValueError(
-                f"{len(missing)} of the {len(self._annotations)} images in the panoptic annotations of "
-                f"{self._dataset_name!r} have no prediction, such as image_id {min(missing, key=str)!r}. Both must have "
-                "the same images."
+                f"{len(missing)} of {len(self._annotations)} images have no prediction, such as image_id "
+                f"{min(missing, key=str)!r}. The data set {self._dataset_name!r} must have the images of its panoptic "
+                "annotations."
             )
         self._output_dir.mkdir(parents=True, exist_ok=True)
         with open(self._output_dir / "panoptic_predictions.json", "w") as f:
             json.dump({**self._truth, "annotations": predictions}, f)
-        total = PQStat()
-        for theirs, _ in gathered:
-            total += theirs
-        metrics = summarize_pq(total, self._truth["categories"])
+        metrics = summarize_pq(sum_pq(theirs for theirs, _ in gathered), self._truth["categories"])
         _log_table(metrics)
         return {"panoptic_seg": metrics}
 
@@ -129,23 +116,40 @@ class PanopticEvaluator(DatasetEvaluator):
         return {"id": int(segment["id"]), "category_id": category_ids[segment["category_id"]]}
 
 
-def collect_pq(
-    pairs: list[AnnotationPair], truth_dir: str, prediction_dir: str, categories: Iterable[dict[str, Any]]
-) -> PQStat:
-    """Match predicted with true segments; returns counts and IoU sums of each category.
+def match_segments(
+    predictions: list[dict[str, Any]], prediction_dir: str | Path, truth: dict[str, Any], truth_dir: str | Path
+) -> dict[Any, PQStat]:
+    """Match the predicted segments of each image with the true ones.
 
     Args:
-        pairs: annotation and prediction of each image; areas are written into the predictions.
-        truth_dir: of the annotations' PNGs.
+        predictions: "image_id", "file_name" and "segments_info" of each image.
         prediction_dir: of the predictions' PNGs.
-        categories: of the data set.
+        truth: content of COCO's panoptic JSON, with at least these images.
+        truth_dir: of the annotations' PNGs.
+
+    Returns:
+        Matches, misses and IoU sums of each category, by image_id.
     """
-    by_id = {category["id"]: category for category in categories}
-    total = PQStat()
+    categories = {category["id"]: category for category in truth["categories"]}
+    annotations = {annotation["image_id"]: annotation for annotation in truth["annotations"]}
+
+    def match(prediction: dict[str, Any]) -> PQStat:
+        # panopticapi writes areas into what it is given.
+        copy = {**prediction, "segments_info": [dict(segment) for segment in prediction["segments_info"]]}
+        pair = annotations[prediction["image_id"]], copy
+        return pq_compute_single_core(0, [pair], str(truth_dir), str(prediction_dir), categories)
+
     # Threads: the time goes to reading PNGs and sorting in NumPy, which both let others run.
     with ThreadPool(os.cpu_count()) as pool, contextlib.redirect_stdout(io.StringIO()):
-        for stat in pool.imap(lambda pair: pq_compute_single_core(0, [pair], truth_dir, prediction_dir, by_id), pairs):
-            total += stat
+        stats = pool.map(match, predictions)
+    return {prediction["image_id"]: stat for prediction, stat in zip(predictions, stats, strict=True)}
+
+
+def sum_pq(stats: Iterable[PQStat]) -> PQStat:
+    """Add up the statistics of images."""
+    total = PQStat()
+    for stat in stats:
+        total += stat
     return total
 
 

@@ -130,7 +130,7 @@ def test_built_loader_depends_on_the_seed_alone(toy_config, sampler):
 def test_a_batch_that_cannot_be_shared_is_an_error(toy_config):
     cfg = toy_config(SOLVER__IMS_PER_BATCH=4, SOLVER__GRADIENT_ACCUMULATION_STEPS=3)
 
-    with pytest.raises(ValueError, match="IMS_PER_BATCH is 4.*make it a multiple of 3"):
+    with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 4.*make it a multiple of 3"):
         build_train_loader(cfg, lambda record: record)
 
 
@@ -141,7 +141,7 @@ def test_an_iterable_data_set_is_an_error(toy_config):
 
     DatasetCatalog.register("stream", Stream)
     try:
-        with pytest.raises(TypeError, match="IterableDataset.*list of dicts"):
+        with pytest.raises(TypeError, match=r"IterableDataset.*list of dicts"):
             build_train_loader(toy_config(DATASETS__TRAIN="('stream',)"), lambda record: record)
     finally:
         DatasetCatalog.remove("stream")

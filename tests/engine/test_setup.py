@@ -23,7 +23,7 @@ def test_yaml_that_would_run_code_is_refused(tmp_path, folder):
     child = tmp_path / "child.yaml"
     child.write_text("_BASE_: unsafe.yaml\n")
 
-    with pytest.raises(ValueError, match=r"YAML tag that is not plain data(.|\n)*line 2(.|\n)*write the resulting value"):
+    with pytest.raises(ValueError, match=r"YAML tag that is not plain data(.|\n)*line 2(.|\n)*write the result"):
         load_config(str(child if folder else unsafe))
 
 

@@ -73,7 +73,7 @@ def test_a_broken_loss_stops_before_the_step_and_names_the_images(value):
 
     with (
         EventStorage(),
-        pytest.raises(FloatingPointError, match=r"iteration 12 .*'loss_a': (nan|inf).*0.png.*broken.png.*SOLVER.BASE_LR"),
+        pytest.raises(FloatingPointError, match=r"iteration 12 .*'loss_a': (nan|inf).*0.png.*broken.png.*BASE_LR"),
     ):
         trainer.run_step()
     for old, new in zip(before, model.parameters(), strict=True):
@@ -101,7 +101,9 @@ def test_amp_is_off_by_default(toy_config):
     assert amp_dtype(toy_config()) is None
 
 
-@pytest.mark.parametrize(("dtype", "message"), [("float16", "on a GPU only.*'bfloat16'"), ("int8", "'int8'; expected 'auto'")])
+@pytest.mark.parametrize(
+    ("dtype", "message"), [("float16", "on a GPU only.*'bfloat16'"), ("int8", "'int8'; expected 'auto'")]
+)
 def test_impossible_amp_types_are_errors(toy_config, dtype, message):
     with pytest.raises(ValueError, match=message):
         amp_dtype(toy_config(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE=dtype))

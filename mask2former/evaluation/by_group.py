@@ -1,0 +1,114 @@
+"""Metrics of parts of a data set, from predictions that an evaluation has saved."""
+
+import contextlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
+from pycocotools.coco import COCO
+
+from mask2former.evaluation.panoptic_evaluation import match_segments, sum_pq, summarize_pq
+from mask2former.evaluation.sem_seg_evaluation import confusion_matrix, read_class_map, summarize_miou
+
+__all__ = ["evaluate_groups"]
+
+Groups = Mapping[str, Collection[Any]]
+Metrics = dict[str, dict[str, float]]
+
+
+def evaluate_groups(dataset_name: str, output_folder: str | Path, groups: Groups, max_detections: int = 100) -> Metrics:
+    """Compute the metrics of each group of images.
+
+    Args:
+        dataset_name: the registered data set that was evaluated.
+        output_folder: where ``build_evaluator`` saved the predictions (``OUTPUT_DIR/inference``).
+        groups: image ids of each group; groups may overlap.
+        max_detections: instances an image that count for AP; more than 100 where the model may give more.
+
+    Returns:
+        For each group, in percent: "AP" and "AP50" of the masks, "PQ", "SQ", "RQ" of all classes, with "_th" of things
+        and with "_st" of stuff, and "mIoU"; those of which there are predictions.
+
+    Raises:
+        FileNotFoundError: if the folder has no predictions.
+    """
+    folder, metadata = Path(output_folder), MetadataCatalog.get(dataset_name)
+    metrics: Metrics = {group: {} for group in groups}
+    found = False
+    for file_name, evaluate in (
+        ("coco_instances_results.json", lambda p: _mask_ap(p, metadata, groups, max_detections)),
+        ("panoptic_predictions.json", lambda p: _panoptic_quality(p, folder, metadata, groups)),
+        ("sem_seg_predictions.json", lambda p: _miou(p, dataset_name, groups)),
+    ):
+        if (folder / file_name).is_file():
+            found = True
+            for group, values in evaluate(json.loads((folder / file_name).read_text())).items():
+                metrics[group].update(values)
+    if not found:
+        raise FileNotFoundError(f"{folder} has no predictions; run train_net.py --eval-only, which saves them.")
+    return metrics
+
+
+def _mask_ap(results: list[dict[str, Any]], metadata: Metadata, groups: Groups, max_detections: int) -> Metrics:
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(metadata.json_file)
+        # Without boxes, sizes are those of the masks.
+        masks = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+        predicted = truth.loadRes(masks) if masks else COCO()
+        return {group: _group_ap(truth, predicted, image_ids, max_detections) for group, image_ids in groups.items()}
+
+
+def _group_ap(truth: COCO, predicted: COCO, image_ids: Collection[Any], max_detections: int) -> dict[str, float]:
+    evaluation = COCOevalMaxDets(truth, predicted, "segm")
+    evaluation.params.imgIds = sorted(image_ids)
+    evaluation.params.maxDets = [1, 10, max_detections]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    # COCO says -1 where there is no object to find.
+    ap, ap50 = (100 * value if value >= 0 else float("nan") for value in evaluation.stats[:2].tolist())
+    return {"AP": ap, "AP50": ap50}
+
+
+def _panoptic_quality(predictions: dict[str, Any], folder: Path, metadata: Metadata, groups: Groups) -> Metrics:
+    truth = json.loads(Path(metadata.panoptic_json).read_text())
+    stats = match_segments(predictions["annotations"], folder / "panoptic_predictions", truth, metadata.panoptic_root)
+    return {
+        group: summarize_pq(sum_pq(stats[image_id] for image_id in image_ids), truth["categories"])
+        for group, image_ids in groups.items()
+    }
+
+
+def _miou(predictions: list[dict[str, Any]], dataset_name: str, groups: Groups) -> Metrics:
+    metadata = MetadataCatalog.get(dataset_name)
+    by_file = defaultdict(list)
+    for prediction in predictions:
+        by_file[prediction["file_name"]].append(prediction)
+    confusions = {
+        record["image_id"]: _confusion(by_file[record["file_name"]], record, metadata)
+        for record in DatasetCatalog.get(dataset_name)
+    }
+    names = metadata.stuff_classes
+    nothing = np.zeros((len(names) + 1,) * 2, dtype=np.int64)
+    return {
+        group: {"mIoU": summarize_miou(sum((confusions[i] for i in image_ids), nothing), names)["mIoU"]}
+        for group, image_ids in groups.items()
+    }
+
+
+def _confusion(masks: list[dict[str, Any]], record: dict[str, Any], metadata: Metadata) -> np.ndarray:
+    num_classes = len(metadata.stuff_classes)
+    to_contiguous = metadata.get("stuff_dataset_id_to_contiguous_id", {})
+    truth = read_class_map(record, metadata)
+    predicted = np.full_like(truth, num_classes)
+    for mask in masks:
+        label = to_contiguous.get(mask["category_id"], mask["category_id"])
+        predicted[mask_util.decode(mask["segmentation"]) > 0] = label
+    return confusion_matrix(predicted, truth, num_classes)

@@ -1,0 +1,87 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from detectron2.evaluation import SemSegEvaluator as Detectron2SemSegEvaluator
+
+from mask2former.evaluation import SemSegEvaluator
+from mask2former.evaluation.sem_seg_evaluation import confusion_matrix, summarize_miou
+
+
+def test_equals_detectron2(make_scene, run, tmp_path):
+    scene = make_scene()
+    expected = run(Detectron2SemSegEvaluator(scene.name, output_dir=str(tmp_path / "d2")), scene.inputs, scene.outputs)
+    found = run(SemSegEvaluator(scene.name, str(tmp_path / "ours")), scene.inputs, scene.outputs)
+
+    assert found["sem_seg"].keys() == {
+        name for name in expected["sem_seg"] if "Boundary" not in name and "B-I" not in name
+    }
+    for name, value in found["sem_seg"].items():
+        assert value == pytest.approx(expected["sem_seg"][name], rel=1e-12)
+    assert 20 < found["sem_seg"]["mIoU"] < 95
+    saved = [json.loads((tmp_path / who / "sem_seg_predictions.json").read_text()) for who in ("d2", "ours")]
+    assert saved[0] == saved[1]
+
+
+def test_the_truth_can_come_from_the_panoptic_annotation(make_scene, run, tmp_path):
+    scene = make_scene()
+    expected = run(SemSegEvaluator(scene.name, str(tmp_path)), scene.inputs, scene.outputs)
+    evaluator = SemSegEvaluator(scene.name, str(tmp_path))
+    for record in evaluator._records.values():
+        del record["sem_seg_file_name"]
+
+    assert run(evaluator, scene.inputs, scene.outputs) == expected
+
+
+def test_no_truth_is_an_error(make_scene, run, tmp_path):
+    scene = make_scene()
+    evaluator = SemSegEvaluator(scene.name, str(tmp_path))
+    evaluator._records[scene.inputs[0]["file_name"]] = {"file_name": "1.png"}
+
+    with pytest.raises(ValueError, match=r"1.png has neither.*SEMANTIC_ON to False"):
+        run(evaluator, scene.inputs, scene.outputs)
+
+
+def test_a_class_that_is_not_in_the_metadata_is_an_error(make_scene, run, tmp_path):
+    scene = make_scene(ignore_label=0)  # which makes 255 a class
+
+    with pytest.raises(ValueError, match="class 255; the metadata has 4 stuff_classes and ignore_label 0"):
+        run(SemSegEvaluator(scene.name, str(tmp_path)), scene.inputs, scene.outputs)
+
+
+def test_the_confusion_matrix_equals_a_loop():
+    rng = np.random.default_rng(0)
+    predicted, truth = rng.integers(0, 3, (5, 7)), rng.integers(0, 4, (5, 7))
+    expected = np.zeros((4, 4), dtype=int)
+    for p, t in zip(predicted.ravel(), truth.ravel(), strict=True):
+        expected[p, t] += 1
+
+    assert np.array_equal(confusion_matrix(predicted, truth, 3), expected)
+
+
+def test_metrics_by_hand():
+    #             truth: a  b  none, of predictions a, b, none
+    confusion = np.array([[6, 1, 5], [2, 3, 0], [0, 0, 0]])
+    metrics = summarize_miou(confusion, ["a", "b"])
+
+    assert metrics["IoU-a"] == pytest.approx(100 * 6 / 9)
+    assert metrics["IoU-b"] == pytest.approx(100 * 3 / 6)
+    assert metrics["mIoU"] == pytest.approx(100 * (6 / 9 + 3 / 6) / 2)
+    assert metrics["fwIoU"] == pytest.approx(100 * (8 * 6 / 9 + 4 * 3 / 6) / 12)
+    assert metrics["mACC"] == pytest.approx(100 * (6 / 8 + 3 / 4) / 2)
+    assert metrics["pACC"] == pytest.approx(100 * 9 / 12)
+
+
+def test_a_class_that_does_not_occur_is_left_out_of_the_mean():
+    metrics = summarize_miou(np.array([[4, 0, 0], [1, 0, 0], [0, 0, 0]]), ["a", "b"])
+
+    assert math.isnan(metrics["IoU-b"])
+    assert metrics["mIoU"] == metrics["IoU-a"] == 80
+
+
+def test_without_any_truth_all_is_nan(recwarn):
+    metrics = summarize_miou(np.array([[0, 0, 4], [0, 0, 3], [0, 0, 0]]), ["a", "b"])
+
+    assert all(math.isnan(value) for value in metrics.values())
+    assert not recwarn.list
