@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from .dataset_mappers import dataset_mapper_class
 
@@ -24,7 +25,7 @@ def largest_instance_count(dataset_dicts: Iterable[dict[str, Any]], things_only:
 
 
 def check_config_against_data(cfg: CfgNode, dataset_dicts: Iterable[dict[str, Any]], metadata: Any) -> None:
-    """Compare the numbers of classes and queries with the data's.
+    """Compare the numbers of classes and queries with the data's, and the classes of several data sets.
 
     Args:
         cfg: The configuration.
@@ -32,7 +33,8 @@ def check_config_against_data(cfg: CfgNode, dataset_dicts: Iterable[dict[str, An
         metadata: Detectron2's metadata of the training data.
 
     Raises:
-        ValueError: ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` is not the data's number of classes.
+        ValueError: ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` is not the data's number of classes, or the data sets of
+            ``DATASETS.TRAIN`` have different classes.
     """
     key = dataset_mapper_class(cfg).class_names_key
     names = metadata.get(key)
@@ -44,6 +46,13 @@ def check_config_against_data(cfg: CfgNode, dataset_dicts: Iterable[dict[str, An
             f'INPUT.DATASET_MAPPER_NAME "{cfg.INPUT.DATASET_MAPPER_NAME}" ({shown}). '
             f"Set MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(names)}."
         )
+    for name in cfg.DATASETS.TRAIN:
+        other = MetadataCatalog.get(name).get(key)
+        if other != names:
+            raise ValueError(
+                f"{metadata.name} and {name} are trained on together, but their classes differ: {names} and {other}. "
+                "Give them the same classes in the same order."
+            )
     queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
     largest = largest_instance_count(dataset_dicts, things_only=key == "thing_classes")
     if largest > queries:

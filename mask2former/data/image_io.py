@@ -38,7 +38,7 @@ def read_image(path: str | Path, image_format: str = "RGB") -> np.ndarray:
         image = _stretch_to_8_bits(np.asarray(image))
     pixels = np.array(image.convert("L" if image_format == "L" else "RGB"))
     if image_format == "L":
-        return pixels[:, :, None]
+        return pixels[:, :, np.newaxis]
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
 
 

@@ -89,6 +89,7 @@ def encode_label_map(labels: np.ndarray, count: int) -> list[dict]:
     for first, last in pairwise(bounds):
         runs = order[first:last]
         edges = np.stack([starts[runs], ends[runs]], axis=1).ravel()
+        edges = edges[edges < flat.size]  # the last run has no end to write down
         counts = np.diff(edges, prepend=0, append=flat.size).tolist()
         rles.append(mask_util.frPyObjects({"counts": counts, "size": [height, width]}, height, width))
     return rles

@@ -179,4 +179,5 @@ def _check_size(dataset_dict: dict[str, Any], size: tuple[int, int]) -> None:
 
 
 def _to_tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))  # flips leave negative strides, which torch does not take
+    # Flips leave negative strides, and Pillow read-only memory; torch takes neither.
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))

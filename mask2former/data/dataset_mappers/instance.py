@@ -37,8 +37,10 @@ class MaskFormerInstanceDatasetMapper(MaskFormerDatasetMapper):
         new_size = labels.labels.shape[0], labels.labels.shape[1]
         annotations = [annotation for annotation in dataset_dict["annotations"] if not annotation.get("iscrowd", 0)]
         masks = np.zeros((len(annotations), *new_size), dtype=bool)
+        # Padding after a crop would show what the crop has cut off a polygon.
+        inside = transforms.apply_segmentation(np.ones(size, dtype=np.uint8)).astype(bool)
         for mask, annotation in zip(masks, annotations, strict=True):
-            mask[:] = _draw(dataset_dict, annotation, size, transforms, new_size)
+            mask[:] = _draw(dataset_dict, annotation, size, transforms, new_size) & inside
         kept = masks.any(axis=(1, 2))
         classes = np.array([annotation["category_id"] for annotation in annotations], dtype=np.int64)
         return classes[kept], masks[kept]

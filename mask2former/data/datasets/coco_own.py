@@ -99,7 +99,6 @@ class CocoPanopticDataset:
         return cache_folder(self.name, self, [self.annotations, *find_files(self.segments, (".png",))])
 
     def _derive(self, folder: Path, dicts: list[dict[str, Any]], images: list[dict[str, Any]]) -> None:
-        (folder / "semantic").mkdir()
         categories = _categories(self.annotations, _read_json(self.annotations))
         dataset_ids = dict(enumerate(category.id for category in panoptic_order(categories)))
 

@@ -39,12 +39,11 @@ def register_custom_datasets(cfg: CfgNode) -> None:
 def _loader(name: str, dataset: CustomDataset) -> Callable[[], list[dict[str, Any]]]:
     def load() -> list[dict[str, Any]]:
         # The data may have come, or changed, since it was registered; metadata refuses to be set to something else.
-        dicts = dataset.load()
         metadata = MetadataCatalog.get(name)
         for key, value in dataset.metadata().items():
             if metadata.get(key) != value:
                 metadata.__dict__.pop(key, None)
                 metadata.set(**{key: value})
-        return dicts
+        return dataset.load()
 
     return load

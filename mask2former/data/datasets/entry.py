@@ -5,7 +5,7 @@ from typing import Any
 
 from .categories import Category
 from .coco_own import CocoInstanceDataset, CocoPanopticDataset
-from .files import resolve
+from .files import read_lines, resolve
 from .id_png import IdPngDataset
 
 __all__ = ["CustomDataset", "parse_entry"]
@@ -121,10 +121,7 @@ def _classes_of_map(where: str, entry: Mapping[str, Any]) -> tuple[tuple[Categor
 
 def _class_names(where: str, names: Any) -> list[str]:
     if isinstance(names, str):
-        path = resolve(names)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file, but {where}.CLASS_NAMES names it.")
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        names = read_lines(resolve(names))
     names = [str(name) for name in names]
     for name in names:
         if name != _VOID and names.count(name) > 1:

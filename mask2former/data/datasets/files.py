@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["IMAGE_SUFFIXES", "MASK_SUFFIXES", "find_files", "match_files", "resolve"]
+__all__ = ["IMAGE_SUFFIXES", "MASK_SUFFIXES", "find_files", "match_files", "read_lines", "resolve"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MASK_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff"})
@@ -34,6 +34,13 @@ def find_files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
         ]
     return sorted(found)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without those that are empty."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, but an entry of DATASETS.CUSTOM names it.")
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
 def match_files(images: Path, masks: list[Path], list_file: Path | None = None) -> list[tuple[Path, ...]]:
@@ -83,10 +90,8 @@ def _by_name(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
 
 
 def _listed(by_name: dict[str, Path], images: Path, list_file: Path) -> dict[str, Path]:
-    if not list_file.is_file():
-        raise FileNotFoundError(f"{list_file}: no such file, but LIST names it.")
     listed = {}
-    for line in filter(None, map(str.strip, list_file.read_text().splitlines())):
+    for line in read_lines(list_file):
         name = line if line in by_name else os.path.splitext(line)[0]
         if name not in by_name:
             raise FileNotFoundError(f"{list_file}: names {line}, but {images} has no such image.")

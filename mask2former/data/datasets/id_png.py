@@ -15,7 +15,7 @@ from .cache import build_once, cache_folder, run_parallel
 from .categories import Category, panoptic_metadata, panoptic_order
 from .coco_panoptic import load_coco_panoptic
 from .derived import ignore_label, instance_annotations, write_instances_json, write_semantic_png
-from .files import IMAGE_SUFFIXES, find_files, match_files
+from .files import IMAGE_SUFFIXES, find_files, match_files, read_lines
 from .segments import VOID, split_segments
 
 __all__ = ["IdPngDataset"]
@@ -58,10 +58,13 @@ class IdPngDataset:
             "ignore_label": ignore_label(len(self.categories)),
             "label_divisor": 1000,
         }
-        return {**known, **self._files()} if all(folder.is_dir() for folder in self._folders()) else known
+        there = all(folder.is_dir() for folder in self._folders()) and (not self.list_file or self.list_file.is_file())
+        return {**known, **self._files()} if there else known
 
     def load(self) -> list[dict[str, Any]]:
         """The dataset dicts; the first call converts the folders."""
+        if self.list_file:
+            read_lines(self.list_file)  # an error of its own where it is missing
         files = self._files()
         build_once(Path(files["panoptic_json"]).parent, self._convert)
         return load_coco_panoptic(
@@ -83,8 +86,7 @@ class IdPngDataset:
 
     def _convert(self, folder: Path) -> None:
         """Write everything into ``folder``."""
-        for part in ("panoptic", "semantic"):
-            (folder / part).mkdir()
+        (folder / "panoptic").mkdir()
         matched = match_files(self.images, self._folders()[1:], self.list_file)
         converted = run_parallel(
             lambda task: self._convert_image(folder, task[0], *task[1]),

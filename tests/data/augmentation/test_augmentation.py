@@ -1,0 +1,119 @@
+"""Single augmentations, and the recipes made of them."""
+
+import numpy as np
+import pytest
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+
+from mask2former.data.augmentation import (
+    PadToMultiple,
+    QuarterTurn,
+    RandomGamma,
+    RandomInvert,
+    RandomQuarterTurn,
+    ResizeByFactor,
+    build_crop_recipe,
+    build_lsj_recipe,
+    build_test_augmentations,
+)
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (5, 8, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_points_turn_with_their_pixels(turns: int) -> None:
+    transform = QuarterTurn(turns, 5, 8)
+    turned = transform.apply_image(IMAGE)
+    for row in range(5):
+        for column in range(8):
+            x, y = transform.apply_coords(np.array([[column + 0.5, row + 0.5]]))[0]
+            np.testing.assert_array_equal(turned[int(y), int(x)], IMAGE[row, column])
+    np.testing.assert_array_equal(transform.inverse().apply_image(turned), IMAGE)
+    points = np.random.rand(6, 2) * 5
+    np.testing.assert_allclose(transform.inverse().apply_coords(transform.apply_coords(points.copy())), points)
+
+
+def test_random_quarter_turns_are_uniform() -> None:
+    counts = np.bincount([RandomQuarterTurn().get_transform(IMAGE).turns for _ in range(2000)], minlength=4)
+    assert (abs(counts - 500) < 100).all()
+
+
+def test_resize_by_factor() -> None:
+    assert ResizeByFactor(2.5, 2.5).get_transform(IMAGE).apply_image(IMAGE).shape == (12, 20, 3)
+    assert ResizeByFactor(0.01, 0.01).get_transform(IMAGE).apply_image(IMAGE).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(4, (8, 8)), (5, (5, 10)), (64, (64, 64)), (1, (5, 8))])
+def test_pad_to_multiple(size: int, expected: tuple[int, int]) -> None:
+    transform = PadToMultiple(size).get_transform(IMAGE)
+    padded = transform.apply_image(IMAGE)
+    assert padded.shape[:2] == expected
+    np.testing.assert_array_equal(padded[:5, :8], IMAGE)
+    assert (padded[5:] == 128).all()
+    assert (padded[:, 8:] == 128).all()
+    assert transform.apply_segmentation(np.ones((5, 8), dtype=np.uint8)).sum() == 40
+
+
+def test_intensities() -> None:
+    np.testing.assert_array_equal(RandomInvert(1.0).get_transform(IMAGE).apply_image(IMAGE), 255 - IMAGE)
+    np.testing.assert_array_equal(RandomInvert(0.0).get_transform(IMAGE).apply_image(IMAGE), IMAGE)
+    ramp = np.arange(256, dtype=np.uint8).reshape(1, 256)
+    halves = [RandomGamma(1.0).get_transform(ramp).apply_image(ramp)[0] for _ in range(300)]
+    for values in halves:
+        assert (values[0], values[255]) == (0, 255)
+        assert (np.diff(values.astype(int)) >= 0).all()
+    middle = np.array(halves)[:, 128] / 255
+    assert middle.min() < 0.29  # 0.5 ** 2 = 0.25
+    assert middle.max() > 0.66  # 0.5 ** 0.5 = 0.71
+    transform = RandomGamma(1.0).get_transform(ramp)
+    assert transform.apply_segmentation(ramp) is ramp
+
+
+def names(augmentations: list[T.Augmentation | T.Transform]) -> list[str]:
+    return [type(augmentation).__name__ for augmentation in augmentations]
+
+
+def test_recipes_of_the_official_release(cfg: CfgNode) -> None:
+    assert names(build_lsj_recipe(cfg)) == ["RandomFlip", "ResizeScale", "FixedSizeCrop"]
+    assert names(build_crop_recipe(cfg)) == ["ResizeShortestEdge", "RandomFlip"]
+    cfg.INPUT.CROP.ENABLED = cfg.INPUT.COLOR_AUG_SSD = True
+    cfg.INPUT.SIZE_DIVISIBILITY = 512
+    crop, colours = "RandomCrop_CategoryAreaConstraint", "ColorAugSSDTransform"
+    assert names(build_crop_recipe(cfg)) == ["ResizeShortestEdge", crop, colours, "RandomFlip", "PadToMultiple"]
+    assert names(build_test_augmentations(cfg)) == ["ResizeShortestEdge"]
+
+
+def test_recipe_for_microscopes(cfg: CfgNode) -> None:
+    cfg.INPUT.RANDOM_FLIP = "both"
+    cfg.INPUT.RANDOM_QUARTER_TURN = cfg.INPUT.COLOR_AUG_SSD = True
+    cfg.INPUT.RANDOM_GAMMA = cfg.INPUT.RANDOM_INVERT = 0.5
+    cfg.INPUT.SCALE_REFERENCE = "image"
+    recipe = build_lsj_recipe(cfg)
+    expected = ["RandomFlip", "RandomFlip", "RandomQuarterTurn", "ColorAugSSDTransform", "RandomGamma", "RandomInvert"]
+    assert names(recipe) == [*expected, "ResizeByFactor", "FixedSizeCrop"]
+    assert [(flip.horizontal, flip.vertical) for flip in recipe[:2]] == [(True, False), (False, True)]
+    cfg.INPUT.RANDOM_FLIP = "none"
+    assert names(build_lsj_recipe(cfg))[0] == "RandomQuarterTurn"
+
+
+def test_sizes_at_test_time(cfg: CfgNode) -> None:
+    def size() -> tuple[int, ...]:
+        aug_input = T.AugInput(IMAGE)
+        T.AugmentationList(build_test_augmentations(cfg))(aug_input)
+        return aug_input.image.shape[:2]
+
+    cfg.INPUT.MIN_SIZE_TEST = 10
+    assert size() == (10, 16)
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    assert size() == (5, 8)
+    cfg.INPUT.TEST_SCALE = 3.0
+    assert size() == (15, 24)
+
+
+def test_values_that_do_not_exist(cfg: CfgNode) -> None:
+    cfg.INPUT.SCALE_REFERENCE = "native"
+    with pytest.raises(ValueError, match='SCALE_REFERENCE is "native", expected "crop" or "image"'):
+        build_lsj_recipe(cfg)
+    cfg.INPUT.RANDOM_FLIP = "diagonal"
+    with pytest.raises(ValueError, match='RANDOM_FLIP is "diagonal", expected one of none, horizontal, vertical, both'):
+        build_crop_recipe(cfg)

@@ -1,0 +1,263 @@
+"""The five mappers: what they read, and that masks stay where the image shows them."""
+
+import copy
+import pickle
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
+
+from mask2former.data import DATASET_MAPPERS, build_dataset_mapper, register_custom_datasets
+from mask2former.data.dataset_mappers import MaskFormerDatasetMapper
+from mask2former.data.dataset_mappers.base import _LabelledImage
+from mask2former.data.label_map import LabelMap
+
+Entry = dict[str, Any]
+Scene = dict[str, np.ndarray]
+CAR, PERSON, ROAD = 0, 1, 2
+
+
+@pytest.fixture
+def panoptic_dict(cfg: CfgNode, id_png_entry: Entry) -> Entry:
+    cfg.DATASETS.CUSTOM.mapped_panoptic = CfgNode(id_png_entry)
+    register_custom_datasets(cfg)
+    return DatasetCatalog.get("mapped_panoptic")[0]
+
+
+@pytest.fixture
+def instance_dicts(cfg: CfgNode, coco_instance_entry: Entry) -> list[Entry]:
+    cfg.DATASETS.CUSTOM.mapped_instance = CfgNode(coco_instance_entry)
+    register_custom_datasets(cfg)
+    return DatasetCatalog.get("mapped_instance")
+
+
+def plain(cfg: CfgNode, name: str, augmentations: tuple[T.Augmentation, ...] = ()) -> MaskFormerDatasetMapper:
+    """A mapper that leaves images as they are, or does what it is told."""
+    return DATASET_MAPPERS[name](cfg, is_train=True, augmentations=list(augmentations))
+
+
+def by_class(example: Entry) -> dict[int, list[np.ndarray]]:
+    masks: dict[int, list[np.ndarray]] = {}
+    for class_id, mask in zip(example["instances"].gt_classes.tolist(), example["instances"].gt_masks, strict=True):
+        masks.setdefault(class_id, []).append(mask.numpy())
+    return masks
+
+
+def same_masks(found: list[np.ndarray], expected: list[np.ndarray]) -> bool:
+    return sorted(mask.tobytes() for mask in found) == sorted(np.asarray(mask).tobytes() for mask in expected)
+
+
+def test_panoptic_targets(cfg: CfgNode, panoptic_dict: Entry, scene: Scene) -> None:
+    example = plain(cfg, "mask_former_panoptic")(panoptic_dict)
+    masks = by_class(example)
+    assert same_masks(masks.pop(CAR), [scene["instances"] == 1, scene["instances"] == 300])
+    assert same_masks(masks.pop(PERSON), [scene["instances"] == 2])
+    assert same_masks(masks.pop(ROAD), [scene["classes"] == 0])
+    assert not masks
+    crowd = (scene["classes"] == 2) & (scene["instances"] == 0)
+    np.testing.assert_array_equal(example["ignore_mask"], (scene["classes"] == 255) | crowd)
+    np.testing.assert_array_equal(example["image"].permute(1, 2, 0), scene["image"])
+
+
+def test_instance_targets_of_a_panoptic_data_set(cfg: CfgNode, panoptic_dict: Entry, scene: Scene) -> None:
+    example = plain(cfg, "mask_former_instance")(panoptic_dict)
+    masks = by_class(example)
+    assert same_masks(masks.pop(CAR), [scene["instances"] == 1, scene["instances"] == 300])
+    assert same_masks(masks.pop(PERSON), [scene["instances"] == 2])
+    assert not masks
+    # Unlabelled pixels and stuff are background, only crowds are not judged.
+    np.testing.assert_array_equal(example["ignore_mask"], (scene["classes"] == 2) & (scene["instances"] == 0))
+
+
+def test_instance_targets_of_annotations(cfg: CfgNode, instance_dicts: list[Entry], scene: Scene) -> None:
+    annotations = instance_dicts[0]["annotations"]
+    assert [type(annotation["segmentation"]) for annotation in annotations[:3]] == [list, dict, dict]
+    annotations.append({"category_id": CAR, "segmentation": scene["classes"] == 0})  # a bitmap, below the others
+    annotations[-1]["segmentation"][:] |= scene["instances"] == 1
+    example = plain(cfg, "mask_former_instance")(instance_dicts[0])
+    masks = by_class(example)
+    overlapping = (scene["classes"] == 0) | (scene["instances"] == 1)
+    assert same_masks(masks.pop(CAR), [scene["instances"] == 1, scene["instances"] == 300, overlapping])
+    assert same_masks(masks.pop(PERSON), [scene["instances"] == 2])
+    np.testing.assert_array_equal(example["ignore_mask"], (scene["classes"] == 2) & (scene["instances"] == 0))
+
+
+def test_images_without_annotations(cfg: CfgNode, instance_dicts: list[Entry]) -> None:
+    for name in ("mask_former_instance", "coco_instance_lsj"):
+        cfg.INPUT.DATASET_MAPPER_NAME = name
+        instances = build_dataset_mapper(cfg)(instance_dicts[1])["instances"]
+        assert instances.gt_classes.shape == (0,)
+        assert instances.gt_masks.shape == (0, *instances.image_size)
+
+
+def test_semantic_targets(cfg: CfgNode, panoptic_dict: Entry, scene: Scene) -> None:
+    example = plain(cfg, "mask_former_semantic")(panoptic_dict)
+    expected = np.select([scene["classes"] == value for value in (0, 1, 2)], [ROAD, CAR, PERSON], 255)
+    np.testing.assert_array_equal(example["sem_seg"], expected)
+    assert example["sem_seg"].dtype == torch.int64
+    assert example["instances"].gt_classes.tolist() == [CAR, PERSON, ROAD]
+    np.testing.assert_array_equal(example["instances"].gt_masks, np.stack([expected == k for k in (CAR, PERSON, ROAD)]))
+    np.testing.assert_array_equal(example["ignore_mask"], expected == 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [(name, "panoptic") for name in DATASET_MAPPERS]
+    + [(name, "annotations") for name in DATASET_MAPPERS if "instance" in name],
+)
+def test_masks_stay_where_the_image_shows_them(
+    cfg: CfgNode, name: str, source: str, request: Any, scene: Scene, write: Any
+) -> None:
+    """Every target has a colour of its own: in every augmented image, colours and masks must agree."""
+    if source == "annotations":
+        record = request.getfixturevalue("instance_dicts")[0]
+    else:
+        record = request.getfixturevalue("panoptic_dict")
+    if "semantic" in name:
+        write("own/images/a.png", np.stack([scene["classes"] * 40] * 3, axis=2))
+    cfg.INPUT.DATASET_MAPPER_NAME = name
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.RANDOM_QUARTER_TURN = "both", True
+    cfg.INPUT.MIN_SIZE_TRAIN = (30, 80)
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [36, 36]
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
+    cfg.INPUT.SIZE_DIVISIBILITY = 64
+    mapper = build_dataset_mapper(cfg)
+    seen = 0
+    for _ in range(25):
+        example = mapper(record)
+        assert example["image"].shape == (3, 64, 64)
+        assert example["ignore_mask"].shape == (64, 64)
+        assert example["instances"].image_size == (64, 64)
+        image = example["image"].permute(1, 2, 0).numpy().astype(int)
+        for mask in example["instances"].gt_masks.numpy():
+            assert mask.any()
+            assert not (mask & example["ignore_mask"].numpy()).any()
+            inside = eroded(mask)
+            colours = np.unique(image[inside], axis=0)
+            if len(colours):
+                assert (np.ptp(colours, axis=0) <= 1).all()
+                seen += 1
+        gray = eroded((image == 128).all(axis=2))
+        assert example["ignore_mask"].numpy()[gray].all()  # padding
+    assert seen > 20
+
+
+def eroded(mask: np.ndarray, by: int = 2) -> np.ndarray:
+    """Pixels whose neighbours are in the mask too: interpolation does not mix other colours into those."""
+    padded = np.pad(mask, by)
+    height, width = mask.shape
+    shifted = [padded[i : i + height, j : j + width] for i in range(2 * by + 1) for j in range(2 * by + 1)]
+    return np.logical_and.reduce(shifted)
+
+
+@pytest.mark.parametrize("name", DATASET_MAPPERS)
+def test_same_seed_same_example_from_a_pickled_mapper(cfg: CfgNode, name: str, panoptic_dict: Entry) -> None:
+    cfg.INPUT.DATASET_MAPPER_NAME = name
+    cfg.INPUT.COLOR_AUG_SSD = True
+    mapper = build_dataset_mapper(cfg)
+    before = copy.deepcopy(panoptic_dict)
+
+    def examples(mapper: Callable[[Entry], Entry], seed: int) -> list[Entry]:
+        random.seed(seed)
+        np.random.seed(seed)
+        return [mapper(panoptic_dict) for _ in range(3)]
+
+    first, again = examples(mapper, 1), examples(pickle.loads(pickle.dumps(mapper)), 1)
+    for one, two in zip(first, again, strict=True):
+        assert torch.equal(one["image"], two["image"])
+        assert torch.equal(one["instances"].gt_masks, two["instances"].gt_masks)
+    assert not torch.equal(first[0]["image"], examples(mapper, 2)[0]["image"])
+    assert panoptic_dict == before
+
+
+@pytest.mark.parametrize("name", DATASET_MAPPERS)
+def test_what_the_model_gets(cfg: CfgNode, name: str, panoptic_dict: Entry) -> None:
+    cfg.INPUT.DATASET_MAPPER_NAME = name
+    example = build_dataset_mapper(cfg)(panoptic_dict | {"kind": "street"})
+    keys = {"file_name", "image_id", "height", "width", "image", "instances", "ignore_mask", "kind"}
+    assert example.keys() - {"sem_seg"} == keys
+    assert (example["height"], example["width"]) == (40, 60)
+    assert example["image"].dtype == torch.uint8
+    assert example["image"].is_contiguous()
+    assert example["instances"].gt_classes.dtype == torch.int64
+    assert example["instances"].gt_masks.dtype == example["ignore_mask"].dtype == torch.bool
+
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.FORMAT = 20, "BGR"
+    example = build_dataset_mapper(cfg, is_train=False)(panoptic_dict)
+    assert example.keys() == {"file_name", "image_id", "height", "width", "image"}
+    assert (example["image"].shape, example["height"], example["width"]) == ((3, 20, 30), 40, 60)
+
+
+def test_gray_input(cfg: CfgNode, panoptic_dict: Entry) -> None:
+    cfg.INPUT.FORMAT, cfg.INPUT.DATASET_MAPPER_NAME = "L", "coco_panoptic_lsj"
+    assert build_dataset_mapper(cfg)(panoptic_dict)["image"].shape == (1, 64, 64)
+    assert build_dataset_mapper(cfg, is_train=False)(panoptic_dict)["image"].shape[0] == 1
+
+
+def test_crops_look_at_classes_not_segments() -> None:
+    labels = LabelMap(np.array([[0, 1], [2, 3]]), np.array([4, 4, 7]))
+    np.testing.assert_array_equal(_LabelledImage(np.zeros((2, 2, 3)), labels).sem_seg, [[0, 5], [5, 8]])
+
+
+def test_padding_is_void_beside_an_rle(cfg: CfgNode, instance_dicts: list[Entry], scene: Scene) -> None:
+    pad = T.PadTransform(0, 0, 4, 8, pad_value=128, seg_pad_value=0)
+    example = plain(cfg, "coco_instance_lsj", (pad,))(instance_dicts[0])
+    assert example["instances"].gt_masks.shape == (3, 48, 64)
+    assert not example["instances"].gt_masks[:, 40:].any()
+    assert example["ignore_mask"][40:].all()
+    assert example["ignore_mask"][:, 60:].all()
+
+
+def test_polygons_that_leave_the_crop(cfg: CfgNode, instance_dicts: list[Entry], scene: Scene) -> None:
+    example = plain(cfg, "mask_former_instance", (T.CropTransform(10, 20, 15, 12),))(instance_dicts[0])
+    cars = by_class(example)[CAR]
+    assert same_masks(cars, [(scene["instances"] == number)[20:32, 10:25] for number in (1, 300)])
+    assert PERSON not in by_class(example)
+
+
+def test_errors_name_the_image(cfg: CfgNode, panoptic_dict: Entry, instance_dicts: list[Entry], write: Any) -> None:
+    def fails(name: str, record: Entry, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            plain(cfg, name)(record)
+
+    fails("mask_former_panoptic", instance_dicts[0], r"a\.png: has no panoptic annotation")
+    fails("mask_former_semantic", instance_dicts[0], r"a\.png: has no semantic annotation")
+    fails("mask_former_panoptic", panoptic_dict | {"height": 41}, r"a\.png: the image is 40 x 60 .* say 41 x 60")
+    small = write("small.png", np.zeros((5, 6, 3), dtype=np.uint8))
+    for name, key in (("mask_former_panoptic", "pan_seg_file_name"), ("mask_former_semantic", "sem_seg_file_name")):
+        fails(name, panoptic_dict | {key: str(small)}, r"small\.png: the mask is 5 x 6 .* its image is\s40 x 60")
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+    fails("mask_former_panoptic", panoptic_dict, r"a\.png: is annotated with class id 2, expected 0 to 1")
+
+    for segmentation, message in {
+        "nothing": "a segmentation is str, expected a list of polygons",
+        (1.0, 1.0, 2.0, 2.0): "a polygon has 4 coordinates, expected x and y of three points",
+        (("size", (9, 9)), ("counts", (81,))): r"an RLE is \(9, 9\) \(height, width\), its image is \(40, 60\)",
+        None: "a segmentation is NoneType",
+    }.items():
+        value: Any = segmentation
+        if isinstance(segmentation, tuple):
+            value = [list(segmentation)] if isinstance(segmentation[0], float) else dict(segmentation)
+        record = instance_dicts[0] | {"annotations": [{"category_id": 0, "segmentation": value}]}
+        fails("mask_former_instance", record, rf"a\.png: annotation 0 of the image: {message}")
+    bitmap = instance_dicts[0] | {"annotations": [{"category_id": 0, "segmentation": np.zeros((3, 4))}]}
+    fails("mask_former_instance", bitmap, r"a mask is \(3, 4\) \(height, width\), its image is \(40, 60\)")
+
+
+def test_configuration_errors(cfg: CfgNode, panoptic_dict: Entry) -> None:
+    cfg.INPUT.DATASET_MAPPER_NAME = "coco_lsj"
+    with pytest.raises(ValueError, match='DATASET_MAPPER_NAME is "coco_lsj", expected one of mask_former_semantic, '):
+        build_dataset_mapper(cfg)
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    MetadataCatalog.get("mapped_deep").set(ignore_label=65535)
+    cfg.DATASETS.TRAIN = ("mapped_panoptic", "mapped_deep")
+    with pytest.raises(ValueError, match=r"have different ignore labels \[255, 65535\]"):
+        build_dataset_mapper(cfg)
+    cfg.DATASETS.TRAIN = ("mapped_deep",)
+    assert build_dataset_mapper(cfg).ignore_label == 65535

@@ -1,0 +1,118 @@
+"""Reading images and label PNGs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask2former.data.image_io import image_size, read_image, read_label_image
+
+RNG = np.random.default_rng(0)
+
+
+def save(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def test_channel_order(tmp_path: Path) -> None:
+    pixels = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    path = save(tmp_path / "a.png", pixels)
+    np.testing.assert_array_equal(read_image(path), pixels)
+    np.testing.assert_array_equal(read_image(path, "BGR"), pixels[..., ::-1])
+    assert read_image(path, "L").shape == (5, 7, 1)
+
+
+def test_gray_alpha_and_palette_become_three_channels(tmp_path: Path) -> None:
+    gray = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "gray.png", gray)), np.stack([gray] * 3, axis=2))
+    with_alpha = RNG.integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "alpha.png", with_alpha)), with_alpha[..., :3])
+    palette = Image.fromarray(gray % 4)
+    palette.putpalette([9, 8, 7, 20, 30, 40, 50, 60, 70, 80, 90, 100])
+    palette.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "palette.png")[gray % 4 == 1], [[20, 30, 40]] * (gray % 4 == 1).sum()
+    )
+
+
+@pytest.mark.parametrize("kind", ["uint16.png", "int32.tif", "float32.tif"])
+def test_deep_images_are_stretched(tmp_path: Path, kind: str) -> None:
+    ramp = np.linspace(100, 4000, 10_000).reshape(100, 100).astype(kind.split(".")[0])
+    image = read_image(save(tmp_path / kind, ramp))[..., 0]
+    assert (image.dtype, image.min(), image.max()) == (np.uint8, 0, 255)
+    np.testing.assert_allclose(image.ravel(), np.linspace(0, 255, 10_000), atol=1.01)
+
+
+def test_deep_images_that_are_nearly_constant(tmp_path: Path) -> None:
+    pixels = np.full((100, 100), 700, dtype=np.uint16)
+    assert not read_image(save(tmp_path / "constant.png", pixels)).any()
+    pixels[3, 4] = 900
+    image = read_image(save(tmp_path / "speck.png", pixels))
+    assert image.sum() == 255 * 3
+    assert image[3, 4].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright(tmp_path: Path, orientation: int) -> None:
+    stored = RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "a.png", stored, exif=exif)
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(stored),
+    }[orientation]
+    np.testing.assert_array_equal(read_image(path), upright)
+    assert image_size(path) == upright.shape[:2]
+
+
+def test_unreadable_images_are_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", RNG.integers(0, 256, (50, 50, 3), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image .* copy it again"):
+        read_image(path)
+    (tmp_path / "b.jpg").write_text("not an image")
+    with pytest.raises(ValueError, match=r"b\.jpg: cannot be read as an image"):
+        image_size(tmp_path / "b.jpg")
+    with pytest.raises(FileNotFoundError, match=r"c\.png: no such file"):
+        read_image(tmp_path / "c.png")
+    with pytest.raises(ValueError, match=r'INPUT\.FORMAT is "RGBA", expected "RGB", "BGR" or "L"'):
+        read_image(path, "RGBA")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "largest"), [("a.png", "uint8", 255), ("a.png", "uint16", 65535), ("a.tif", "int32", 10**6)]
+)
+def test_labels_of_every_depth(tmp_path: Path, name: str, dtype: str, largest: int) -> None:
+    labels = RNG.integers(0, largest + 1, (6, 5)).astype(dtype)
+    read = read_label_image(save(tmp_path / name, labels))
+    assert read.dtype == np.int64
+    np.testing.assert_array_equal(read, labels)
+
+
+def test_labels_of_palettes_and_gray_saved_as_colour(tmp_path: Path) -> None:
+    labels = RNG.integers(0, 4, (6, 5), dtype=np.uint8)
+    palette = Image.fromarray(labels)
+    palette.putpalette([200, 1, 2, 3, 100, 5, 6, 7, 8, 9, 10, 11])
+    palette.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_label_image(tmp_path / "palette.png"), labels)
+    np.testing.assert_array_equal(read_label_image(save(tmp_path / "rgb.png", np.stack([labels] * 3, axis=2))), labels)
+
+
+def test_labels_that_are_not_ids(tmp_path: Path) -> None:
+    colours = save(tmp_path / "colours.png", RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8))
+    with pytest.raises(
+        ValueError, match=r"colours\.png: is a colour picture of 3 channels, expected one channel of ids"
+    ):
+        read_label_image(colours)
+    for pixels in (np.full((2, 2), -1, dtype=np.int32), np.full((2, 2), 0.5, dtype=np.float32)):
+        with pytest.raises(ValueError, match=r"a\.tif: has negative or fractional values"):
+            read_label_image(save(tmp_path / "a.tif", pixels))
