@@ -175,7 +175,7 @@ print(len(dicts))
 
 
 def test_official_names_and_semantic_maps(repository: Path, coco_mini: Path, tmp_path: Path) -> None:
-    """The script makes the maps, and the official name loads with them; in a new process, as importing binds folders."""
+    """The script makes the maps, and the official name loads with them; in a new process: importing binds folders."""
     tree = tmp_path / "coco"
     tree.mkdir()
     for part in ("annotations", "val2017"):

@@ -35,14 +35,15 @@ class MaskFormerInstanceDatasetMapper(MaskFormerDatasetMapper):
         if "annotations" not in dataset_dict:
             return labels.masks()
         new_size = labels.labels.shape[0], labels.labels.shape[1]
-        annotations = [annotation for annotation in dataset_dict["annotations"] if not annotation.get("iscrowd", 0)]
-        masks = np.zeros((len(annotations), *new_size), dtype=bool)
+        annotations = dataset_dict["annotations"]
+        targets = [number for number, annotation in enumerate(annotations) if not annotation.get("iscrowd", 0)]
+        masks = np.zeros((len(targets), *new_size), dtype=bool)
         # Padding after a crop would show what the crop has cut off a polygon.
         inside = transforms.apply_segmentation(np.ones(size, dtype=np.uint8)).astype(bool)
-        for mask, annotation in zip(masks, annotations, strict=True):
-            mask[:] = _draw(dataset_dict, annotation, size, transforms, new_size) & inside
+        for mask, number in zip(masks, targets, strict=True):
+            np.logical_and(_draw(dataset_dict, number, size, transforms, new_size), inside, out=mask)
         kept = masks.any(axis=(1, 2))
-        classes = np.array([annotation["category_id"] for annotation in annotations], dtype=np.int64)
+        classes = np.array([annotations[number]["category_id"] for number in targets], dtype=np.int64)
         return classes[kept], masks[kept]
 
 
@@ -57,9 +58,9 @@ class COCOInstanceNewBaselineDatasetMapper(MaskFormerInstanceDatasetMapper):
 def _background_without_crowds(dataset_dict: dict[str, Any], size: tuple[int, int]) -> LabelMap:
     """One segment of no class; instances, which may overlap, are drawn over it after the augmentations."""
     labels = np.ones(size, dtype=np.uint8)
-    for annotation in dataset_dict["annotations"]:
+    for number, annotation in enumerate(dataset_dict["annotations"]):
         if annotation.get("iscrowd", 0):
-            labels[_draw(dataset_dict, annotation, size, T.TransformList([]), size)] = 0
+            labels[_draw(dataset_dict, number, size, T.TransformList([]), size)] = 0
     return LabelMap(labels, np.array([LabelMap.NO_CLASS]))
 
 
@@ -77,15 +78,14 @@ def _things(dataset_dict: dict[str, Any], size: tuple[int, int]) -> LabelMap:
 
 def _draw(
     dataset_dict: dict[str, Any],
-    annotation: dict[str, Any],
+    number: int,
     size: tuple[int, int],
     transforms: T.TransformList,
     new_size: tuple[int, int],
 ) -> np.ndarray:
     try:
-        return draw_annotation(annotation.get("segmentation"), size, transforms, new_size)
+        return draw_annotation(dataset_dict["annotations"][number].get("segmentation"), size, transforms, new_size)
     except ValueError as error:
-        number = dataset_dict["annotations"].index(annotation)
         raise ValueError(
             f"{dataset_dict['file_name']}: annotation {number} of the image: {error}. Correct it or remove it."
         ) from error

@@ -92,21 +92,23 @@ class CocoPanopticDataset:
         folder = self._cache_folder()
         metadata = self.metadata()
         dicts = load_coco_panoptic(self.annotations, self.images, self.segments, folder / "semantic", metadata)
-        build_once(folder, lambda unfinished: self._derive(unfinished, dicts, content["images"]))
+        _check_all_annotated(self.annotations, content)
+        build_once(folder, lambda unfinished: self._derive(unfinished, folder, dicts, content["images"]))
         return dicts
 
     def _cache_folder(self) -> Path:
         return cache_folder(self.name, self, [self.annotations, *find_files(self.segments, (".png",))])
 
-    def _derive(self, folder: Path, dicts: list[dict[str, Any]], images: list[dict[str, Any]]) -> None:
+    def _derive(self, folder: Path, final: Path, dicts: list[dict[str, Any]], images: list[dict[str, Any]]) -> None:
+        """Write into ``folder`` what ``dicts`` expect in ``final``."""
         categories = _categories(self.annotations, _read_json(self.annotations))
         dataset_ids = dict(enumerate(category.id for category in panoptic_order(categories)))
 
         def derive(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
             numbers = read_segment_numbers(dataset_dict, (dataset_dict["height"], dataset_dict["width"]))
             segments = dataset_dict["segments_info"]
-            path = folder / "semantic" / Path(dataset_dict["sem_seg_file_name"]).name
-            write_semantic_png(path, numbers, segments, len(categories))
+            path = Path(dataset_dict["sem_seg_file_name"]).relative_to(final)
+            write_semantic_png(folder / path, numbers, segments, len(categories))
             return instance_annotations(dataset_dict["image_id"], numbers, segments, dataset_ids)
 
         annotations = run_parallel(derive, dicts, f"Converting {self.name}")
@@ -135,13 +137,8 @@ def _categories(path: Path, content: dict[str, Any]) -> list[Category]:
 
 
 def _check_images(path: Path, folder: Path, content: dict[str, Any]) -> None:
-    """Every image of the file is in the folder, once."""
+    """Every image of the file is in the folder."""
     _check_unique(path, "images", [image["id"] for image in content["images"]])
-    stems: dict[str, str] = {}
-    for image in content["images"]:
-        twin = stems.setdefault(Path(image["file_name"]).stem, image["file_name"])
-        if twin != image["file_name"]:
-            raise ValueError(f"{path}: {image['file_name']} and {twin} have the same name. Rename one of them.")
     present = {file.relative_to(folder).as_posix() for file in find_files(folder, IMAGE_SUFFIXES)}
     missing = [image["file_name"] for image in content["images"] if image["file_name"] not in present]
     if missing:
@@ -169,7 +166,20 @@ def _check_annotations(path: Path, content: dict[str, Any]) -> None:
             )
 
 
+def _check_all_annotated(path: Path, content: dict[str, Any]) -> None:
+    """Every image has one panoptic annotation."""
+    annotated = [annotation["image_id"] for annotation in content["annotations"]]
+    _check_unique(path, "annotations", annotated)
+    known = set(annotated)
+    missing = [image for image in content["images"] if image["id"] not in known]
+    if missing:
+        raise ValueError(
+            f"{path}: {missing[0]['file_name']} is not annotated ({len(missing)} of {len(content['images'])} images). "
+            'Give it an annotation, whose "segments_info" may be empty, or take it out of "images".'
+        )
+
+
 def _check_unique(path: Path, key: str, ids: list[int]) -> None:
-    twice = [number for number, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise ValueError(f'{path}: id {twice[0]} occurs more than once in "{key}".')
+    number, count = max(Counter(ids).items(), key=lambda item: item[1], default=(0, 0))
+    if count > 1:
+        raise ValueError(f'{path}: id {number} occurs more than once in "{key}".')

@@ -122,6 +122,8 @@ def _classes_of_map(where: str, entry: Mapping[str, Any]) -> tuple[tuple[Categor
 def _class_names(where: str, names: Any) -> list[str]:
     if isinstance(names, str):
         names = read_lines(resolve(names))
+    if not isinstance(names, list | tuple):
+        raise ValueError(f"{where}.CLASS_NAMES: is {names!r}, expected a list of names, or a text file of them.")
     names = [str(name) for name in names]
     for name in names:
         if name != _VOID and names.count(name) > 1:

@@ -63,11 +63,6 @@ def match_files(images: Path, masks: list[Path], list_file: Path | None = None) 
         by_name = _listed(by_name, images, list_file)
     if not by_name:
         raise ValueError(f"{images}: has no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    basenames: dict[str, Path] = {}
-    for name, image in by_name.items():
-        twin = basenames.setdefault(os.path.basename(name), image)
-        if twin is not image:
-            raise ValueError(f"{image}: has the same name as {twin}. Rename one: results are written by that name.")
     columns = [_by_name(folder, MASK_SUFFIXES) for folder in masks]
     for folder, column in zip(masks, columns, strict=True):
         missing = [name for name in by_name if name not in column]

@@ -118,7 +118,7 @@ class IdPngDataset:
         dataset_ids = dict(enumerate(category.id for category in panoptic_order(self.categories)))
         num_things = sum(category.isthing for category in self.categories)
         numbers, segments = split_segments(classes, instances, num_things)
-        png = f"{image.stem}.png"
+        png = f"{number:06d}_{image.stem}.png"  # the number, since folders may repeat names
         write_panoptic_png(folder / "panoptic" / png, numbers)
         write_semantic_png(folder / "semantic" / png, numbers, segments, len(self.categories))
         file_name = image.relative_to(self.images).as_posix()

@@ -210,6 +210,7 @@ WRONG_KEYS: list[tuple[str, Entry, str]] = [
     ("id_png", {"INSTANCES": None, "CLASSES": None}, "own: has neither INSTANCES nor CLASSES"),
     ("id_png", {"CLASS_NAMES": None}, "own: lacks CLASS_NAMES, which CLASSES need"),
     ("id_png", {"CLASS_NAMES": ["a", "a"]}, "own.CLASS_NAMES: has 'a' more than once"),
+    ("id_png", {"CLASS_NAMES": 3}, "own.CLASS_NAMES: is 3, expected a list of names, or a text file of them"),
     ("id_png", {"CLASS_NAMES": "none.txt"}, "none.txt: no such file, but an entry of DATASETS.CUSTOM names it"),
     ("id_png", {"THINGS": None}, "own: has no THINGS but INSTANCES, expected both or neither"),
     ("id_png", {"INSTANCES": None}, "own: has THINGS but no INSTANCES, expected both or neither"),
@@ -258,11 +259,17 @@ def test_wrong_id_pngs(cfg: CfgNode, id_png_entry: Entry, data_root: Path, write
     write("own/images/deep/b.jpg", np.zeros((24, 32, 3), dtype=np.uint8))
     fails(r"images/deep/b\.png: has the same name as .*images/deep/b\.jpg")
     shutil.rmtree(own / "images/deep")
-    write("own/images/deep/a.png", np.zeros((24, 32, 3), dtype=np.uint8))
-    fails(r"images/deep/a\.png: has the same name as .*images/a\.png")
     shutil.rmtree(own / "images")
     (own / "images").mkdir()
     fails(r"images: has no images \(\.bmp, ")
+
+
+def test_folders_may_repeat_names(cfg: CfgNode, id_png_entry: Entry, data_root: Path) -> None:
+    for part in ("images", "instances", "classes"):
+        shutil.copytree(data_root / "own" / part / "deep", data_root / "own" / part / "deeper")
+    dicts = load(cfg, id_png_entry)
+    assert [Path(record["file_name"]).name for record in dicts] == ["a.png", "b.png", "b.png"]
+    assert len({record["pan_seg_file_name"] for record in dicts}) == 3
 
 
 def test_hidden_files_do_not_count(cfg: CfgNode, id_png_entry: Entry, write: Any) -> None:
@@ -290,8 +297,6 @@ def test_wrong_coco_files(cfg: CfgNode, coco_instance_entry: Entry, data_root: P
     fails('id 8 occurs more than once in "categories"', categories=[{"id": 8, "name": "a"}, *content["categories"]])
     missing = {"id": 11, "file_name": "c.png", "height": 2, "width": 2}
     fails(r"images/c\.png: no such file, but .* lists it \(1 of 3", images=[*content["images"], missing])
-    twin = {"id": 11, "file_name": "deep/a.jpg", "height": 2, "width": 2}
-    fails(r"deep/a\.jpg and a\.png have the same name", images=[*content["images"], twin])
     path.write_text("{")
     with pytest.raises(ValueError, match=r"instances\.json: is not JSON"):
         load(cfg, coco_instance_entry)
@@ -303,6 +308,14 @@ def test_wrong_coco_panoptic_files(cfg: CfgNode, coco_panoptic_entry: Entry, dat
     annotation = content["annotations"][0]
     path.write_text(json.dumps(content | {"annotations": [annotation | {"image_id": 99}]}))
     with pytest.raises(ValueError, match=r'panoptic\.json: image_id 99 is annotated but not in "images"'):
+        load(cfg, coco_panoptic_entry)
+    unannotated = {"id": 8, "file_name": "b.png", "height": 24, "width": 32}
+    shutil.copy(data_root / "pan/images/a.png", data_root / "pan/images/b.png")
+    path.write_text(json.dumps(content | {"images": [*content["images"], unannotated]}))
+    with pytest.raises(ValueError, match=r"b\.png is not annotated \(1 of 2 images\). Give it an annotation"):
+        load(cfg, coco_panoptic_entry)
+    path.write_text(json.dumps(content | {"annotations": [annotation] * 2}))
+    with pytest.raises(ValueError, match='id 7 occurs more than once in "annotations"'):
         load(cfg, coco_panoptic_entry)
     segment = annotation["segments_info"][0] | {"category_id": 99}
     path.write_text(json.dumps(content | {"annotations": [annotation | {"segments_info": [segment]}]}))
