@@ -17,7 +17,8 @@ __all__ = ["derive_seed", "isolated_rng", "seed_all"]
 
 def derive_seed(*parts: int) -> int:
     """Mix non-negative integers into one well-spread 32-bit seed."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+    # With their number, because NumPy takes (1,) and (1, 0) for the same.
+    return int(np.random.SeedSequence((len(parts), *parts)).generate_state(1)[0])
 
 
 def seed_all(seed: int) -> None:

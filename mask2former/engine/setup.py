@@ -4,7 +4,6 @@ import argparse
 import logging
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -12,6 +11,7 @@ from detectron2.utils.logger import setup_logger
 
 from mask2former import add_maskformer2_config
 from mask2former.data import register_custom_datasets
+from mask2former.engine.config_files import merge_yaml
 
 __all__ = ["load_config", "setup"]
 
@@ -32,13 +32,7 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
     cfg = get_cfg()
     add_maskformer2_config(cfg)
     if config_file:
-        try:
-            cfg.merge_from_file(config_file, allow_unsafe=False)
-        except yaml.constructor.ConstructorError as e:
-            raise ValueError(
-                f"{config_file} (or its _BASE_) has a YAML tag that is not plain data: {e.problem}{e.problem_mark}\n"
-                "Such a tag can run any code, so it is not read; write the resulting value out instead."
-            ) from e
+        merge_yaml(cfg, config_file)
     cfg.merge_from_list(opts or [])
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger(__name__).info(

@@ -16,6 +16,7 @@ def test_derived_seeds_are_32_bits_distinct_and_always_the_same():
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**32 for seed in seeds)
     assert derive_seed(1, 2) == derive_seed(1, 2) != derive_seed(2, 1)
+    assert len({derive_seed(1), derive_seed(1, 0), derive_seed(1, 0, 0)}) == 3
 
 
 def test_seed_all_repeats_all_three_generators():

@@ -115,3 +115,25 @@ def test_state_survives_a_round_trip():
     other.load_state_dict(trainer.state_dict())
 
     assert other.optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_float16_scales_the_loss_but_not_the_step():
+    torch.manual_seed(0)
+    line = Regression().line  # as ``run`` starts; close to it, the scaled gradients do not overflow
+    near = [{"x": 0.1 * i, "y": line(torch.tensor([0.1 * i])).item() + 0.05, "file_name": ""} for i in range(4)]
+    full, _ = run([near])
+    half, _ = run([near], autocast_dtype=torch.float16)
+
+    assert half.model.seen_dtypes == [torch.float16]
+    assert half.state_dict()["grad_scaler"]["scale"] == 2**16
+    for a, b in zip(full.model.parameters(), half.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=2e-3, atol=1e-3)  # unscaled in place, before the step
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_float16_skips_a_step_whose_scaled_gradients_overflow():
+    trainer, _ = run([[{"x": 100.0, "y": 1e4, "file_name": "far.png"}]], autocast_dtype=torch.float16)
+    fresh, _ = run([SAMPLES], lr=0.0)
+
+    assert trainer.grad_scaler.get_scale() == 2**15
+    assert torch.equal(trainer.model.line.weight, fresh.model.line.weight)

@@ -1,0 +1,40 @@
+"""Reading YAML configurations as data: nothing in a file is run."""
+
+import re
+
+import yaml
+from detectron2.config import CfgNode
+
+__all__ = ["merge_yaml"]
+
+# The one expression in official configurations, sizes to train at: "[int(x * 0.1 * 1024) for x in range(5, 21)]"
+_MULTIPLES = re.compile(r"\[int\(x \* (\d+\.\d+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]")
+
+
+def merge_yaml(cfg: CfgNode, config_file: str) -> None:
+    """Merge a configuration file and what it is based on into ``cfg``.
+
+    The official files ask YAML's reader to evaluate a list of sizes. That expression, and no other, is understood.
+
+    Raises:
+        ValueError: if a file asks to run any other Python code.
+    """
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except yaml.constructor.ConstructorError as e:
+        raise ValueError(
+            f"{config_file} (or its _BASE_) has a YAML tag that is not plain data: {e.problem}{e.problem_mark}\n"
+            "Such a tag can run any code, so it is not read; write the resulting value out instead."
+        ) from e
+
+
+def _construct_multiples(loader: yaml.SafeLoader, node: yaml.Node) -> list[int]:
+    arguments = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
+    match = _MULTIPLES.fullmatch(str(arguments[0])) if len(arguments) == 1 else None
+    if match is None:
+        raise yaml.constructor.ConstructorError(None, None, f"{arguments} is code", node.start_mark)
+    factor, size, first, end = float(match[1]), *map(int, match.group(2, 3, 4))
+    return [int(x * factor * size) for x in range(first, end)]
+
+
+yaml.SafeLoader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _construct_multiples)
