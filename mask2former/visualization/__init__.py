@@ -9,9 +9,11 @@ from mask2former.visualization.predictions import (
     draw_predictions,
     draw_semantic,
 )
+from mask2former.visualization.segments import class_name
 
 __all__ = [
     "Task",
+    "class_name",
     "draw_ground_truth",
     "draw_instances",
     "draw_panoptic",

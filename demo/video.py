@@ -1,0 +1,107 @@
+"""Frames in, frames out."""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+__all__ = ["VideoWriter", "frame_rate", "open_video", "prefetch", "read_frames"]
+
+_Item = TypeVar("_Item")
+_DEFAULT_RATE = 25.0  # cameras often do not say
+_CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".mov": "mp4v", ".avi": "MJPG"}
+
+
+def open_video(source: str | int) -> cv2.VideoCapture:
+    """Open a file, an address or a camera (its number).
+
+    Raises:
+        ValueError: OpenCV cannot read it.
+    """
+    video = cv2.VideoCapture(source)
+    if not video.isOpened():
+        what = f"camera {source}" if isinstance(source, int) else source
+        raise ValueError(f"{what}: cannot be opened as a video; check that it exists and that OpenCV can decode it")
+    return video
+
+
+def frame_rate(video: cv2.VideoCapture) -> float:
+    """Frames in a second, or 25 where the video does not say."""
+    rate = video.get(cv2.CAP_PROP_FPS)
+    return rate if math.isfinite(rate) and rate > 0 else _DEFAULT_RATE
+
+
+def read_frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """The frames of a video to its end: (H, W, 3) uint8, BGR."""
+    while True:
+        success, frame = video.read()
+        if not success:
+            return
+        yield frame
+
+
+def prefetch(items: Iterable[_Item], depth: int = 4) -> Iterator[_Item]:
+    """Go through ``items`` in a thread, at most ``depth`` ahead of the caller; errors arrive in their turn."""
+    iterator = iter(items)
+    executor = ThreadPoolExecutor(max_workers=1)
+    try:
+        pending = deque(executor.submit(_take, iterator) for _ in range(depth))
+        while item := pending.popleft().result():
+            pending.append(executor.submit(_take, iterator))
+            yield item[0]
+    finally:  # also when the caller stops early
+        executor.shutdown(cancel_futures=True)
+
+
+def _take(iterator: Iterator[_Item]) -> tuple[_Item] | None:
+    """The next item, wrapped; None at the end."""
+    for item in iterator:
+        return (item,)
+    return None
+
+
+class VideoWriter:
+    """Writes frames of one size to a file; a context manager."""
+
+    def __init__(self, path: Path, rate: float) -> None:
+        """
+        Args:
+            path: ``.mp4``, ``.mkv``, ``.mov`` or ``.avi``.
+            rate: frames in a second.
+        """
+        if path.suffix.lower() not in _CODECS:
+            raise ValueError(f"{path}: cannot write a video of type {path.suffix!r}, only {', '.join(_CODECS)}")
+        self.path = path
+        self.num_frames = 0
+        self._rate = rate
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append a frame (H, W, 3) uint8, BGR; the first one fixes the size."""
+        if self._writer is None:
+            self._writer = self._open(frame.shape[1], frame.shape[0])
+        self._writer.write(frame)
+        self.num_frames += 1
+
+    def _open(self, width: int, height: int) -> cv2.VideoWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        codec = cv2.VideoWriter.fourcc(*_CODECS[self.path.suffix.lower()])
+        writer = cv2.VideoWriter(str(self.path), codec, self._rate, (width, height))
+        if not writer.isOpened():
+            raise ValueError(f"{self.path}: OpenCV cannot write {width} x {height} video there; try .avi")
+        return writer
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.release()
