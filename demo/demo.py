@@ -1,5 +1,6 @@
 """Segment pictures, a video or the camera's view from the command line; see README.md beside this file."""
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import argparse
 import importlib.util
 import os

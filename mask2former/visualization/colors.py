@@ -82,8 +82,8 @@ def assign_colors(centers: np.ndarray, class_ids: np.ndarray, taken: np.ndarray)
         (N, 3) uint8 RGB.
     """
     palette = spread_palette(_NUM_INSTANCE_COLORS)
-    likeness = np.exp(-((color_distance(palette, palette) / 0.12) ** 2))  # (K, K), 1 on the diagonal
-    base_cost = np.exp(-((color_distance(palette, taken) / 0.12) ** 2)).sum(1) * 0.3 if len(taken) else 0.0
+    likeness = _likeness(palette, palette)  # (K, K)
+    base_cost = 0.3 * _likeness(palette, taken).sum(1)  # (K,)
     spacing = max(float(np.ptp(centers, axis=0).max()), 1.0) / np.sqrt(len(centers)) if len(centers) else 1.0
     chosen = np.zeros(len(centers), dtype=np.int64)
     for i, (center, class_id) in enumerate(zip(centers, class_ids, strict=True)):
@@ -92,6 +92,11 @@ def assign_colors(centers: np.ndarray, class_ids: np.ndarray, taken: np.ndarray)
         cost[int(class_id) % len(palette)] -= 0.1
         chosen[i] = cost.argmin()
     return palette[chosen]
+
+
+def _likeness(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How easily colours are taken for each other: 1 if equal, next to nothing beyond a distance of 0.3. (A, B)."""
+    return np.exp(-((color_distance(first, second) / 0.14) ** 2))
 
 
 @lru_cache(maxsize=1)
