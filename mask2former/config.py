@@ -16,8 +16,8 @@ __all__ = ["add_maskformer2_config"]
 def add_maskformer2_config(cfg: CN) -> None:
     """Add Mask2Former's keys to ``cfg`` (as returned by ``detectron2.config.get_cfg()``), in place.
 
-    DeepLab's keys (``INPUT.CROP.SINGLE_CATEGORY_MAX_AREA``, ``SOLVER.POLY_LR_*``, ``MODEL.RESNETS.RES4_DILATION`` ...) are
-    added too, so one call is all that a script needs. Calling it twice leaves the first call's values alone.
+    DeepLab's keys (``INPUT.CROP.SINGLE_CATEGORY_MAX_AREA``, ``SOLVER.POLY_LR_*``, ``MODEL.RESNETS.RES4_DILATION``
+    ...) are added too, so one call is all that a script needs. Calling it twice leaves the first call's values alone.
     """
     if "MASK_FORMER" in cfg.MODEL:
         return
@@ -80,7 +80,7 @@ def _add_head_keys(cfg: CN) -> None:
     mask_former.OVERSAMPLE_RATIO = 3.0
     mask_former.IMPORTANCE_SAMPLE_RATIO = 0.75
     # Leave void pixels (ignore label, crowds, padding) out of the mask costs and losses. The official release counts
-    # them as background, and so does the default, for the same numbers; the configurations for your own data turn it on.
+    # them as background, and so does the default, for the same numbers; examples for your own data turn it on.
     mask_former.IGNORE_VOID = False
 
     mask_former.TEST = CN()

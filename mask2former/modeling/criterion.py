@@ -34,6 +34,8 @@ class SetCriterion(nn.Module):
         ValueError: if ``losses`` names an unknown loss.
     """
 
+    empty_weight: Tensor
+
     def __init__(
         self,
         num_classes: int,
@@ -72,7 +74,7 @@ class SetCriterion(nn.Module):
                 than there are queries; then the worst matching targets have no query.
 
         Returns:
-            ``loss_ce``, ``loss_mask`` and ``loss_dice``, and the same with ``_0``, ``_1``, ... for each auxiliary output.
+            ``loss_ce``, ``loss_mask`` and ``loss_dice``, and the same with ``_0``, ``_1``, ... for auxiliary outputs.
         """
         num_masks = self._mean_number_of_masks(targets, outputs["pred_logits"].device)
         losses = self._losses_of_one_prediction(outputs, targets, num_masks)
@@ -81,8 +83,9 @@ class SetCriterion(nn.Module):
             losses.update({f"{name}_{index}": value for name, value in terms.items()})
         return losses
 
-    def loss_labels(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]], matches: Matches,
-                    num_masks: Tensor) -> dict[str, Tensor]:
+    def loss_labels(
+        self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]], matches: Matches, num_masks: Tensor
+    ) -> dict[str, Tensor]:
         """Cross-entropy of all queries; those without a target should say "no object"."""
         logits = outputs["pred_logits"].float()
         classes = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)  # (N, Q)
@@ -90,11 +93,14 @@ class SetCriterion(nn.Module):
             row[queries.to(row.device)] = target["labels"][matched.to(row.device)]
         return {"loss_ce": F.cross_entropy(logits.transpose(1, 2), classes, self.empty_weight)}
 
-    def loss_masks(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]], matches: Matches,
-                   num_masks: Tensor) -> dict[str, Tensor]:
+    def loss_masks(
+        self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]], matches: Matches, num_masks: Tensor
+    ) -> dict[str, Tensor]:
         """Binary cross-entropy and dice loss of the matched masks, at points."""
         masks = outputs["pred_masks"]
-        predicted = torch.cat([mask[queries.to(mask.device)] for mask, (queries, _) in zip(masks, matches, strict=True)])
+        predicted = torch.cat(
+            [mask[queries.to(mask.device)] for mask, (queries, _) in zip(masks, matches, strict=True)]
+        )
         if len(predicted) == 0:
             zero = masks.sum() * 0  # keeps every parameter in the graph, which DistributedDataParallel needs
             return {"loss_mask": zero, "loss_dice": zero}

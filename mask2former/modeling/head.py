@@ -26,7 +26,8 @@ class MaskFormerHead(nn.Module):
             num_classes: K, without "no object".
         """
         super().__init__()
-        self.pixel_decoder = pixel_decoder
+        # Any, not Module: what a pixel decoder has is ``forward_features``, which nn.Module does not know.
+        self.pixel_decoder: Any = pixel_decoder
         self.predictor = transformer_predictor
         self.num_classes = num_classes
         self.register_load_state_dict_pre_hook(_upgrade_legacy_names)
@@ -43,8 +44,8 @@ class MaskFormerHead(nn.Module):
         missing = [name for name in head.IN_FEATURES if name not in input_shape]
         if missing:
             raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, but the backbone gives {sorted(input_shape)}; set the "
-                "backbone's OUT_FEATURES or IN_FEATURES accordingly."
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, but the backbone gives {sorted(input_shape)}; set "
+                "the backbone's OUT_FEATURES or IN_FEATURES accordingly."
             )
         in_feature = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
         if in_feature != "multi_scale_pixel_decoder":
@@ -61,7 +62,8 @@ class MaskFormerHead(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> dict[str, Any]:
         """Map features by name, (N, C_i, H / stride_i, W / stride_i), to the Transformer decoder's predictions."""
         mask_features, _, multi_scale_features = self.pixel_decoder.forward_features(features)
-        return self.predictor(multi_scale_features, mask_features)
+        predictions: dict[str, Any] = self.predictor(multi_scale_features, mask_features)
+        return predictions
 
 
 def _upgrade_legacy_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

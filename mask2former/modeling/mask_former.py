@@ -22,6 +22,9 @@ __all__ = ["MaskFormer"]
 class MaskFormer(nn.Module):
     """Mask classification: every segment, of any task, is a binary mask with a class."""
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,
@@ -114,7 +117,7 @@ class MaskFormer(nn.Module):
         """Segment images, or compute the training loss.
 
         Args:
-            batched_inputs: for each image ``image``, (3, H, W) in 0..255 with channels in the order of ``INPUT.FORMAT``.
+            batched_inputs: for each image ``image``, (3, H, W) in 0..255, channels in the order of ``INPUT.FORMAT``.
                 For inference optionally ``height`` and ``width`` of the output (default: the image's). For training
                 ``instances`` with ``gt_classes`` (T,) int64 and ``gt_masks`` (T, H, W), a bool tensor or ``BitMasks``;
                 optionally ``ignore_mask`` (H, W) bool, True at void pixels.

@@ -1,7 +1,7 @@
 """The two mask losses, each for pairs and for all pairs of predictions and targets (Section 3.3; DETR, Section A.2).
 
-Pairwise forms are the matching costs. ``valid`` marks the points that count, None all of them; where no point is valid a
-loss is 0.
+Pairwise forms are the matching costs. ``valid`` marks the points that count, None all of them; where no point is
+valid a loss is 0.
 """
 
 from torch import Tensor
@@ -41,11 +41,8 @@ def pairwise_sigmoid_ce_loss(logits: Tensor, targets: Tensor, valid: Tensor | No
     # BCE(x, t) = softplus(x) - x t, so a matrix product and a term that does not depend on the target.
     softplus = F.softplus(logits)
     if valid is None:
-        count = logits.shape[1]
-    else:
-        count = valid.sum().clamp(min=1)
-        softplus, logits = softplus * valid, logits * valid
-    return (softplus.sum(1, keepdim=True) - logits @ targets.T) / count
+        return (softplus.sum(1, keepdim=True) - logits @ targets.T) / logits.shape[1]
+    return ((softplus @ valid)[:, None] - (logits * valid) @ targets.T) / valid.sum().clamp(min=1)
 
 
 def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -61,8 +61,8 @@ class HungarianMatcher(nn.Module):
             cost = self._cost_matrix(logits, masks, target).cpu().numpy()
             if not np.isfinite(cost).all():
                 logger.warning(
-                    "%d of %d matching costs of image %s are NaN or infinite; those pairs are matched last. If the loss is "
-                    "not finite either, lower SOLVER.BASE_LR or train without SOLVER.AMP.",
+                    "%d of %d matching costs of image %s are NaN or infinite; those pairs are matched last. If the "
+                    "loss is not finite either, lower SOLVER.BASE_LR or train without SOLVER.AMP.",
                     np.count_nonzero(~np.isfinite(cost)),
                     cost.size,
                     target.get("name", "(unnamed)"),

@@ -1,4 +1,4 @@
-"""Values of masks at points (PointRend, Kirillov et al., CVPR 2020), the only places where mask losses look (Section 3.3).
+"""Values of masks at points, the only places where mask losses look (Section 3.3; PointRend, CVPR 2020).
 
 Points are (x, y) in 0..1; 0 and 1 are the outer edges of the mask, whatever its resolution.
 """
@@ -60,7 +60,9 @@ def sample_nearest(mask: Tensor, points: Tensor) -> Tensor:
     return mask[y, x]
 
 
-def uncertain_points(logits: Tensor, num_points: int, oversample_ratio: float, importance_sample_ratio: float) -> Tensor:
+def uncertain_points(
+    logits: Tensor, num_points: int, oversample_ratio: float, importance_sample_ratio: float
+) -> Tensor:
     """Importance sampling: more points where a mask is undecided, the rest uniform.
 
     Args:

@@ -1,8 +1,9 @@
 """Query predictions of one image to semantic, instance and panoptic results (MaskFormer, Section 3.4).
 
-Pure functions. They share the arguments ``mask_cls``, class logits (Q, K + 1) with "no object" last, ``mask_pred``, mask
-logits (Q, h, w) at the network's resolution, and ``geometry``, which says how to get from there to the output. Masks are
-resized a few at a time, and only those that can matter, so that no Q masks of the output's size ever exist in float32.
+Pure functions. They share the arguments ``mask_cls``, class logits (Q, K + 1) with "no object" last, ``mask_pred``,
+mask logits (Q, h, w) at the network's resolution, and ``geometry``, which says how to get from there to the output.
+Masks are resized a few at a time, and only those that can matter, so that no Q masks of the output's size ever exist in
+float32.
 """
 
 from collections.abc import Collection, Iterator
@@ -130,8 +131,8 @@ def instance_inference(
 
     Returns:
         ``Instances`` of the output's size with ``pred_masks`` (N, height, width) bool, ``pred_boxes``, the masks' tight
-        boxes as (x0, y0, x1, y1) pixels, ``scores`` (N,) = class probability times mean mask probability inside the mask,
-        and ``pred_classes`` (N,) int64.
+        boxes as (x0, y0, x1, y1) pixels, ``scores`` (N,) = class probability times mean mask probability inside the
+        mask, and ``pred_classes`` (N,) int64.
     """
     probabilities = mask_cls.float().softmax(-1)[:, :-1]
     num_classes = probabilities.shape[1]
@@ -177,14 +178,12 @@ def _chunks(rows: Tensor) -> Iterator[Tensor]:
     return iter(rows.split(_CHUNK)) if len(rows) else iter(())
 
 
-def _compete(
-    mask_pred: Tensor, kept: Tensor, scores: Tensor, geometry: MaskGeometry
-) -> tuple[Tensor, Tensor, Tensor]:
+def _compete(mask_pred: Tensor, kept: Tensor, scores: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor, Tensor]:
     """Which of the ``kept`` queries wins each pixel.
 
     Returns:
-        The winner's position in ``kept`` (height, width) int64, whether the pixel is inside the winner's own mask, and the
-        areas of the own masks (len(kept),) in pixels.
+        The winner's position in ``kept`` (height, width) int64, whether the pixel is inside the winner's own mask, and
+        the areas of the own masks (len(kept),) in pixels.
     """
     best = mask_pred.new_full(geometry.output_size, -1.0, dtype=torch.float32)
     winner = torch.zeros(geometry.output_size, dtype=torch.int64, device=mask_pred.device)

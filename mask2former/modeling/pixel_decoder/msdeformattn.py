@@ -22,8 +22,8 @@ __all__ = ["MSDeformAttnPixelDecoder"]
 class MSDeformAttnPixelDecoder(nn.Module):
     """Backbone features to a per-pixel embedding at stride 4 and a pyramid for the Transformer decoder.
 
-    The coarse features (1/32, 1/16, 1/8) are refined together by deformable attention; the finest result is upsampled and
-    added to a lateral connection at 1/4.
+    The coarse features (1/32, 1/16, 1/8) are refined together by deformable attention; the finest result is upsampled
+    and added to a lateral connection at 1/4.
     """
 
     @configurable
@@ -66,8 +66,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         missing = sorted(set(transformer_in_features) - set(shapes))
         if missing:
             raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES names {missing}, but the features given by "
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES are {list(shapes)}; add them there or leave them out here."
+                f"MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES names {missing}, but the features "
+                f"given by MODEL.SEM_SEG_HEAD.IN_FEATURES are {list(shapes)}; add them there or leave them out here."
             )
         # Coarse to fine, the order of every list in this module.
         self.transformer_in_features = [name for name in reversed(shapes) if name in transformer_in_features]
@@ -116,8 +116,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         num_maps = len(self.transformer_in_features) + num_fpn_levels
         if num_feature_levels > num_maps:
             raise ValueError(
-                f"MODEL.MASK_FORMER.NUM_FEATURE_LEVELS is {num_feature_levels}, but the pixel decoder makes {num_maps} maps "
-                f"from {list(shapes)}; lower it or add features."
+                f"MODEL.MASK_FORMER.NUM_FEATURE_LEVELS is {num_feature_levels}, but the pixel decoder makes {num_maps} "
+                f"maps from {list(shapes)}; lower it or add features."
             )
 
     @classmethod
@@ -146,8 +146,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
             features: backbone features by name, (N, C_i, H / stride_i, W / stride_i).
 
         Returns:
-            The per-pixel embedding (N, mask_dim, H / 4, W / 4), the coarsest refined map, and the ``num_feature_levels``
-            coarsest maps (N, conv_dim, H_l, W_l), coarse to fine.
+            The per-pixel embedding (N, mask_dim, H / 4, W / 4), the coarsest refined map, and the
+            ``num_feature_levels`` coarsest maps (N, conv_dim, H_l, W_l), coarse to fine.
         """
         device_type = next(iter(features.values())).device.type
         # float16 overflows here, so half precision is bfloat16 or none; the official release runs in float32.
@@ -174,5 +174,6 @@ class MSDeformAttnPixelDecoder(nn.Module):
 def _projection(in_channels: int, conv_dim: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
     nn.init.xavier_uniform_(conv.weight, gain=1)
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
     return nn.Sequential(conv, nn.GroupNorm(32, conv_dim))

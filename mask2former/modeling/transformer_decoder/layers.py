@@ -1,5 +1,7 @@
 """The three sub-layers of a decoder layer (Figure 2, right) and the MLP of the mask head."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,7 +10,7 @@ __all__ = ["MLP", "CrossAttentionLayer", "FFNLayer", "MultiheadAttention", "Self
 
 
 class MultiheadAttention(nn.Module):
-    """Multi-head attention with the parameters of ``torch.nn.MultiheadAttention``, batch first, and a mask for all heads.
+    """Multi-head attention with the parameters of ``torch.nn.MultiheadAttention``, batch first, one mask for all heads.
 
     ``nn.MultiheadAttention`` wants a mask for each head, which is ``num_heads`` copies of the same one here.
 
@@ -134,7 +136,7 @@ class MLP(nn.Module):
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> None:
         super().__init__()
         dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims, dims[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., input_dim) to (..., output_dim)."""

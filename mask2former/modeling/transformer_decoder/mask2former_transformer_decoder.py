@@ -63,12 +63,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.pe_layer = PositionEmbeddingSine(hidden_dim // 2)
 
         # Three lists, not one list of layers: the checkpoints' names.
-        attention = {"embed_dim": hidden_dim, "num_heads": nheads, "dropout": dropout, "pre_norm": pre_norm}
+        attention = (hidden_dim, nheads, dropout, pre_norm)
         self.transformer_cross_attention_layers = nn.ModuleList(
-            CrossAttentionLayer(**attention) for _ in range(dec_layers)
+            CrossAttentionLayer(*attention) for _ in range(dec_layers)
         )
         self.transformer_self_attention_layers = nn.ModuleList(
-            SelfAttentionLayer(**attention) for _ in range(dec_layers)
+            SelfAttentionLayer(*attention) for _ in range(dec_layers)
         )
         self.transformer_ffn_layers = nn.ModuleList(
             FFNLayer(hidden_dim, dim_feedforward, dropout, pre_norm) for _ in range(dec_layers)
@@ -96,8 +96,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         mask_former = cfg.MODEL.MASK_FORMER
         if mask_former.DEC_LAYERS < 1:
             raise ValueError(
-                f"MODEL.MASK_FORMER.DEC_LAYERS counts predictions, the one from the learnable queries included, so it is at "
-                f"least 1 (10 for the paper's nine layers); it is {mask_former.DEC_LAYERS}."
+                "MODEL.MASK_FORMER.DEC_LAYERS counts predictions, the one from the learnable queries included, so it "
+                f"is at least 1 (10 for the paper's nine layers); it is {mask_former.DEC_LAYERS}."
             )
         return {
             "in_channels": in_channels,
@@ -120,7 +120,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """Predict Q segments.
 
         Args:
-            multi_scale_features: L maps (N, in_channels, H_l, W_l), in the order in which layers visit them (coarse first).
+            multi_scale_features: L maps (N, in_channels, H_l, W_l), in the order in which layers visit them.
             mask_features: per-pixel embedding (N, mask_dim, H, W).
 
         Returns:
@@ -133,8 +133,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """
         if len(multi_scale_features) != self.num_feature_levels:
             raise ValueError(
-                f"this decoder visits {self.num_feature_levels} scales (MODEL.MASK_FORMER.NUM_FEATURE_LEVELS), but the pixel "
-                f"decoder gave {len(multi_scale_features)}."
+                f"this decoder visits {self.num_feature_levels} scales (MODEL.MASK_FORMER.NUM_FEATURE_LEVELS), but the "
+                f"pixel decoder gave {len(multi_scale_features)}."
             )
         memories, positions, gate_features = self._prepare_scales(multi_scale_features, mask_features)
         query_pos = self.query_embed.weight[None]  # (1, Q, C)
