@@ -1,0 +1,124 @@
+"""Post-processing against a naive loop over queries, on random masks."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mask2former.modeling.postprocessing import (
+    MaskGeometry,
+    instance_inference,
+    masks_to_boxes,
+    panoptic_inference,
+    semantic_inference,
+)
+
+THINGS = {0, 1}
+
+
+def _random_case(seed: int) -> tuple[Tensor, Tensor, MaskGeometry]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,), generator=generator))
+
+    queries, classes = integer(1, 40), integer(2, 6)
+    logits = 4 * torch.randn(queries, classes + 1, generator=generator)
+    coarse = 4 * torch.randn(queries, 3, 4, generator=generator) - 1
+    masks = F.interpolate(coarse[None], size=(8, 10), mode="bicubic")[0]
+    output = (integer(5, 60), integer(5, 60))
+    return logits, masks, MaskGeometry(padded_size=(32, 40), image_size=(30, 33), output_size=output)
+
+
+def _resize(masks: Tensor, geometry: MaskGeometry) -> Tensor:
+    masks = F.interpolate(masks[None], size=geometry.padded_size, mode="bilinear", align_corners=False)
+    height, width = geometry.image_size
+    masks = masks[:, :, :height, :width]
+    return F.interpolate(masks, size=geometry.output_size, mode="bilinear", align_corners=False)[0]
+
+
+def _naive_panoptic(
+    logits: Tensor, masks: Tensor, mask_threshold: float, overlap_threshold: float
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    num_classes = logits.shape[1] - 1
+    probabilities = logits.softmax(-1)
+    result = torch.zeros(masks.shape[1:], dtype=torch.int32)
+    kept = [
+        (float(row.max()), int(row.argmax()), mask.sigmoid())
+        for row, mask in zip(probabilities, masks, strict=True)
+        if int(row.argmax()) != num_classes and float(row.max()) > mask_threshold
+    ]
+    segments: list[dict[str, Any]] = []
+    if not kept:
+        return result, segments
+    owner = torch.stack([score * mask for score, _, mask in kept]).argmax(0)
+    stuff: dict[int, int] = {}
+    for index, (_, label, mask) in enumerate(kept):
+        own = mask >= 0.5
+        segment = (owner == index) & own
+        if own.sum() == 0 or segment.sum() == 0:
+            continue
+        if int((owner == index).sum()) / int(own.sum()) < overlap_threshold:
+            continue
+        if label not in THINGS and label in stuff:
+            result[segment] = stuff[label]
+            continue
+        segments.append({"id": len(segments) + 1, "isthing": label in THINGS, "category_id": label})
+        result[segment] = len(segments)
+        if label not in THINGS:
+            stuff[label] = len(segments)
+    return result, segments
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_all_tasks_equal_naive_loops(seed: int) -> None:
+    logits, masks, geometry = _random_case(seed)
+    resized = _resize(masks, geometry)
+    probabilities = logits.softmax(-1)[:, :-1]
+
+    semantic = semantic_inference(logits, masks, geometry)
+    assert torch.allclose(semantic, torch.einsum("qk,qhw->khw", probabilities, resized.sigmoid()), atol=1e-5)
+
+    arguments = {"thing_classes": THINGS, "object_mask_threshold": 0.4, "overlap_threshold": 0.5}
+    ids, segments = panoptic_inference(logits, masks, geometry, **arguments)
+    expected_ids, expected_segments = _naive_panoptic(logits, resized, 0.4, 0.5)
+    assert torch.equal(ids, expected_ids)
+    assert segments == expected_segments
+
+    instances = instance_inference(logits, masks, geometry, topk=7)
+    _, pairs = probabilities.flatten().topk(min(7, probabilities.numel()), sorted=False)
+    assert len(instances) == len(pairs)
+    for row, pair in enumerate(pairs.tolist()):
+        query, label = divmod(pair, probabilities.shape[1])
+        mask = resized[query] > 0
+        sureness = (resized[query].sigmoid() * mask).sum() / (mask.sum() + 1e-6)
+        assert torch.equal(instances.pred_masks[row], mask)
+        assert instances.pred_classes[row] == label
+        assert torch.isclose(instances.scores[row], probabilities[query, label] * sureness, atol=1e-6)
+
+
+def test_semantic_before_inference_resizes_scores() -> None:
+    logits, masks, geometry = _random_case(1)
+    padded = F.interpolate(masks[None], size=geometry.padded_size, mode="bilinear")[0].sigmoid()
+    scores = torch.einsum("qk,qhw->khw", logits.softmax(-1)[:, :-1], padded)[:, :30, :33]
+    expected = F.interpolate(scores[None], size=geometry.output_size, mode="bilinear")[0]
+    actual = semantic_inference(logits, masks, geometry, resize_before_inference=False)
+    assert torch.allclose(actual, expected, atol=1e-5)
+
+
+def test_instances_of_allowed_classes_only() -> None:
+    logits, masks, geometry = _random_case(3)
+    classes = instance_inference(logits, masks, geometry, topk=50, allowed_classes={1}).pred_classes
+    assert len(classes) > 0
+    assert (classes == 1).all()
+
+
+def test_boxes_are_tight() -> None:
+    masks = torch.zeros(3, 6, 9, dtype=torch.bool)
+    masks[0, 2:4, 3:8] = True
+    masks[1, 5, 8] = True
+    expected = [[3, 2, 8, 4], [8, 5, 9, 6], [0, 0, 0, 0]]
+    assert masks_to_boxes(masks).tolist() == expected
+    assert masks_to_boxes(masks[:0]).shape == (0, 4)
