@@ -31,7 +31,7 @@ def tiny_cfg() -> CfgNode:
     head.PIXEL_DECODER_NAME = "MSDeformAttnPixelDecoder"
     head.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     head.NUM_CLASSES = 3
-    head.CONVS_DIM = head.MASK_DIM = 32
+    head.CONVS_DIM = head.MASK_DIM = 64  # GroupNorm of a single pixel needs two channels a group
     head.TRANSFORMER_ENC_LAYERS = 1
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 4
     head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = 64
