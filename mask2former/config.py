@@ -94,6 +94,11 @@ def _add_head_keys(cfg: CN) -> None:
     # Semantic: resize mask logits to the output size before the classes are mixed, not after. Always done when
     # instance or panoptic results are asked for (official).
     mask_former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+    # Images larger than this (pixels of the network's input, after resizing) are segmented in square tiles of this
+    # side, and segments are joined across the seams; 0 never does. A multiple of the padding (32), as is the overlap.
+    mask_former.TEST.TILE_SIZE = 0
+    # Least overlap of tiles: larger than most objects, at most half a tile.
+    mask_former.TEST.TILE_OVERLAP = 0
 
 
 def _add_backbone_keys(cfg: CN) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .criterion import SetCriterion
 from .matcher import HungarianMatcher
 from .postprocessing import MaskGeometry, instance_inference, panoptic_inference, semantic_inference
+from .tiling import TiledInference, instances_of_patches, panoptic_of_patches
 
 __all__ = ["MaskFormer"]
 
@@ -45,6 +46,8 @@ class MaskFormer(nn.Module):
         instance_on: bool,
         test_topk_per_image: int,
         ignore_void: bool = False,
+        tile_size: int = 0,
+        tile_overlap: int = 0,
     ) -> None:
         """
         Args:
@@ -64,6 +67,9 @@ class MaskFormer(nn.Module):
             instance_on: give ``instances``.
             test_topk_per_image: instances per image.
             ignore_void: leave void pixels and padding out of the mask losses.
+            tile_size: images larger than this, in pixels of the network's input, are segmented in square tiles of this
+                side; 0 never does. See :class:`~mask2former.modeling.tiling.TiledInference`.
+            tile_overlap: least overlap of tiles in pixels.
         """
         super().__init__()
         self.backbone = backbone
@@ -82,6 +88,9 @@ class MaskFormer(nn.Module):
         self.instance_on = instance_on
         self.test_topk_per_image = test_topk_per_image
         self.ignore_void = ignore_void
+        self.tiled_inference = (
+            TiledInference(tile_size, tile_overlap, self.size_divisibility) if tile_size > 0 else None
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -106,6 +115,8 @@ class MaskFormer(nn.Module):
             "instance_on": test.INSTANCE_ON,
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "ignore_void": cfg.MODEL.MASK_FORMER.IGNORE_VOID,
+            "tile_size": test.TILE_SIZE,
+            "tile_overlap": test.TILE_OVERLAP,
         }
 
     @property
@@ -131,6 +142,8 @@ class MaskFormer(nn.Module):
             - ``instances``: ``Instances`` with ``pred_masks`` (N, height, width) bool, ``pred_boxes`` in pixels,
               ``scores`` and ``pred_classes``.
         """
+        if self._needs_tiles(batched_inputs):
+            return [self._segment_in_tiles(entry) for entry in batched_inputs]
         images = self._normalise_and_pad(batched_inputs)
         features = self.backbone(images.tensor)
         outputs = self.sem_seg_head(features)
@@ -209,6 +222,47 @@ class MaskFormer(nn.Module):
                 geometry,
                 topk=self.test_topk_per_image,
                 # The classes of a panoptic model include stuff, which has no instances.
+                allowed_classes=self._thing_classes if self.panoptic_on else None,
+            )
+        return result
+
+    def _needs_tiles(self, batched_inputs: list[dict[str, Any]]) -> bool:
+        return (
+            not self.training
+            and self.tiled_inference is not None
+            and any(self.tiled_inference.applies_to(tuple(entry["image"].shape[-2:])) for entry in batched_inputs)
+        )
+
+    def _segment_in_tiles(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """The result for one image of any size, from tiles."""
+        assert self.tiled_inference is not None
+        image = self._normalise_and_pad([entry]).tensor[0]
+        height, width = entry["image"].shape[-2:]
+        stuff_classes = set(range(self.criterion.num_classes)) - self._thing_classes if self.panoptic_on else set()
+        prediction = self.tiled_inference(
+            lambda tiles: self.sem_seg_head(self.backbone(tiles)),
+            image[:, :height, :width],
+            (entry.get("height", height), entry.get("width", width)),
+            stuff_classes=stuff_classes,
+            with_segments=self.panoptic_on or self.instance_on,
+            with_semantic=self.semantic_on,
+        )
+        result: dict[str, Any] = {}
+        if prediction.sem_seg is not None:
+            result["sem_seg"] = prediction.sem_seg
+        if self.panoptic_on:
+            result["panoptic_seg"] = panoptic_of_patches(
+                prediction.patches,
+                prediction.canvas,
+                thing_classes=self._thing_classes,
+                object_mask_threshold=self.object_mask_threshold,
+                overlap_threshold=self.overlap_threshold,
+            )
+        if self.instance_on:
+            result["instances"] = instances_of_patches(
+                prediction.patches,
+                prediction.canvas,
+                topk=self.test_topk_per_image,
                 allowed_classes=self._thing_classes if self.panoptic_on else None,
             )
         return result

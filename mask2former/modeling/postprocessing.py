@@ -15,7 +15,15 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["MaskGeometry", "instance_inference", "masks_to_boxes", "panoptic_inference", "semantic_inference"]
+__all__ = [
+    "MaskGeometry",
+    "accept_segments",
+    "instance_inference",
+    "masks_to_boxes",
+    "most_probable_pairs",
+    "panoptic_inference",
+    "semantic_inference",
+]
 
 # Masks that are resized together: enough to fill the machine, few enough for its memory.
 _CHUNK = 16
@@ -103,12 +111,43 @@ def panoptic_inference(
         return torch.zeros(geometry.output_size, dtype=torch.int32, device=mask_pred.device), []
 
     winner, inside, own_area = _compete(mask_pred, kept, scores, geometry)
-    won_area = torch.bincount(winner.flatten(), minlength=len(kept))
-    segment_area = torch.bincount(winner[inside], minlength=len(kept))
-    accepted = (own_area > 0) & (segment_area > 0) & (won_area.double() / own_area >= overlap_threshold)
+    return accept_segments(
+        winner,
+        inside,
+        own_area,
+        labels[kept].tolist(),
+        thing_classes=thing_classes,
+        overlap_threshold=overlap_threshold,
+    )
 
-    ids, segments = _number_segments(labels[kept].tolist(), accepted.tolist(), thing_classes)
-    lookup = torch.tensor(ids, dtype=torch.int32, device=mask_pred.device)
+
+def accept_segments(
+    winner: Tensor,
+    inside: Tensor,
+    own_area: Tensor,
+    labels: list[int],
+    *,
+    thing_classes: Collection[int],
+    overlap_threshold: float,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """The panoptic result of S competing segments.
+
+    Args:
+        winner: which of them has each pixel (height, width), int64 in 0..S - 1.
+        inside: whether the pixel is in the winner's own mask (height, width), bool.
+        own_area: pixels of each one's own mask, (S,).
+        labels: their classes.
+        thing_classes: as in :func:`panoptic_inference`.
+        overlap_threshold: as in :func:`panoptic_inference`.
+
+    Returns:
+        As :func:`panoptic_inference`.
+    """
+    won_area = torch.bincount(winner.flatten(), minlength=len(labels))
+    segment_area = torch.bincount(winner[inside], minlength=len(labels))
+    accepted = (own_area > 0) & (segment_area > 0) & (won_area.double() / own_area >= overlap_threshold)
+    ids, segments = _number_segments(labels, accepted.tolist(), thing_classes)
+    lookup = torch.tensor(ids, dtype=torch.int32, device=winner.device)
     return lookup[winner] * inside, segments
 
 
@@ -135,15 +174,7 @@ def instance_inference(
         mask, and ``pred_classes`` (N,) int64.
     """
     probabilities = mask_cls.float().softmax(-1)[:, :-1]
-    num_classes = probabilities.shape[1]
-    # Unsorted, as in the official release, whose order of results this is.
-    scores, pairs = probabilities.flatten().topk(min(topk, probabilities.numel()), sorted=False)
-    queries, classes = pairs // num_classes, pairs % num_classes
-    if allowed_classes is not None:
-        allowed = torch.zeros(num_classes, dtype=torch.bool)
-        allowed[list(allowed_classes)] = True
-        keep = allowed.to(classes.device)[classes]
-        scores, queries, classes = scores[keep], queries[keep], classes[keep]
+    scores, queries, classes = most_probable_pairs(probabilities, topk, allowed_classes)
 
     used, rows = queries.unique(return_inverse=True)
     masks, mask_scores = _binarise(mask_pred, used, geometry)
@@ -153,6 +184,31 @@ def instance_inference(
     result.scores = scores * mask_scores[rows]
     result.pred_classes = classes
     return result
+
+
+def most_probable_pairs(
+    probabilities: Tensor, topk: int, allowed_classes: Collection[int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``topk`` most probable pairs of a query and a class.
+
+    Args:
+        probabilities: (Q, K).
+        topk: pairs at most.
+        allowed_classes: drop other classes from the ``topk``; None keeps all.
+
+    Returns:
+        Probabilities, queries and classes, (N,) each, in no order.
+    """
+    num_classes = probabilities.shape[1]
+    # Unsorted, as in the official release, whose order of results this is.
+    scores, pairs = probabilities.flatten().topk(min(topk, probabilities.numel()), sorted=False)
+    queries, classes = pairs // num_classes, pairs % num_classes
+    if allowed_classes is None:
+        return scores, queries, classes
+    allowed = torch.zeros(num_classes, dtype=torch.bool)
+    allowed[list(allowed_classes)] = True
+    keep = allowed.to(classes.device)[classes]
+    return scores[keep], queries[keep], classes[keep]
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
