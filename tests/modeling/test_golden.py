@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mask2former import add_maskformer2_config
 
@@ -69,6 +70,7 @@ def case(request: pytest.FixtureRequest, contract_dir: Path, repository: Path) -
         result = model([{"image": image, "height": height, "width": width}])[0]
     return {
         "expected": expected,
+        "meta": meta,
         "mask_features": mask_features,
         "multi_scale": multi_scale,
         "predictions": predictions,
@@ -104,7 +106,8 @@ def test_panoptic_and_instance_results(case: dict[str, Any]) -> None:
         assert set(result) == {"sem_seg"}
         return
     ids, segments = result["panoptic_seg"]
-    assert np.array_equal(ids.numpy(), expected["panoptic_seg"])
+    different = ids.numpy() != expected["panoptic_seg"]
+    assert not (different & ~_undecided_pixels(case)).any()
     assert segments == json.loads(str(expected["segments_info"]))
 
     instances = result["instances"]
@@ -113,6 +116,21 @@ def test_panoptic_and_instance_results(case: dict[str, Any]) -> None:
     masks = np.unpackbits(expected["inst_masks_packed"], axis=1).astype(bool)
     # Rounding may move a pixel whose logit is next to 0 across it: at most one in 100 000.
     assert (instances.pred_masks.flatten(1).numpy() != masks).mean() < 1e-5
+
+
+def _undecided_pixels(case: dict[str, Any]) -> np.ndarray:
+    """Where two queries are equally good up to float32's rounding of a whole network, so that it decides: (H, W)."""
+    image_size, output_size = case["meta"]["image"], case["meta"]["output"]
+    predictions = case["predictions"]
+    scores, labels = predictions["pred_logits"][0].softmax(-1).max(-1)
+    queries = labels != predictions["pred_logits"].shape[-1] - 1
+    padded = [-(-length // 32) * 32 for length in image_size]
+    masks = F.interpolate(predictions["pred_masks"][:, queries], padded, mode="bilinear")
+    masks = F.interpolate(masks[..., : image_size[0], : image_size[1]], output_size, mode="bilinear")[0]
+    best, second = (scores[queries, None, None] * masks.sigmoid()).topk(2, dim=0).values
+    undecided = best - second < 1e-5
+    assert undecided.float().mean() < 0.005, "the comparison of the other pixels is what counts"
+    return undecided.numpy()
 
 
 def test_loss_terms_within_three_standard_errors(contract_dir: Path, repository: Path) -> None:
