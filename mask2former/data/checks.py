@@ -55,10 +55,11 @@ def check_config_against_data(cfg: CfgNode, dataset_dicts: Iterable[dict[str, An
             )
     queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
     largest = largest_instance_count(dataset_dicts, things_only=key == "thing_classes")
-    if largest > queries:
+    if largest > queries and cfg.MODEL.MASK_FORMER.TEST.TILE_SIZE == 0:
         _LOGGER.warning(
             f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but one image of {metadata.name} has {largest} "
-            f"segments: at most {queries} of them can be found at once. Set it to {largest} or more, or use crops."
+            f"segments: at most {queries} of them can be found at once. Set it to {largest} or more, or train "
+            "on crops and set MODEL.MASK_FORMER.TEST.TILE_SIZE, which gives each tile of an image so many."
         )
 
 

@@ -42,7 +42,10 @@ def test_number_of_queries(cfg: CfgNode, metadata: Metadata, caplog: pytest.LogC
     cfg.INPUT.DATASET_MAPPER_NAME = "coco_panoptic_lsj"
     with caplog.at_level(logging.WARNING):
         check_config_against_data(cfg, [image(99, 1)], metadata)
+        cfg.MODEL.MASK_FORMER.TEST.TILE_SIZE = 512  # each tile has all the queries
+        check_config_against_data(cfg, [image(99, 2)], metadata)
         assert not caplog.records
+        cfg.MODEL.MASK_FORMER.TEST.TILE_SIZE = 0
         check_config_against_data(cfg, [image(99, 2)], metadata)
     assert "NUM_OBJECT_QUERIES is 100, but one image of streets has 101 segments" in caplog.text
     assert "Set it to 101 or more" in caplog.text
