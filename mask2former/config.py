@@ -67,6 +67,20 @@ def _add_head_keys(cfg: CN) -> None:
     mask_former.PRE_NORM = False
     # Project features to HIDDEN_DIM even where they already have that many channels (official).
     mask_former.ENFORCE_INPUT_PROJ = False
+    # What a decoder layer reads pixels with, in the registry CROSS_ATTENTION (Table 4c): "MaskedAttentionLayer",
+    # "CrossAttentionLayer" (all pixels), "SMCALayer" or "MaskPoolingLayer".
+    mask_former.CROSS_ATTENTION_NAME = "MaskedAttentionLayer"
+    # Which of the NUM_FEATURE_LEVELS scales decoder layers read, in this order, 0 being the coarsest; [] is all of
+    # them, coarse to fine. [2] of 3 is the single scale 1/8 (Table 4d).
+    mask_former.FEATURE_LEVELS = []
+    # "efficient": each layer reads one of these scales, in turn. "naive": every layer reads all (Table 4d).
+    mask_former.MULTI_SCALE = "efficient"
+    # False: queries start at zero, and no prediction is made from them before the first layer (Table 4b).
+    mask_former.LEARNABLE_QUERY_FEATURES = True
+    # True: self-attention before cross-attention in each layer (Table 4b).
+    mask_former.SELF_ATTENTION_FIRST = False
+    # Dropout of the Transformer decoder alone (Table 4b); None takes DROPOUT, which the pixel decoder reads too.
+    mask_former.DECODER_DROPOUT = None
     # Images are padded to a multiple of this; a negative value takes the backbone's own (official).
     mask_former.SIZE_DIVISIBILITY = 32
 
