@@ -89,7 +89,7 @@ def _add_head_keys(cfg: CN) -> None:
     # Images are padded to a multiple of this; a negative value takes the backbone's own (official).
     mask_former.SIZE_DIVISIBILITY = 32
 
-    # Training loss (Section 3.3; all official but IGNORE_VOID).
+    # Training loss (Section 3.3; official up to IMPORTANCE_SAMPLE_RATIO).
     mask_former.DEEP_SUPERVISION = True
     mask_former.NO_OBJECT_WEIGHT = 0.1
     mask_former.CLASS_WEIGHT = 1.0
@@ -98,6 +98,12 @@ def _add_head_keys(cfg: CN) -> None:
     mask_former.TRAIN_NUM_POINTS = 112 * 112
     mask_former.OVERSAMPLE_RATIO = 3.0
     mask_former.IMPORTANCE_SAMPLE_RATIO = 0.75
+    # Where the matching cost and the mask losses compare masks: on TRAIN_NUM_POINTS "points", or on the whole "masks",
+    # which takes three times the memory (Table 5).
+    mask_former.MATCHING_COST_ON = "points"
+    mask_former.MASK_LOSS_ON = "points"
+    # Points of the matching cost; None takes TRAIN_NUM_POINTS.
+    mask_former.MATCHING_NUM_POINTS = None
     # Leave void pixels (ignore label, crowds, padding) out of the mask costs and losses. The official release counts
     # them as background, and so does the default, for the same numbers; examples for your own data turn it on.
     mask_former.IGNORE_VOID = False
