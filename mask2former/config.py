@@ -35,8 +35,13 @@ def _add_head_keys(cfg: CN) -> None:
     head.MASK_DIM = 256
     # Layers of the pixel decoder's Transformer encoder; 6 in Mask2Former (official).
     head.TRANSFORMER_ENC_LAYERS = 0
-    # A name in Detectron2's SEM_SEG_HEADS registry (official).
+    # A name in Detectron2's SEM_SEG_HEADS registry (official). Of Table 4e: "MSDeformAttnPixelDecoder",
+    # "FPNPixelDecoder", "SemanticFPNPixelDecoder", "FaPNPixelDecoder", "BiFPNPixelDecoder"; CONVS_DIM is their width.
     head.PIXEL_DECODER_NAME = "BasePixelDecoder"
+    # SemanticFPNPixelDecoder: width of the branch that adds up all scales (128 in its paper); None is CONVS_DIM.
+    head.SEMANTIC_FPN_DIM = None
+    # BiFPNPixelDecoder: passes over the pyramid.
+    head.BIFPN_LAYERS = 3
     # Backbone features that enter multi-scale deformable attention, one level each (official).
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
     # Sampling points per head and level (official, but hard-coded to 4 there).
@@ -67,10 +72,24 @@ def _add_head_keys(cfg: CN) -> None:
     mask_former.PRE_NORM = False
     # Project features to HIDDEN_DIM even where they already have that many channels (official).
     mask_former.ENFORCE_INPUT_PROJ = False
+    # What a decoder layer reads pixels with, in the registry CROSS_ATTENTION (Table 4c): "MaskedAttentionLayer",
+    # "CrossAttentionLayer" (all pixels), "SMCALayer" or "MaskPoolingLayer".
+    mask_former.CROSS_ATTENTION_NAME = "MaskedAttentionLayer"
+    # Which of the NUM_FEATURE_LEVELS scales decoder layers read, in this order, 0 being the coarsest; [] is all of
+    # them, coarse to fine. [2] of 3 is the single scale 1/8 (Table 4d).
+    mask_former.FEATURE_LEVELS = []
+    # "efficient": each layer reads one of these scales, in turn. "naive": every layer reads all (Table 4d).
+    mask_former.MULTI_SCALE = "efficient"
+    # False: queries start at zero, and no prediction is made from them before the first layer (Table 4b).
+    mask_former.LEARNABLE_QUERY_FEATURES = True
+    # True: self-attention before cross-attention in each layer (Table 4b).
+    mask_former.SELF_ATTENTION_FIRST = False
+    # Dropout of the Transformer decoder alone (Table 4b); None takes DROPOUT, which the pixel decoder reads too.
+    mask_former.DECODER_DROPOUT = None
     # Images are padded to a multiple of this; a negative value takes the backbone's own (official).
     mask_former.SIZE_DIVISIBILITY = 32
 
-    # Training loss (Section 3.3; all official but IGNORE_VOID).
+    # Training loss (Section 3.3; official up to IMPORTANCE_SAMPLE_RATIO).
     mask_former.DEEP_SUPERVISION = True
     mask_former.NO_OBJECT_WEIGHT = 0.1
     mask_former.CLASS_WEIGHT = 1.0
@@ -79,6 +98,12 @@ def _add_head_keys(cfg: CN) -> None:
     mask_former.TRAIN_NUM_POINTS = 112 * 112
     mask_former.OVERSAMPLE_RATIO = 3.0
     mask_former.IMPORTANCE_SAMPLE_RATIO = 0.75
+    # Where the matching cost and the mask losses compare masks: on TRAIN_NUM_POINTS "points", or on the whole "masks",
+    # which takes three times the memory (Table 5).
+    mask_former.MATCHING_COST_ON = "points"
+    mask_former.MASK_LOSS_ON = "points"
+    # Points of the matching cost; None takes TRAIN_NUM_POINTS.
+    mask_former.MATCHING_NUM_POINTS = None
     # Leave void pixels (ignore label, crowds, padding) out of the mask costs and losses. The official release counts
     # them as background, and so does the default, for the same numbers; examples for your own data turn it on.
     mask_former.IGNORE_VOID = False

@@ -6,13 +6,40 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.registry import Registry
 from torch import nn
 
-__all__ = ["TRANSFORMER_DECODER_REGISTRY", "build_pixel_decoder", "build_transformer_decoder"]
+__all__ = [
+    "CROSS_ATTENTION_REGISTRY",
+    "TRANSFORMER_DECODER_REGISTRY",
+    "build_cross_attention",
+    "build_pixel_decoder",
+    "build_transformer_decoder",
+]
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = """
 Transformer decoders by ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``. A decoder is called with the pixel decoder's
 features and the per-pixel embedding and returns ``pred_logits`` and ``pred_masks``.
 """
+
+CROSS_ATTENTION_REGISTRY = Registry("CROSS_ATTENTION")
+CROSS_ATTENTION_REGISTRY.__doc__ = """
+What a layer of the Transformer decoder reads pixels with, by ``MODEL.MASK_FORMER.CROSS_ATTENTION_NAME``.
+``__init__`` and ``forward`` take what those of the decoder's ``CrossAttentionLayer`` take; ``reads_masks`` says whether
+``forward`` needs the masks that queries predict.
+"""
+
+
+def build_cross_attention(
+    name: str, embed_dim: int, num_heads: int, dropout: float = 0.0, pre_norm: bool = False
+) -> nn.Module:
+    """Build one layer of the cross-attention that is registered as ``name``.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in CROSS_ATTENTION_REGISTRY:
+        known = sorted(registered for registered, _ in CROSS_ATTENTION_REGISTRY)
+        raise ValueError(f"MODEL.MASK_FORMER.CROSS_ATTENTION_NAME is {name!r}; registered are {known}.")
+    return CROSS_ATTENTION_REGISTRY.get(name)(embed_dim, num_heads, dropout, pre_norm)
 
 
 def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:

@@ -8,6 +8,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .full_masks import loss_pixels
 from .mask_losses import dice_loss, sigmoid_ce_loss
 from .matcher import HungarianMatcher
 from .point_sampling import sample_binary_masks, sample_logits, sample_nearest, uncertain_points
@@ -29,9 +30,10 @@ class SetCriterion(nn.Module):
         num_points: points P per mask.
         oversample_ratio: see :func:`~mask2former.modeling.point_sampling.uncertain_points`.
         importance_sample_ratio: likewise.
+        compare_on: "points", or "masks" for the mask losses of whole masks (Table 5).
 
     Raises:
-        ValueError: if ``losses`` names an unknown loss.
+        ValueError: if ``losses`` names an unknown loss, or ``compare_on`` is something else.
     """
 
     empty_weight: Tensor
@@ -46,12 +48,19 @@ class SetCriterion(nn.Module):
         num_points: int = 112 * 112,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
+        compare_on: str = "points",
     ) -> None:
         super().__init__()
         known = {"labels": self.loss_labels, "masks": self.loss_masks}
         unknown = sorted(set(losses) - set(known))
         if unknown:
             raise ValueError(f"unknown losses {unknown}; the criterion has {sorted(known)}.")
+        comparisons = {"points": self._at_points, "masks": loss_pixels}
+        if compare_on not in comparisons:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.MASK_LOSS_ON is {compare_on!r}; expected one of {sorted(comparisons)}."
+            )
+        self.compare = comparisons[compare_on]
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = dict(weight_dict)
@@ -96,7 +105,7 @@ class SetCriterion(nn.Module):
     def loss_masks(
         self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]], matches: Matches, num_masks: Tensor
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy and dice loss of the matched masks, at points."""
+        """Binary cross-entropy and dice loss of the matched masks, at points or everywhere."""
         masks = outputs["pred_masks"]
         predicted = torch.cat(
             [mask[queries.to(mask.device)] for mask, (queries, _) in zip(masks, matches, strict=True)]
@@ -105,13 +114,19 @@ class SetCriterion(nn.Module):
             zero = masks.sum() * 0  # keeps every parameter in the graph, which DistributedDataParallel needs
             return {"loss_mask": zero, "loss_dice": zero}
 
-        points = uncertain_points(predicted, self.num_points, self.oversample_ratio, self.importance_sample_ratio)
-        wanted, valid = _sample_targets(targets, matches, points)
-        logits = sample_logits(predicted, points)  # (R, P)
+        logits, wanted, valid = self.compare(predicted, targets, [matched for _, matched in matches])  # (R, P) each
         return {
             "loss_mask": sigmoid_ce_loss(logits, wanted, valid).sum() / num_masks,
             "loss_dice": dice_loss(logits, wanted, valid).sum() / num_masks,
         }
+
+    def _at_points(
+        self, predicted: Tensor, targets: Sequence[Mapping[str, Any]], rows: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Matched predictions (R, H, W) and targets at points of each pair, (R, P), and which points count."""
+        points = uncertain_points(predicted, self.num_points, self.oversample_ratio, self.importance_sample_ratio)
+        wanted, valid = _sample_targets(targets, rows, points)
+        return sample_logits(predicted, points), wanted, valid
 
     def _losses_of_one_prediction(
         self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], num_masks: Tensor
@@ -132,15 +147,15 @@ class SetCriterion(nn.Module):
 
 
 def _sample_targets(
-    targets: Sequence[Mapping[str, Any]], matches: Matches, points: Tensor
+    targets: Sequence[Mapping[str, Any]], rows: Sequence[Tensor], points: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Matched target masks (R, P) at points (R, P, 2), and which points count."""
     wanted, valid = [], []
-    rows_by_image = points.split([len(matched) for _, matched in matches])
-    for target, (_, matched), rows in zip(targets, matches, rows_by_image, strict=True):
-        wanted.append(sample_binary_masks(target["masks"], matched.to(rows.device), rows))
+    points_by_image = points.split([len(matched) for matched in rows])
+    for target, matched, image_points in zip(targets, rows, points_by_image, strict=True):
+        wanted.append(sample_binary_masks(target["masks"], matched.to(points.device), image_points))
         if "ignore_mask" in target:
-            valid.append(~sample_nearest(target["ignore_mask"], rows))
+            valid.append(~sample_nearest(target["ignore_mask"], image_points))
         else:
             valid.append(torch.ones_like(wanted[-1], dtype=torch.bool))
     counts = torch.cat(valid).float() if any("ignore_mask" in target for target in targets) else None

@@ -282,11 +282,19 @@ def _build_criterion(cfg: CfgNode, num_classes: int) -> SetCriterion:
     }
     auxiliary = range(mask_former.DEC_LAYERS - 1 if mask_former.DEEP_SUPERVISION else 0)
     weight_dict = weights | {f"{name}_{i}": weight for i in auxiliary for name, weight in weights.items()}
+    if mask_former.MATCHING_COST_ON == "masks" and mask_former.MATCHING_NUM_POINTS is not None:
+        raise ValueError(
+            f"MODEL.MASK_FORMER.MATCHING_NUM_POINTS is {mask_former.MATCHING_NUM_POINTS}, but MATCHING_COST_ON 'masks' "
+            "compares every pixel; leave the number out, or match on 'points'."
+        )
     matcher = HungarianMatcher(
         cost_class=mask_former.CLASS_WEIGHT,
         cost_mask=mask_former.MASK_WEIGHT,
         cost_dice=mask_former.DICE_WEIGHT,
-        num_points=mask_former.TRAIN_NUM_POINTS,
+        num_points=(
+            mask_former.TRAIN_NUM_POINTS if mask_former.MATCHING_NUM_POINTS is None else mask_former.MATCHING_NUM_POINTS
+        ),
+        compare_on=mask_former.MATCHING_COST_ON,
     )
     return SetCriterion(
         num_classes,
@@ -296,4 +304,5 @@ def _build_criterion(cfg: CfgNode, num_classes: int) -> SetCriterion:
         num_points=mask_former.TRAIN_NUM_POINTS,
         oversample_ratio=mask_former.OVERSAMPLE_RATIO,
         importance_sample_ratio=mask_former.IMPORTANCE_SAMPLE_RATIO,
+        compare_on=mask_former.MASK_LOSS_ON,
     )

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from .full_masks import matching_pixels
 from .mask_losses import pairwise_dice_loss, pairwise_sigmoid_ce_loss
 from .point_sampling import sample_binary_masks, sample_logits, sample_nearest
 
@@ -28,15 +29,27 @@ class HungarianMatcher(nn.Module):
         cost_mask: weight of the binary cross-entropy of the masks.
         cost_dice: weight of the dice loss of the masks.
         num_points: points at which masks are compared, drawn uniformly and the same for all pairs of an image.
+        compare_on: "points", or "masks" to compare whole masks (Table 5).
 
     Raises:
-        ValueError: if all weights are 0.
+        ValueError: if all weights are 0, or ``compare_on`` is something else.
     """
 
     def __init__(
-        self, cost_class: float = 1, cost_mask: float = 1, cost_dice: float = 1, num_points: int = 112 * 112
+        self,
+        cost_class: float = 1,
+        cost_mask: float = 1,
+        cost_dice: float = 1,
+        num_points: int = 112 * 112,
+        compare_on: str = "points",
     ) -> None:
         super().__init__()
+        comparisons = {"points": self._sample_points, "masks": matching_pixels}
+        if compare_on not in comparisons:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.MATCHING_COST_ON is {compare_on!r}; expected one of {sorted(comparisons)}."
+            )
+        self.compare = comparisons[compare_on]
         if cost_class == cost_mask == cost_dice == 0:
             raise ValueError("the matcher has nothing to compare: set at least one of its weights above 0.")
         self.cost_class = cost_class
@@ -77,14 +90,17 @@ class HungarianMatcher(nn.Module):
         # Minus the probability, where the loss has minus its logarithm: bounded, like the mask costs.
         class_cost = -logits.float().softmax(-1)[:, target["labels"]]
 
-        points = torch.rand(1, self.num_points, 2, device=masks.device)
-        predicted = sample_logits(masks, points)  # (Q, P)
-        rows = torch.arange(len(target["labels"]), device=masks.device)
-        wanted = sample_binary_masks(target["masks"], rows, points)  # (T, P)
-        valid = None
-        if "ignore_mask" in target:
-            valid = (~sample_nearest(target["ignore_mask"], points[0])).float()
+        predicted, wanted, valid = self.compare(masks, target)
         with torch.autocast(masks.device.type, enabled=False):
             mask_cost = pairwise_sigmoid_ce_loss(predicted, wanted, valid)
             dice_cost = pairwise_dice_loss(predicted, wanted, valid)
         return self.cost_class * class_cost + self.cost_mask * mask_cost + self.cost_dice * dice_cost
+
+    def _sample_points(self, masks: Tensor, target: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Predictions (Q, P) and targets (T, P) at the same random points, and which points count, (P,)."""
+        points = torch.rand(1, self.num_points, 2, device=masks.device)
+        predicted = sample_logits(masks, points)
+        rows = torch.arange(len(target["labels"]), device=masks.device)
+        wanted = sample_binary_masks(target["masks"], rows, points)
+        valid = (~sample_nearest(target["ignore_mask"], points[0])).float() if "ignore_mask" in target else None
+        return predicted, wanted, valid

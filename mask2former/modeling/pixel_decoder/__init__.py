@@ -1,5 +1,15 @@
 """Pixel decoders: backbone features to a per-pixel embedding and a feature pyramid (Section 3.1)."""
 
+from .bifpn import BiFPNPixelDecoder
+from .fapn import FaPNPixelDecoder
+from .fpn import FPNPixelDecoder
 from .msdeformattn import MSDeformAttnPixelDecoder
+from .semantic_fpn import SemanticFPNPixelDecoder
 
-__all__ = ["MSDeformAttnPixelDecoder"]
+__all__ = [
+    "BiFPNPixelDecoder",
+    "FPNPixelDecoder",
+    "FaPNPixelDecoder",
+    "MSDeformAttnPixelDecoder",
+    "SemanticFPNPixelDecoder",
+]

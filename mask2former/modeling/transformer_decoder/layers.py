@@ -6,7 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["MLP", "CrossAttentionLayer", "FFNLayer", "MultiheadAttention", "SelfAttentionLayer"]
+from ..build import CROSS_ATTENTION_REGISTRY
+from .scales import Scale
+
+__all__ = [
+    "MLP",
+    "CrossAttentionLayer",
+    "FFNLayer",
+    "MaskedAttentionLayer",
+    "MultiheadAttention",
+    "ResidualLayer",
+    "SelfAttentionLayer",
+]
 
 
 class MultiheadAttention(nn.Module):
@@ -41,6 +52,7 @@ class MultiheadAttention(nn.Module):
             key: (N, S, C).
             value: (N, S, C).
             attend: (N, Q, S) bool, True where a query may look; every query needs at least one True. None allows all.
+                Or (N, M, Q, S) floating point, added to the attention logits of each head.
 
         Returns:
             (N, Q, C).
@@ -51,13 +63,14 @@ class MultiheadAttention(nn.Module):
             F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, M, Q or S, D)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
-        mask = None if attend is None else attend[:, None]  # (N, 1, Q, S), broadcast over the heads
+        # One mask is broadcast over the heads, (N, 1, Q, S).
+        mask = attend[:, None] if attend is not None and attend.dim() == 3 else attend
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
-class _ResidualLayer(nn.Module):
+class ResidualLayer(nn.Module):
     """``x + f(x)`` with LayerNorm after the sum, or before ``f`` if ``pre_norm``."""
 
     def __init__(self, embed_dim: int, dropout: float, pre_norm: bool) -> None:
@@ -79,7 +92,7 @@ class _ResidualLayer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
 
-class SelfAttentionLayer(_ResidualLayer):
+class SelfAttentionLayer(ResidualLayer):
     """Queries attend to one another."""
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, pre_norm: bool = False) -> None:
@@ -93,29 +106,39 @@ class SelfAttentionLayer(_ResidualLayer):
         return self._after(x, self.self_attn(y + query_pos, y + query_pos, y))
 
 
-class CrossAttentionLayer(_ResidualLayer):
-    """Queries attend to pixels; with a mask, this is the paper's masked attention (equation 2)."""
+@CROSS_ATTENTION_REGISTRY.register()
+class CrossAttentionLayer(ResidualLayer):
+    """Queries attend to pixels: DETR's cross-attention where ``attend`` is None, as in Table 4c's first row."""
+
+    # Whether the decoder should find out where a query's mask is, and pass it as ``attend``.
+    reads_masks = False
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, pre_norm: bool = False) -> None:
         super().__init__(embed_dim, dropout, pre_norm)
         self.multihead_attn = MultiheadAttention(embed_dim, num_heads, dropout)
         self._init_matrices()
 
-    def forward(self, x: Tensor, query_pos: Tensor, memory: Tensor, pos: Tensor, attend: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, query_pos: Tensor, scale: Scale, attend: Tensor | None) -> Tensor:
         """Map queries (N, Q, C) to (N, Q, C), reading pixels.
 
         Args:
             x: (N, Q, C).
             query_pos: (1 or N, Q, C).
-            memory: (N, HW, C).
-            pos: position encoding of the pixels, (1 or N, HW, C).
-            attend: (N, Q, HW) bool as in :class:`MultiheadAttention`.
+            scale: the pixels.
+            attend: (N, Q, S) bool or (N, M, Q, S) as in :class:`MultiheadAttention`.
         """
-        update = self.multihead_attn(self._before(x) + query_pos, memory + pos, memory, attend)
+        update = self.multihead_attn(self._before(x) + query_pos, scale.memory + scale.pos, scale.memory, attend)
         return self._after(x, update)
 
 
-class FFNLayer(_ResidualLayer):
+@CROSS_ATTENTION_REGISTRY.register()
+class MaskedAttentionLayer(CrossAttentionLayer):
+    """The paper's masked attention (equation 2): each query attends to the pixels of the mask that it predicts."""
+
+    reads_masks = True
+
+
+class FFNLayer(ResidualLayer):
     """The feed-forward network, with ReLU."""
 
     def __init__(self, embed_dim: int, dim_feedforward: int, dropout: float = 0.0, pre_norm: bool = False) -> None:

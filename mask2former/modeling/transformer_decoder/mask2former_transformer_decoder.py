@@ -1,5 +1,6 @@
 """The paper's Transformer decoder with masked attention (Section 3.2)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
@@ -9,9 +10,10 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..build import TRANSFORMER_DECODER_REGISTRY
+from ..build import TRANSFORMER_DECODER_REGISTRY, build_cross_attention
 from ..position_encoding import PositionEmbeddingSine
-from .layers import MLP, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
+from .layers import MLP, FFNLayer, SelfAttentionLayer
+from .scales import MULTI_SCALE, Scale
 
 __all__ = ["MultiScaleMaskedTransformerDecoder"]
 
@@ -38,6 +40,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         enforce_input_project: bool,
         num_feature_levels: int,
         deep_supervision: bool,
+        feature_levels: Sequence[int] = (),
+        multi_scale: str = "efficient",
+        cross_attention_name: str = "MaskedAttentionLayer",
+        learnable_query_features: bool = True,
+        self_attention_first: bool = False,
     ) -> None:
         """
         Args:
@@ -55,18 +62,34 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             enforce_input_project: project the pyramid even where it has ``hidden_dim`` channels.
             num_feature_levels: scales L of the pyramid.
             deep_supervision: in training, also return the predictions before the last.
+            feature_levels: which of them layers read, as places in the pyramid (0 is the coarsest), in the order in
+                which they are visited; none means all. Table 4d.
+            multi_scale: "efficient" reads one scale a layer, "naive" all of them in each. Table 4d.
+            cross_attention_name: in ``CROSS_ATTENTION_REGISTRY``. Table 4c.
+            learnable_query_features: False starts from zeros, as DETR does, which predict no masks: there is no
+                prediction before the first layer, which reads all pixels. Table 4b.
+            self_attention_first: before the cross-attention, as DETR does. Table 4b.
+
+        Raises:
+            ValueError: if a scale, the strategy or the cross-attention does not exist, or there is nothing to learn.
         """
         super().__init__()
+        levels = list(feature_levels) or list(range(num_feature_levels))
+        _check_options(levels, num_feature_levels, multi_scale, dec_layers, learnable_query_features)
         self.mask_classification = mask_classification
         self.deep_supervision = deep_supervision
         self.num_feature_levels = num_feature_levels
+        self.feature_levels = levels
+        self.arrange_scales = MULTI_SCALE[multi_scale]
+        self.self_attention_first = self_attention_first
         self.pe_layer = PositionEmbeddingSine(hidden_dim // 2)
 
         # Three lists, not one list of layers: the checkpoints' names.
         attention = (hidden_dim, nheads, dropout, pre_norm)
         self.transformer_cross_attention_layers = nn.ModuleList(
-            CrossAttentionLayer(*attention) for _ in range(dec_layers)
+            build_cross_attention(cross_attention_name, *attention) for _ in range(dec_layers)
         )
+        self.reads_masks = any(layer.reads_masks for layer in self.transformer_cross_attention_layers)
         self.transformer_self_attention_layers = nn.ModuleList(
             SelfAttentionLayer(*attention) for _ in range(dec_layers)
         )
@@ -75,11 +98,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(hidden_dim)
 
-        self.query_feat = nn.Embedding(num_queries, hidden_dim)
+        self.query_feat = nn.Embedding(num_queries, hidden_dim) if learnable_query_features else None
         self.query_embed = nn.Embedding(num_queries, hidden_dim)  # the queries' positions
-        self.level_embed = nn.Embedding(num_feature_levels, hidden_dim)
+        self.level_embed = nn.Embedding(len(levels), hidden_dim)
         self.input_proj = nn.ModuleList(
-            _input_projection(in_channels, hidden_dim, enforce_input_project) for _ in range(num_feature_levels)
+            _input_projection(in_channels, hidden_dim, enforce_input_project) for _ in levels
         )
 
         if mask_classification:
@@ -108,19 +131,24 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "nheads": mask_former.NHEADS,
             "dim_feedforward": mask_former.DIM_FEEDFORWARD,
             "dec_layers": mask_former.DEC_LAYERS - 1,
-            "dropout": mask_former.DROPOUT,
+            "dropout": mask_former.DROPOUT if mask_former.DECODER_DROPOUT is None else mask_former.DECODER_DROPOUT,
             "pre_norm": mask_former.PRE_NORM,
             "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
             "enforce_input_project": mask_former.ENFORCE_INPUT_PROJ,
             "num_feature_levels": mask_former.NUM_FEATURE_LEVELS,
             "deep_supervision": mask_former.DEEP_SUPERVISION,
+            "feature_levels": mask_former.FEATURE_LEVELS,
+            "multi_scale": mask_former.MULTI_SCALE,
+            "cross_attention_name": mask_former.CROSS_ATTENTION_NAME,
+            "learnable_query_features": mask_former.LEARNABLE_QUERY_FEATURES,
+            "self_attention_first": mask_former.SELF_ATTENTION_FIRST,
         }
 
     def forward(self, multi_scale_features: list[Tensor], mask_features: Tensor) -> dict[str, Any]:
         """Predict Q segments.
 
         Args:
-            multi_scale_features: L maps (N, in_channels, H_l, W_l), in the order in which layers visit them.
+            multi_scale_features: L maps (N, in_channels, H_l, W_l), coarse to fine.
             mask_features: per-pixel embedding (N, mask_dim, H, W).
 
         Returns:
@@ -136,9 +164,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 f"this decoder visits {self.num_feature_levels} scales (MODEL.MASK_FORMER.NUM_FEATURE_LEVELS), but the "
                 f"pixel decoder gave {len(multi_scale_features)}."
             )
-        memories, positions, gate_features = self._prepare_scales(multi_scale_features, mask_features)
+        scales = self.arrange_scales(self._prepare_scales(multi_scale_features, mask_features))
         query_pos = self.query_embed.weight[None]  # (1, Q, C)
-        x = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)  # (N, Q, C)
+        x = torch.zeros_like(query_pos) if self.query_feat is None else self.query_feat.weight
+        x = x.expand(mask_features.shape[0], -1, -1)  # (N, Q, C)
 
         intermediate = []
         keep_all = self.training and self.deep_supervision
@@ -149,13 +178,21 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             strict=True,
         )
         for index, (cross_attention, self_attention, ffn) in enumerate(layers):
-            level = index % self.num_feature_levels
-            normed, mask_embedding = self._embed_masks(x)
-            if keep_all:
-                intermediate.append(self._predict(normed, mask_embedding, mask_features))
-            attend = _attention_mask(mask_embedding.detach(), gate_features[level])
-            x = cross_attention(x, query_pos, memories[level], positions[level], attend)
-            x = self_attention(x, query_pos)
+            scale = scales[index % len(scales)]
+            attend = None
+            has_masks = index > 0 or self.query_feat is not None
+            if has_masks and (keep_all or self.reads_masks):
+                normed, mask_embedding = self._embed_masks(x)
+                if keep_all:
+                    intermediate.append(self._predict(normed, mask_embedding, mask_features))
+                if self.reads_masks:
+                    attend = _attention_mask(mask_embedding.detach(), scale.gate)
+            if self.self_attention_first:
+                x = self_attention(x, query_pos)
+                x = cross_attention(x, query_pos, scale, attend)
+            else:
+                x = cross_attention(x, query_pos, scale, attend)
+                x = self_attention(x, query_pos)
             x = ffn(x)
 
         output: dict[str, Any] = self._predict(*self._embed_masks(x), mask_features)
@@ -163,20 +200,21 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             output["aux_outputs"] = intermediate
         return output
 
-    def _prepare_scales(
-        self, features: list[Tensor], mask_features: Tensor
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """For each scale: keys (N, HW, C), their positions (1, HW, C), and the embedding that gates attention."""
-        memories, positions, gates = [], [], []
-        for feature, project, embed in zip(features, self.input_proj, self.level_embed.weight, strict=True):
-            height, width = feature.shape[-2:]
-            memories.append(project(feature).flatten(2).transpose(1, 2) + embed)
-            positions.append(self.pe_layer(height, width, feature.device).flatten(2).transpose(1, 2))
+    def _prepare_scales(self, features: list[Tensor], mask_features: Tensor) -> list[Scale]:
+        scales = []
+        for level, project, embed in zip(self.feature_levels, self.input_proj, self.level_embed.weight, strict=True):
+            height, width = features[level].shape[-2:]
             # Resizing and the dot product with a query's embedding are both linear, so they can be swapped: the
             # embedding is resized once, and masks for attention are computed at the attention's own resolution.
             gate = F.interpolate(mask_features.detach(), size=(height, width), mode="bilinear", align_corners=False)
-            gates.append(gate.flatten(2))  # (N, mask_dim, HW)
-        return memories, positions, gates
+            scale = Scale(
+                memory=project(features[level]).flatten(2).transpose(1, 2) + embed,
+                pos=self.pe_layer(height, width, mask_features.device).flatten(2).transpose(1, 2),
+                gate=gate.flatten(2),
+                shapes=[(height, width)],
+            )
+            scales.append(scale)
+        return scales
 
     def _embed_masks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Queries to normalised queries (N, Q, C) and mask embeddings (N, Q, mask_dim)."""
@@ -188,6 +226,24 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if not self.mask_classification:
             return {"pred_masks": masks}
         return {"pred_logits": self.class_embed(normed), "pred_masks": masks}
+
+
+def _check_options(
+    levels: Sequence[int], num_levels: int, multi_scale: str, num_layers: int, learnable_query_features: bool
+) -> None:
+    outside = [level for level in levels if not 0 <= level < num_levels]
+    if outside:
+        raise ValueError(
+            f"MODEL.MASK_FORMER.FEATURE_LEVELS names the scales {outside}, but the pixel decoder gives {num_levels} "
+            f"(MODEL.MASK_FORMER.NUM_FEATURE_LEVELS), 0 to {num_levels - 1} from the coarsest."
+        )
+    if multi_scale not in MULTI_SCALE:
+        raise ValueError(f"MODEL.MASK_FORMER.MULTI_SCALE is {multi_scale!r}; expected one of {sorted(MULTI_SCALE)}.")
+    if not learnable_query_features and num_layers == 0:
+        raise ValueError(
+            "MODEL.MASK_FORMER.LEARNABLE_QUERY_FEATURES is False and there is no decoder layer, so every query would "
+            "stay zero; set MODEL.MASK_FORMER.DEC_LAYERS to at least 2."
+        )
 
 
 def _attention_mask(mask_embedding: Tensor, gate_features: Tensor) -> Tensor:
