@@ -4,15 +4,21 @@ from .backbone import D2SwinTransformer, TimmBackbone
 from .build import TRANSFORMER_DECODER_REGISTRY
 from .head import MaskFormerHead
 from .mask_former import MaskFormer
-from .pixel_decoder import MSDeformAttnPixelDecoder
-from .transformer_decoder import MultiScaleMaskedTransformerDecoder
+from .per_pixel_baseline import PerPixelBaselineHead, PerPixelBaselinePlusHead
+from .pixel_decoder import BasePixelDecoder, MSDeformAttnPixelDecoder, TransformerEncoderPixelDecoder
+from .transformer_decoder import MultiScaleMaskedTransformerDecoder, StandardTransformerDecoder
 
 __all__ = [
     "TRANSFORMER_DECODER_REGISTRY",
+    "BasePixelDecoder",
     "D2SwinTransformer",
     "MSDeformAttnPixelDecoder",
     "MaskFormer",
     "MaskFormerHead",
     "MultiScaleMaskedTransformerDecoder",
+    "PerPixelBaselineHead",
+    "PerPixelBaselinePlusHead",
+    "StandardTransformerDecoder",
     "TimmBackbone",
+    "TransformerEncoderPixelDecoder",
 ]
