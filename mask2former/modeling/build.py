@@ -43,15 +43,23 @@ def build_cross_attention(
 
 
 def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """Build ``MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME`` for a backbone's ``input_shape``.
+    """Build ``MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME`` for those of a backbone's features that ``IN_FEATURES`` names.
 
     Pixel decoders live in Detectron2's ``SEM_SEG_HEADS`` registry, as in the official release.
 
     Raises:
+        ValueError: if ``IN_FEATURES`` names features that the backbone does not give.
         TypeError: if the registered class has no ``forward_features``.
     """
+    in_features = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
+    missing = [name for name in in_features if name not in input_shape]
+    if missing:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, but the backbone gives {sorted(input_shape)}; set "
+            "the backbone's OUT_FEATURES or IN_FEATURES accordingly."
+        )
     name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
-    model = SEM_SEG_HEADS_REGISTRY.get(name)(cfg, input_shape)
+    model = SEM_SEG_HEADS_REGISTRY.get(name)(cfg, {name: input_shape[name] for name in in_features})
     if not callable(getattr(model, "forward_features", None)):
         raise TypeError(
             f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME is {name!r}, which is not a pixel decoder: it has no method "

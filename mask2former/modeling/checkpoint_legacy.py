@@ -3,7 +3,9 @@
 from collections.abc import MutableMapping
 from typing import Any
 
-__all__ = ["upgrade_legacy_names"]
+from torch import nn
+
+__all__ = ["upgrade_before_loading", "upgrade_legacy_names"]
 
 
 def upgrade_legacy_names(state_dict: MutableMapping[str, Any], prefix: str) -> None:
@@ -23,3 +25,8 @@ def upgrade_legacy_names(state_dict: MutableMapping[str, Any], prefix: str) -> N
             inside = "pixel_decoder." + inside
         if prefix + inside != name:
             state_dict[prefix + inside] = state_dict.pop(name)
+
+
+def upgrade_before_loading(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_: Any) -> None:
+    """Upgrade what a segmentation head is about to load; for ``register_load_state_dict_pre_hook``."""
+    upgrade_legacy_names(state_dict, prefix)

@@ -8,7 +8,8 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from .build import build_pixel_decoder, build_transformer_decoder
-from .checkpoint_legacy import upgrade_legacy_names
+from .checkpoint_legacy import upgrade_before_loading
+from .decoder_input import decoder_in_channels, select_decoder_input
 
 __all__ = ["MaskFormerHead"]
 
@@ -18,53 +19,47 @@ class MaskFormerHead(nn.Module):
     """Backbone features to class logits and mask logits of Q queries."""
 
     @configurable
-    def __init__(self, *, pixel_decoder: nn.Module, transformer_predictor: nn.Module, num_classes: int) -> None:
+    def __init__(
+        self,
+        *,
+        pixel_decoder: nn.Module,
+        transformer_predictor: nn.Module,
+        num_classes: int,
+        transformer_in_feature: str = "multi_scale_pixel_decoder",
+    ) -> None:
         """
         Args:
             pixel_decoder: see :mod:`~mask2former.modeling.pixel_decoder`.
             transformer_predictor: see :mod:`~mask2former.modeling.transformer_decoder`.
             num_classes: K, without "no object".
+            transformer_in_feature: what the Transformer decoder attends to, see
+                :func:`~mask2former.modeling.decoder_input.select_decoder_input`.
         """
         super().__init__()
         # Any, not Module: what a pixel decoder has is ``forward_features``, which nn.Module does not know.
         self.pixel_decoder: Any = pixel_decoder
         self.predictor = transformer_predictor
         self.num_classes = num_classes
-        self.register_load_state_dict_pre_hook(_upgrade_legacy_names)
+        self.transformer_in_feature = transformer_in_feature
+        self.register_load_state_dict_pre_hook(upgrade_before_loading)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Build both decoders.
 
         Raises:
-            ValueError: if ``IN_FEATURES`` names features that the backbone does not give, or the decoder is asked for
-                features that this head does not have.
+            ValueError: if features are named that the backbone or the pixel decoder does not give.
         """
-        head = cfg.MODEL.SEM_SEG_HEAD
-        missing = [name for name in head.IN_FEATURES if name not in input_shape]
-        if missing:
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, but the backbone gives {sorted(input_shape)}; set "
-                "the backbone's OUT_FEATURES or IN_FEATURES accordingly."
-            )
-        in_feature = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
-        if in_feature != "multi_scale_pixel_decoder":
-            raise ValueError(
-                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {in_feature!r}, but this head feeds its decoder with "
-                "'multi_scale_pixel_decoder'."
-            )
         return {
-            "pixel_decoder": build_pixel_decoder(cfg, {name: input_shape[name] for name in head.IN_FEATURES}),
-            "transformer_predictor": build_transformer_decoder(cfg, head.CONVS_DIM),
-            "num_classes": head.NUM_CLASSES,
+            "pixel_decoder": build_pixel_decoder(cfg, input_shape),
+            "transformer_predictor": build_transformer_decoder(cfg, decoder_in_channels(cfg, input_shape)),
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE,
         }
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Any]:
         """Map features by name, (N, C_i, H / stride_i, W / stride_i), to the Transformer decoder's predictions."""
-        mask_features, _, multi_scale_features = self.pixel_decoder.forward_features(features)
-        predictions: dict[str, Any] = self.predictor(multi_scale_features, mask_features)
+        decoded = self.pixel_decoder.forward_features(features)
+        attended = select_decoder_input(self.transformer_in_feature, features, decoded)
+        predictions: dict[str, Any] = self.predictor(attended, decoded[0])
         return predictions
-
-
-def _upgrade_legacy_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    upgrade_legacy_names(state_dict, prefix)

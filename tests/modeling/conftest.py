@@ -47,3 +47,15 @@ def tiny_cfg() -> CfgNode:
     mask_former.CLASS_WEIGHT, mask_former.MASK_WEIGHT, mask_former.DICE_WEIGHT = 2.0, 5.0, 5.0
     mask_former.TEST.INSTANCE_ON = mask_former.TEST.PANOPTIC_ON = True
     return cfg
+
+
+@pytest.fixture
+def tiny_v1_cfg(tiny_cfg: CfgNode) -> CfgNode:
+    """MaskFormer's older structure, as small: a feature pyramid, and DETR's decoder on the coarsest feature."""
+    tiny_cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "BasePixelDecoder"
+    tiny_cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = "StandardTransformerDecoder"
+    tiny_cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE = "res5"
+    tiny_cfg.MODEL.MASK_FORMER.DEC_LAYERS = 3
+    resnet = tiny_cfg.MODEL.RESNETS
+    resnet.DEPTH, resnet.STEM_OUT_CHANNELS, resnet.RES2_OUT_CHANNELS, resnet.WIDTH_PER_GROUP = 50, 8, 16, 4
+    return tiny_cfg

@@ -1,25 +1,24 @@
 """The paper's pixel decoder: multi-scale deformable attention (Section 3.2.2 and Section 4.1)."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..position_encoding import PositionEmbeddingSine
 from .deformable_encoder import MSDeformAttnTransformerEncoder
+from .top_down import Norm, TopDownPath
 
 __all__ = ["MSDeformAttnPixelDecoder"]
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class MSDeformAttnPixelDecoder(nn.Module):
+class MSDeformAttnPixelDecoder(TopDownPath):
     """Backbone features to a per-pixel embedding at stride 4 and a pyramid for the Transformer decoder.
 
     The coarse features (1/32, 1/16, 1/8) are refined together by deformable attention; the finest result is upsampled
@@ -38,7 +37,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         transformer_enc_points: int,
         conv_dim: int,
         mask_dim: int,
-        norm: str | Callable[[int], nn.Module] | None,
+        norm: Norm,
         transformer_in_features: list[str],
         common_stride: int,
         num_feature_levels: int,
@@ -61,7 +60,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         Raises:
             ValueError: if a feature is missing, or there are fewer maps than ``num_feature_levels``.
         """
-        super().__init__()
+        super().__init__(conv_dim=conv_dim, norm=norm, upsample_mode="bilinear")
         shapes = dict(sorted(input_shape.items(), key=lambda item: item[1].stride))
         missing = sorted(set(transformer_in_features) - set(shapes))
         if missing:
@@ -92,26 +91,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
         finest_stride = shapes[self.transformer_in_features[-1]].stride
         num_fpn_levels = int(math.log2(finest_stride) - math.log2(common_stride))
-        # Index from the finest, as in the checkpoints' names, and feature; visited from coarse to fine.
-        self.fpn_levels = list(enumerate(list(shapes)[:num_fpn_levels], start=1))[::-1]
-        use_bias = norm == ""
-        for index, name in self.fpn_levels:
-            lateral = Conv2d(
-                shapes[name].channels, conv_dim, kernel_size=1, bias=use_bias, norm=get_norm(norm, conv_dim)
-            )
-            output = Conv2d(
-                conv_dim,
-                conv_dim,
-                kernel_size=3,
-                padding=1,
-                bias=use_bias,
-                norm=get_norm(norm, conv_dim),
-                activation=F.relu,
-            )
-            for conv in (lateral, output):
-                weight_init.c2_xavier_fill(conv)
-            self.add_module(f"adapter_{index}", lateral)
-            self.add_module(f"layer_{index}", output)
+        for index, name in list(enumerate(list(shapes)[:num_fpn_levels], start=1))[::-1]:
+            self.add_level(index, name, shapes[name].channels)
 
         num_maps = len(self.transformer_in_features) + num_fpn_levels
         if num_feature_levels > num_maps:
@@ -164,10 +145,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         positions = [self.pe_layer(x.shape[-2], x.shape[-1], x.device) for x in projected]
         maps = self.transformer(projected, positions)
 
-        for index, name in self.fpn_levels:
-            lateral = self.get_submodule(f"adapter_{index}")(features[name])
-            upsampled = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-            maps.append(self.get_submodule(f"layer_{index}")(lateral + upsampled))
+        maps += self.descend(maps[-1], features)
         return self.mask_features(maps[-1]), maps[0], maps[: self.num_feature_levels]
 
 

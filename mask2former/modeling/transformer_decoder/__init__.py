@@ -3,6 +3,7 @@
 from .layers import CrossAttentionLayer, MaskedAttentionLayer
 from .mask2former_transformer_decoder import MultiScaleMaskedTransformerDecoder
 from .mask_pooling import MaskPoolingLayer
+from .maskformer_transformer_decoder import StandardTransformerDecoder
 from .smca import SMCALayer
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "MaskedAttentionLayer",
     "MultiScaleMaskedTransformerDecoder",
     "SMCALayer",
+    "StandardTransformerDecoder",
 ]

@@ -1,11 +1,13 @@
-"""The three sub-layers of a decoder layer (Figure 2, right) and the MLP of the mask head."""
+"""The three sub-layers of a decoder layer (Figure 2, right), the MLP of the mask head, and what precedes them."""
 
 from itertools import pairwise
 
-import torch
+import fvcore.nn.weight_init as weight_init
+from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..attention import MultiheadAttention
 from ..build import CROSS_ATTENTION_REGISTRY
 from .scales import Scale
 
@@ -14,60 +16,10 @@ __all__ = [
     "CrossAttentionLayer",
     "FFNLayer",
     "MaskedAttentionLayer",
-    "MultiheadAttention",
     "ResidualLayer",
     "SelfAttentionLayer",
+    "input_projection",
 ]
-
-
-class MultiheadAttention(nn.Module):
-    """Multi-head attention with the parameters of ``torch.nn.MultiheadAttention``, batch first, one mask for all heads.
-
-    ``nn.MultiheadAttention`` wants a mask for each head, which is ``num_heads`` copies of the same one here.
-
-    Raises:
-        ValueError: if ``embed_dim`` is not a multiple of ``num_heads``.
-    """
-
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(
-                f"attention splits its channels over the heads, but MODEL.MASK_FORMER.HIDDEN_DIM {embed_dim} does not "
-                f"divide by MODEL.MASK_FORMER.NHEADS {num_heads}; choose a multiple."
-            )
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None = None) -> Tensor:
-        """Attend from queries to keys.
-
-        Args:
-            query: (N, Q, C).
-            key: (N, S, C).
-            value: (N, S, C).
-            attend: (N, Q, S) bool, True where a query may look; every query needs at least one True. None allows all.
-                Or (N, M, Q, S) floating point, added to the attention logits of each head.
-
-        Returns:
-            (N, Q, C).
-        """
-        weights = self.in_proj_weight.chunk(3)
-        biases = self.in_proj_bias.chunk(3)
-        q, k, v = (
-            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, M, Q or S, D)
-            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        )
-        # One mask is broadcast over the heads, (N, 1, Q, S).
-        mask = attend[:, None] if attend is not None and attend.dim() == 3 else attend
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 class ResidualLayer(nn.Module):
@@ -125,7 +77,7 @@ class CrossAttentionLayer(ResidualLayer):
             x: (N, Q, C).
             query_pos: (1 or N, Q, C).
             scale: the pixels.
-            attend: (N, Q, S) bool or (N, M, Q, S) as in :class:`MultiheadAttention`.
+            attend: (N, Q, S) bool or (N, M, Q, S) as in :class:`~mask2former.modeling.attention.MultiheadAttention`.
         """
         update = self.multihead_attn(self._before(x) + query_pos, scale.memory + scale.pos, scale.memory, attend)
         return self._after(x, update)
@@ -166,3 +118,12 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
+
+
+def input_projection(in_channels: int, hidden_dim: int, enforce: bool) -> nn.Module:
+    """Make a 1x1 convolution to ``hidden_dim`` channels; nothing where there are as many, unless enforced."""
+    if in_channels == hidden_dim and not enforce:
+        return nn.Sequential()  # identity without parameters
+    conv = Conv2d(in_channels, hidden_dim, kernel_size=1)
+    weight_init.c2_xavier_fill(conv)
+    return conv

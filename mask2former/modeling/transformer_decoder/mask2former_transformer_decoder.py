@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..build import TRANSFORMER_DECODER_REGISTRY, build_cross_attention
 from ..position_encoding import PositionEmbeddingSine
-from .layers import MLP, FFNLayer, SelfAttentionLayer
+from .layers import MLP, FFNLayer, SelfAttentionLayer, input_projection
 from .scales import MULTI_SCALE, Scale
 
 __all__ = ["MultiScaleMaskedTransformerDecoder"]
@@ -102,7 +100,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.query_embed = nn.Embedding(num_queries, hidden_dim)  # the queries' positions
         self.level_embed = nn.Embedding(len(levels), hidden_dim)
         self.input_proj = nn.ModuleList(
-            _input_projection(in_channels, hidden_dim, enforce_input_project) for _ in levels
+            input_projection(in_channels, hidden_dim, enforce_input_project) for _ in levels
         )
 
         if mask_classification:
@@ -114,9 +112,15 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """Translate a configuration to the arguments of ``__init__``.
 
         Raises:
-            ValueError: if ``DEC_LAYERS`` is below 1.
+            ValueError: if ``DEC_LAYERS`` is below 1, or ``TRANSFORMER_IN_FEATURE`` is not a pyramid.
         """
         mask_former = cfg.MODEL.MASK_FORMER
+        if mask_former.TRANSFORMER_IN_FEATURE != "multi_scale_pixel_decoder":
+            raise ValueError(
+                "MultiScaleMaskedTransformerDecoder reads several maps, but MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE "
+                f"is {mask_former.TRANSFORMER_IN_FEATURE!r}. Set it to 'multi_scale_pixel_decoder', or "
+                "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME to 'StandardTransformerDecoder', which reads one."
+            )
         if mask_former.DEC_LAYERS < 1:
             raise ValueError(
                 "MODEL.MASK_FORMER.DEC_LAYERS counts predictions, the one from the learnable queries included, so it "
@@ -250,11 +254,3 @@ def _attention_mask(mask_embedding: Tensor, gate_features: Tensor) -> Tensor:
     """Where each query attends: inside its predicted mask, or everywhere if that is empty (equation 3); (N, Q, HW)."""
     inside = mask_embedding @ gate_features >= 0  # a probability of at least one half
     return inside | ~inside.any(dim=-1, keepdim=True)
-
-
-def _input_projection(in_channels: int, hidden_dim: int, enforce: bool) -> nn.Module:
-    if in_channels == hidden_dim and not enforce:
-        return nn.Sequential()  # identity without parameters
-    conv = Conv2d(in_channels, hidden_dim, kernel_size=1)
-    weight_init.c2_xavier_fill(conv)
-    return conv

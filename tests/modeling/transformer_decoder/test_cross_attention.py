@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mask2former.modeling.attention import MultiheadAttention
 from mask2former.modeling.build import build_cross_attention
-from mask2former.modeling.transformer_decoder.layers import CrossAttentionLayer, MultiheadAttention, ResidualLayer
+from mask2former.modeling.transformer_decoder.layers import CrossAttentionLayer, ResidualLayer
 from mask2former.modeling.transformer_decoder.mask_pooling import MaskPoolingLayer, pool
 from mask2former.modeling.transformer_decoder.scales import Scale, all_at_once
 from mask2former.modeling.transformer_decoder.smca import SMCALayer

@@ -1,0 +1,58 @@
+"""Multi-head attention, as all Transformers here use it."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["MultiheadAttention"]
+
+
+class MultiheadAttention(nn.Module):
+    """Multi-head attention with the parameters of ``torch.nn.MultiheadAttention``, batch first, one mask for all heads.
+
+    ``nn.MultiheadAttention`` wants a mask for each head, which is ``num_heads`` copies of the same one here.
+
+    Raises:
+        ValueError: if ``embed_dim`` is not a multiple of ``num_heads``.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"attention splits its channels over the heads, but {embed_dim} channels (MODEL.MASK_FORMER.HIDDEN_DIM "
+                f"or MODEL.SEM_SEG_HEAD.CONVS_DIM in a pixel decoder) do not divide by {num_heads} heads "
+                "(MODEL.MASK_FORMER.NHEADS); choose a multiple."
+            )
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None = None) -> Tensor:
+        """Attend from queries to keys.
+
+        Args:
+            query: (N, Q, C).
+            key: (N, S, C).
+            value: (N, S, C).
+            attend: (N, Q, S) bool, True where a query may look; every query needs at least one True. None allows all.
+                Or (N, M, Q, S) floating point, added to the attention logits of each head.
+
+        Returns:
+            (N, Q, C).
+        """
+        weights = self.in_proj_weight.chunk(3)
+        biases = self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, M, Q or S, D)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        # One mask is broadcast over the heads, (N, 1, Q, S).
+        mask = attend[:, None] if attend is not None and attend.dim() == 3 else attend
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
