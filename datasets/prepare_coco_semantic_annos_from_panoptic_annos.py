@@ -1,43 +1,43 @@
-"""Make COCO's semantic maps (panoptic_semseg_*) of its panoptic annotations.
+"""Make COCO's semantic maps (panoptic_semseg_*) of its panoptic annotations, for the evaluation of mIoU."""
 
-Run without arguments; the data are below $DETECTRON2_DATASETS, as datasets/README.md describes. A split whose
-panoptic PNGs are absent is left out.
-"""
-
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
-import mask2former.data  # noqa: F401  registers the data sets
-from mask2former.data.datasets.cache import run_parallel
+from mask2former.data.datasets.categories import Category, panoptic_metadata
+from mask2former.data.datasets.coco_panoptic import load_coco_panoptic
 from mask2former.data.datasets.derived import write_semantic_png
 from mask2former.data.panoptic_png import read_segment_numbers
+from mask2former.data.prepare import Job, present, run_script, whole_file
 
 
-def prepare(name: str) -> None:
-    """Write the semantic maps of one registered data set beside its panoptic ones."""
-    metadata = MetadataCatalog.get(name)
-
-    def convert(dataset_dict: dict[str, Any]) -> None:
-        numbers = read_segment_numbers(dataset_dict, (dataset_dict["height"], dataset_dict["width"]))
-        path = Path(dataset_dict["sem_seg_file_name"])
-        write_semantic_png(path, numbers, dataset_dict["segments_info"], len(metadata.stuff_classes))
-
-    run_parallel(convert, DatasetCatalog.get(name), f"Writing {metadata.sem_seg_root}")
+def convert(num_classes: int, dataset_dict: dict[str, Any]) -> None:
+    """Write the map of one image."""
+    numbers = read_segment_numbers(dataset_dict, (dataset_dict["height"], dataset_dict["width"]))
+    with whole_file(Path(dataset_dict["sem_seg_file_name"])) as unfinished:
+        write_semantic_png(unfinished, numbers, dataset_dict["segments_info"], num_classes)
 
 
-def main() -> None:
-    """Prepare every split that is there."""
-    names = [f"coco_2017_{split}_panoptic_with_sem_seg" for split in ("train", "val")]
-    present = [name for name in names if Path(MetadataCatalog.get(name).panoptic_root).is_dir()]
-    if not present:
-        expected = ", ".join(MetadataCatalog.get(name).panoptic_root for name in names)
-        sys.exit(f"Found neither of {expected}. Set DETECTRON2_DATASETS to the folder that contains coco/.")
-    for name in present:
-        prepare(name)
+def prepare(job: Job) -> None:
+    """Convert every split that is there."""
+    root = job.root / "coco"
+    metadata = panoptic_metadata([Category.from_coco(entry) for entry in COCO_CATEGORIES])
+    splits = {
+        name: [root / f"panoptic_{name}", root / "annotations" / f"panoptic_{name}.json"]
+        for name in ("train2017", "val2017")
+    }
+    for name in present(splits, "Unpack COCO's panoptic annotations, and the panoptic_*.zip in them, there."):
+        folder, json_file = splits[name]
+        target = root / f"panoptic_semseg_{name}"
+        dicts = load_coco_panoptic(json_file, root / name, folder, target, metadata)
+        job.map(
+            partial(convert, len(metadata["stuff_classes"])),
+            job.missing(dicts, lambda dataset_dict: Path(dataset_dict["sem_seg_file_name"])),
+            f"Writing {target}",
+        )
 
 
 if __name__ == "__main__":
-    main()
+    run_script(prepare, __doc__)

@@ -70,14 +70,17 @@ def _miou(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluat
 
 
 def _coco_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    _require_instances(dataset_name)
     return COCOEvaluator(dataset_name, output_dir=output_folder, max_dets_per_image=_max_detections(cfg))
 
 
 def _subset_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    _require_instances(dataset_name)
     return InstanceSegEvaluator(dataset_name, output_dir=output_folder, max_dets_per_image=_max_detections(cfg))
 
 
 def _lvis_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    _require_instances(dataset_name)
     return LVISEvaluator(dataset_name, output_dir=output_folder)
 
 
@@ -101,6 +104,16 @@ _EVALUATORS: dict[str, dict[str, EvaluatorBuilder]] = {
     "cityscapes_sem_seg": {"SEMANTIC_ON": _cityscapes_miou},
     "cityscapes_panoptic_seg": {"PANOPTIC_ON": _pq, "INSTANCE_ON": _cityscapes_ap, "SEMANTIC_ON": _cityscapes_miou},
 }
+
+
+def _require_instances(dataset_name: str) -> None:
+    """Say so before the model runs over all images if there will be nothing to compare its instances with."""
+    json_file = MetadataCatalog.get(dataset_name).get("json_file")
+    if json_file is not None and not PathManager.isfile(json_file):
+        raise FileNotFoundError(
+            f"{json_file}: not found, but the AP of {dataset_name!r} is computed with it. datasets/README.md tells how "
+            "to make it; or set MODEL.MASK_FORMER.TEST.INSTANCE_ON to False."
+        )
 
 
 def _max_detections(cfg: CfgNode) -> int:

@@ -28,7 +28,10 @@ class InstanceSegEvaluator(COCOEvaluator):
             instance["category_id"] = category_ids[instance["category_id"]]
         # With the ids translated, and the translation out of its sight, COCOEvaluator does the rest.
         metadata = self._metadata
-        self._metadata = Metadata(thing_classes=metadata.thing_classes)
+        names = metadata.thing_classes
+        if len(names) > len(category_ids):  # Mapillary Vistas lists its other classes there too
+            names = [names[contiguous] for contiguous in sorted(category_ids)]
+        self._metadata = Metadata(thing_classes=names)
         try:
             super()._eval_predictions(predictions, img_ids)
         finally:

@@ -1,9 +1,6 @@
 """Real photographs with COCO's own annotations, through every mapper."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,41 +152,3 @@ def test_derived_instances(registered: CfgNode) -> None:
         assert annotation["area"] == segment["area"] == mask_util.area(annotation["segmentation"])
         assert annotation["bbox"] == mask_util.toBbox(annotation["segmentation"]).tolist() == segment["bbox"]
         assert annotation["iscrowd"] == segment["iscrowd"]
-
-
-LOAD_OFFICIAL_NAME = """
-import runpy, sys
-import numpy as np
-from detectron2.data import DatasetCatalog
-from PIL import Image
-
-runpy.run_path(sys.argv[1], run_name="__main__")
-dicts = DatasetCatalog.get("coco_2017_val_panoptic_with_sem_seg")
-for record in dicts:
-    sem_seg = np.asarray(Image.open(record["sem_seg_file_name"]))
-    assert sem_seg.shape == (record["height"], record["width"])
-    classes = {segment["category_id"] for segment in record["segments_info"]}
-    assert set(np.unique(sem_seg)) - {255} == classes
-print(len(dicts))
-"""
-
-
-def test_official_names_and_semantic_maps(repository: Path, coco_mini: Path, tmp_path: Path) -> None:
-    """The script makes the maps, and the official name loads with them; in a new process: importing binds folders."""
-    tree = tmp_path / "coco"
-    tree.mkdir()
-    for part in ("annotations", "val2017"):
-        (tree / part).symlink_to(coco_mini / part)
-    (tree / "panoptic_val2017").symlink_to(coco_mini / "annotations/panoptic_val2017")
-    script = repository / "datasets/prepare_coco_semantic_annos_from_panoptic_annos.py"
-    environment = os.environ | {"DETECTRON2_DATASETS": str(tmp_path), "PYTHONPATH": str(repository)}
-    command = [sys.executable, "-c", LOAD_OFFICIAL_NAME, str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "27"
-
-    done = subprocess.run(
-        command, env=environment | {"DETECTRON2_DATASETS": "nowhere"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0
-    assert "Found neither of nowhere/coco/panoptic_train2017, nowhere/coco/panoptic_val2017" in done.stderr

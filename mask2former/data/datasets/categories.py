@@ -46,18 +46,26 @@ def thing_metadata(categories: Sequence[Category]) -> dict[str, Any]:
     }
 
 
-def panoptic_metadata(categories: Sequence[Category]) -> dict[str, Any]:
-    """Metadata of a panoptic data set, as the official release writes COCO's.
+def panoptic_metadata(categories: Sequence[Category], things_first: bool = True) -> dict[str, Any]:
+    """Metadata of a panoptic data set, as the official release writes it.
 
     The lists of stuff hold all classes, so that a semantic evaluation over everything can use them; those of things
     hold the things alone.
+
+    Args:
+        categories: The classes.
+        things_first: Give the first contiguous ids to the things, as for COCO; else they follow the categories' own.
     """
-    ordered = panoptic_order(categories)
+    ordered = panoptic_order(categories) if things_first else sorted(categories, key=lambda category: category.id)
+    contiguous = {category.id: i for i, category in enumerate(ordered)}
+    things = [category for category in ordered if category.isthing]
     return {
-        **thing_metadata(categories),
+        "thing_classes": [category.name for category in things],
+        "thing_colors": _colors(things),
+        "thing_dataset_id_to_contiguous_id": {category.id: contiguous[category.id] for category in things},
         "stuff_classes": [category.name for category in ordered],
         "stuff_colors": _colors(ordered),
-        "stuff_dataset_id_to_contiguous_id": {category.id: i for i, category in enumerate(ordered)},
+        "stuff_dataset_id_to_contiguous_id": contiguous,
     }
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ def load_coco_panoptic(
     panoptic_json: str | Path,
     image_root: str | Path,
     panoptic_root: str | Path,
-    sem_seg_root: str | Path,
+    sem_seg_root: str | Path | None,
     metadata: dict[str, Any],
+    unused_categories: Collection[int] = (),
 ) -> list[dict[str, Any]]:
     """Read a COCO panoptic file into Detectron2's dataset dicts.
 
@@ -28,12 +29,13 @@ def load_coco_panoptic(
         panoptic_json: COCO's annotation file.
         image_root: Folder of the images that it names.
         panoptic_root: Folder of the PNGs of segment ids that it names.
-        sem_seg_root: Folder of PNGs of contiguous class ids, of the same names.
+        sem_seg_root: Folder of PNGs of contiguous class ids, of the same names; None where there are none.
         metadata: With the two ``*_dataset_id_to_contiguous_id``.
+        unused_categories: Segments of these are left out, which makes them void.
 
     Returns:
-        Per annotated image "file_name", "image_id", "height", "width", "pan_seg_file_name", "sem_seg_file_name" and
-        "segments_info", whose "category_id" is contiguous and whose "isthing" is a bool.
+        Per annotated image "file_name", "image_id", "height", "width", "pan_seg_file_name", "sem_seg_file_name" (if
+        there are such) and "segments_info", whose "category_id" is contiguous and whose "isthing" is a bool.
 
     Raises:
         ValueError: An annotation names an image or a category that the file does not list.
@@ -53,12 +55,15 @@ def load_coco_panoptic(
                 "height": image["height"],
                 "width": image["width"],
                 "pan_seg_file_name": os.path.join(panoptic_root, annotation["file_name"]),
-                "sem_seg_file_name": os.path.join(sem_seg_root, annotation["file_name"]),
                 "segments_info": [
-                    _with_contiguous_id(segment, metadata, panoptic_json) for segment in annotation["segments_info"]
+                    _with_contiguous_id(segment, metadata, panoptic_json)
+                    for segment in annotation["segments_info"]
+                    if segment["category_id"] not in unused_categories
                 ],
             }
         )
+        if sem_seg_root is not None:
+            dicts[-1]["sem_seg_file_name"] = os.path.join(sem_seg_root, annotation["file_name"])
     return dicts
 
 

@@ -36,7 +36,7 @@ def write_semantic_png(path: Path, numbers: np.ndarray, segments: Sequence[dict[
 
 
 def instance_annotations(
-    image_id: int, numbers: np.ndarray, segments: Sequence[dict[str, Any]], categories: dict[int, int]
+    image_id: int | str, numbers: np.ndarray, segments: Sequence[dict[str, Any]], categories: dict[int, int]
 ) -> list[dict[str, Any]]:
     """COCO's annotations (without "id") of the things among the segments of an image.
 

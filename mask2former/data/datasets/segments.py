@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import find_objects
 
-__all__ = ["VOID", "split_segments"]
+__all__ = ["VOID", "measure_segments", "split_segments"]
 
 VOID = -1
 
@@ -32,19 +32,36 @@ def split_segments(
         found = found[1:]
     else:
         numbers += 1
-    areas = np.bincount(numbers.ravel(), minlength=len(found) + 1)[1:].tolist()
-    segments = []
-    for number, (key, area, (rows, columns)) in enumerate(zip(found, areas, find_objects(numbers), strict=True), 1):
+    segments: list[dict[str, Any]] = []
+    for key, measures in zip(found, measure_segments(numbers), strict=True):
         category, instance = divmod(int(key), base)
         isthing = category < num_things
         segments.append(
             {
-                "id": number,
+                "id": len(segments) + 1,
                 "category_id": category,
                 "isthing": isthing,
                 "iscrowd": int(isthing and instance == 0),
-                "area": area,
-                "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
+                **measures,
             }
         )
     return numbers, segments
+
+
+def measure_segments(numbers: np.ndarray) -> list[dict[str, Any]]:
+    """Area and bounding box of every segment, as COCO's "segments_info" has them.
+
+    Args:
+        numbers: (H, W) integers: 0 for pixels of no segment, i for the (i - 1)th segment.
+
+    Returns:
+        For 1 to the largest number "area" in pixels and "bbox" [left, top, width, height]; all 0 where a number is
+        absent.
+    """
+    areas = np.bincount(numbers.ravel())[1:].tolist()
+    measures = []
+    for area, slices in zip(areas, find_objects(numbers), strict=True):
+        rows, columns = slices or (slice(0, 0), slice(0, 0))
+        box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
+        measures.append({"area": area, "bbox": box})
+    return measures
