@@ -102,7 +102,9 @@ class SetCriterion(nn.Module):
             [mask[queries.to(mask.device)] for mask, (queries, _) in zip(masks, matches, strict=True)]
         )
         if len(predicted) == 0:
-            zero = masks.sum() * 0  # keeps every parameter in the graph, which DistributedDataParallel needs
+            zero = (
+                predicted.sum()
+            )  # of nothing; keeps every parameter in the graph, which DistributedDataParallel needs
             return {"loss_mask": zero, "loss_dice": zero}
 
         points = uncertain_points(predicted, self.num_points, self.oversample_ratio, self.importance_sample_ratio)
