@@ -66,6 +66,5 @@ OUTPUT_DIR: {tmp_path}/out
     results = trainer.train()
     losses = trainer.storage.history("total_loss").values()
     last = float(np.mean([value for value, _ in losses[-10:]]))
-    print(last, results["panoptic_seg"])
     assert last < 4, "of about 40 at the start"
     assert results["panoptic_seg"]["PQ"] > 85

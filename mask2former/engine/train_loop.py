@@ -1,5 +1,6 @@
 """One optimizer step: gradient accumulation, mixed precision, and a check that the losses are finite."""
 
+import logging
 import math
 import time
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["StepTrainer", "amp_dtype"]
+
+logger = logging.getLogger(__name__)
 
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -45,6 +48,8 @@ class StepTrainer(SimpleTrainer):
     targets of a batch, so there each batch counts the same, however many targets it has.
 
     A loss that is NaN or infinite ends the run before the optimizer's step, so that weights and checkpoints stay whole.
+    Where the losses are finite and only a gradient is not, as a query whose mask overflows can cause, the step is left
+    out with a warning, and training goes on.
 
     Args:
         model: returns a dict of scalar losses in training.
@@ -85,8 +90,7 @@ class StepTrainer(SimpleTrainer):
                 for name, loss in self._forward_backward(samples).items():
                     totals[name] = totals.get(name, 0) + loss
         self._log_losses(totals, data_time, file_names)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        self._apply_gradients(file_names)
 
     def _forward_backward(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Add the gradients of one batch's share; returns that share of each loss."""
@@ -95,6 +99,24 @@ class StepTrainer(SimpleTrainer):
         losses = {name: loss / self.accumulation_steps for name, loss in losses.items()}
         self.grad_scaler.scale(sum(losses.values())).backward()
         return {name: loss.detach() for name, loss in losses.items()}
+
+    def _apply_gradients(self, file_names: list[str]) -> None:
+        if self.grad_scaler.is_enabled():  # leaves out such steps by itself
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        elif self._gradients_are_finite():
+            self.optimizer.step()
+        else:
+            logger.warning(
+                f"A gradient is infinite or NaN at iteration {self.iter}, so the step is left out. Images: "
+                f"{file_names}. If this happens often, lower SOLVER.BASE_LR or train without SOLVER.AMP."
+            )
+
+    def _gradients_are_finite(self) -> bool:
+        """The same in every process, since gradients are averaged over them."""
+        groups = self.optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        return math.isfinite(nn.utils.get_total_norm(gradients, norm_type=math.inf).item())
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         """Gradients travel between processes once a step, with its last batch."""

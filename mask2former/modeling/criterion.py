@@ -111,7 +111,9 @@ class SetCriterion(nn.Module):
             [mask[queries.to(mask.device)] for mask, (queries, _) in zip(masks, matches, strict=True)]
         )
         if len(predicted) == 0:
-            zero = masks.sum() * 0  # keeps every parameter in the graph, which DistributedDataParallel needs
+            zero = (
+                predicted.sum()
+            )  # of nothing; keeps every parameter in the graph, which DistributedDataParallel needs
             return {"loss_mask": zero, "loss_dice": zero}
 
         logits, wanted, valid = self.compare(predicted, targets, [matched for _, matched in matches])  # (R, P) each

@@ -17,7 +17,7 @@ __all__ = ["HungarianMatcher"]
 
 logger = logging.getLogger(__name__)
 
-# Stands in for NaN and infinity in the costs: far above any real one, and small enough for exact sums.
+# Stands in for NaN and infinity while pairs are chosen: far above any real cost, and small enough for exact sums.
 _NEVER = 1e6
 
 
@@ -67,21 +67,24 @@ class HungarianMatcher(nn.Module):
                 ``ignore_mask`` (H', W') bool, pixels left out, and ``name``, for messages.
 
         Returns:
-            For each image the indices of matched queries and targets, two int64 tensors on the CPU of length min(Q, T).
+            For each image the indices of matched queries and targets, two int64 tensors on the CPU of length min(Q, T);
+            shorter where only pairs would be left whose cost is NaN or infinite, which are never matched.
         """
         indices = []
         for logits, masks, target in zip(outputs["pred_logits"], outputs["pred_masks"], targets, strict=True):
             cost = self._cost_matrix(logits, masks, target).cpu().numpy()
-            if not np.isfinite(cost).all():
+            finite = np.isfinite(cost)
+            if not finite.all():
                 logger.warning(
-                    "%d of %d matching costs of image %s are NaN or infinite; those pairs are matched last. If the "
-                    "loss is not finite either, lower SOLVER.BASE_LR or train without SOLVER.AMP.",
-                    np.count_nonzero(~np.isfinite(cost)),
+                    "%d of %d matching costs of image %s are NaN or infinite; those pairs are not matched. If this "
+                    "happens often, lower SOLVER.BASE_LR or train without SOLVER.AMP.",
+                    np.count_nonzero(~finite),
                     cost.size,
                     target.get("name", "(unnamed)"),
                 )
-                cost = np.nan_to_num(cost, nan=_NEVER, posinf=_NEVER, neginf=-_NEVER)
-            queries, matched = linear_sum_assignment(cost)
+            queries, matched = linear_sum_assignment(np.where(finite, cost, _NEVER))
+            possible = finite[queries, matched]
+            queries, matched = queries[possible], matched[possible]
             indices.append((torch.from_numpy(queries), torch.from_numpy(matched)))
         return indices
 

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
@@ -78,6 +80,36 @@ def test_a_broken_loss_stops_before_the_step_and_names_the_images(value):
         trainer.run_step()
     for old, new in zip(before, model.parameters(), strict=True):
         assert torch.equal(old, new)
+
+
+class Overflow(nn.Module):
+    """A finite loss whose gradient is not: the slope of a square root at 0, where a sample's x is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        return {"loss": sum((self.weight * s["x"]).abs().sqrt() for s in samples)}
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_a_step_with_a_broken_gradient_is_left_out_and_training_goes_on(accumulation_steps, caplog):
+    batches = [[SAMPLES[1]], [SAMPLES[0]], [SAMPLES[2]], [SAMPLES[3]]][2 - accumulation_steps :]
+    model = Overflow()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = StepTrainer(model, batches, optimizer, accumulation_steps=accumulation_steps)
+    trainer.iter = 5
+    with EventStorage() as storage, caplog.at_level(logging.WARNING):
+        trainer.run_step()
+        assert model.weight.item() == 1.0
+        assert storage.latest()["total_loss"][0] < 1
+        trainer.run_step()
+
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "gradient is infinite or NaN at iteration 5" in message
+    assert "0.png" in message
+    assert 0 < model.weight.item() < 1
 
 
 @pytest.mark.parametrize(

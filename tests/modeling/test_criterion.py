@@ -1,7 +1,6 @@
-"""Losses and matching against naive loops, and where the official release fails."""
+"""The training loss against loops over pairs, and where the official release fails."""
 
-import itertools
-import logging
+import math
 from typing import Any
 
 import pytest
@@ -10,31 +9,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mask2former.modeling.criterion import SetCriterion
-from mask2former.modeling.mask_losses import (
-    dice_loss,
-    pairwise_dice_loss,
-    pairwise_sigmoid_ce_loss,
-    sigmoid_ce_loss,
-)
 from mask2former.modeling.matcher import HungarianMatcher
-from mask2former.modeling.point_sampling import sample_binary_masks, sample_logits
+from mask2former.modeling.point_sampling import uncertain_points
 
 NUM_CLASSES = 3
+TERMS = {"loss_ce", "loss_mask", "loss_dice"}
 
 
-def _criterion() -> SetCriterion:
+@pytest.fixture
+def criterion() -> SetCriterion:
     matcher = HungarianMatcher(2, 5, 5, num_points=64)
     return SetCriterion(NUM_CLASSES, matcher, {}, eos_coef=0.1, num_points=64)
 
 
-def _outputs(queries: int, images: int = 1) -> dict[str, Tensor]:
+def make_outputs(queries: int, images: int = 1) -> dict[str, Tensor]:
     return {
         "pred_logits": torch.randn(images, queries, NUM_CLASSES + 1, requires_grad=True),
         "pred_masks": torch.randn(images, queries, 8, 8, requires_grad=True),
     }
 
 
-def _target(count: int) -> dict[str, Any]:
+def make_target(count: int) -> dict[str, Any]:
     return {
         "labels": torch.randint(0, NUM_CLASSES, (count,)),
         "masks": torch.rand(count, 32, 32) > 0.5,
@@ -42,102 +37,149 @@ def _target(count: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("with_void", [False, True])
-def test_pairwise_losses_equal_paired_ones(with_void: bool) -> None:
-    logits, targets = 3 * torch.randn(4, 50), (torch.rand(3, 50) > 0.5).float()
-    valid = (torch.rand(50) > 0.3).float() if with_void else None
-    for paired, pairwise in ((sigmoid_ce_loss, pairwise_sigmoid_ce_loss), (dice_loss, pairwise_dice_loss)):
-        costs = pairwise(logits, targets, valid)
-        assert costs.shape == (4, 3)
-        for q, t in itertools.product(range(4), range(3)):
-            row_valid = None if valid is None else valid[None]
-            expected = paired(logits[q : q + 1], targets[t : t + 1], row_valid)[0]
-            assert torch.isclose(costs[q, t], expected, atol=1e-5)
+def naive_losses(
+    criterion: SetCriterion, outputs: dict[str, Tensor], targets: list[dict[str, Any]], num_masks: int
+) -> dict[str, float]:
+    """The three terms, a query, a mask and a point at a time; draws the random numbers that the criterion draws."""
+    matches = criterion.matcher(outputs, targets)
+    pairs = [
+        (image, q, t)
+        for image, match in enumerate(matches)
+        for q, t in zip(match[0].tolist(), match[1].tolist(), strict=True)
+    ]
+    classes = {(image, q): int(targets[image]["labels"][t]) for image, q, t in pairs}
+    total = weights = 0.0
+    for image, of_queries in enumerate(outputs["pred_logits"].detach().log_softmax(-1)):
+        for q, log_probabilities in enumerate(of_queries):
+            wanted = classes.get((image, q), NUM_CLASSES)
+            weight = 0.1 if wanted == NUM_CLASSES else 1.0
+            total -= weight * float(log_probabilities[wanted])
+            weights += weight
+
+    masks = outputs["pred_masks"].detach()
+    points = uncertain_points(torch.stack([masks[i, q] for i, q, _ in pairs]), 64, 3.0, 0.75)
+    ce = dice = 0.0
+    for (image, q, t), of_pair in zip(pairs, points, strict=True):
+        grid = 2 * of_pair[None, None] - 1
+        sampled = F.grid_sample(masks[image, q][None, None], grid, align_corners=False).flatten().sigmoid().tolist()
+        wanted_mask = targets[image]["masks"][t][None, None].float()
+        wanted_values = F.grid_sample(wanted_mask, grid, align_corners=False).flatten().tolist()
+        terms = [w * math.log(p) + (1 - w) * math.log(1 - p) for p, w in zip(sampled, wanted_values, strict=True)]
+        ce -= sum(terms) / len(terms)
+        overlap = sum(p * w for p, w in zip(sampled, wanted_values, strict=True))
+        dice += 1 - (2 * overlap + 1) / (sum(sampled) + sum(wanted_values) + 1)
+    return {"loss_ce": total / weights, "loss_mask": ce / num_masks, "loss_dice": dice / num_masks}
 
 
-def test_void_points_change_nothing() -> None:
-    logits, targets = torch.randn(2, 20), (torch.rand(2, 20) > 0.5).float()
-    valid = torch.ones(2, 20)
-    valid[:, 15:] = 0
-    for loss in (sigmoid_ce_loss, dice_loss):
-        assert torch.allclose(loss(logits, targets, valid), loss(logits[:, :15], targets[:, :15]))
+@pytest.mark.parametrize("counts", [(3, 2), (4, 0), (9, 1)])
+def test_terms_equal_loops(criterion: SetCriterion, counts: tuple[int, int]) -> None:
+    outputs, targets = make_outputs(queries=5, images=2), [make_target(count) for count in counts]
+    torch.manual_seed(5)
+    losses = criterion(outputs, targets)
+    torch.manual_seed(5)
+    expected = naive_losses(criterion, outputs, targets, num_masks=sum(counts))
+    assert {name: value.item() for name, value in losses.items()} == pytest.approx(expected, rel=1e-4)
 
 
-def test_binary_samples_equal_grid_sample() -> None:
-    masks, points = torch.rand(3, 7, 9) > 0.5, torch.rand(4, 30, 2)
-    rows = torch.tensor([2, 0, 1, 2])
-    assert torch.allclose(
-        sample_binary_masks(masks, rows, points), sample_logits(masks[rows].float(), points), atol=1e-5
-    )
+def test_every_prediction_is_matched_and_counted_alike(criterion: SetCriterion) -> None:
+    final, first, second = make_outputs(5), make_outputs(5), make_outputs(5)
+    targets = [make_target(3)]
+    torch.manual_seed(5)
+    losses = criterion(final | {"aux_outputs": [first, second]}, targets)
+    assert set(losses) == TERMS | {f"{name}_{i}" for name in TERMS for i in (0, 1)}
+    torch.manual_seed(5)
+    for outputs, suffix in ((final, ""), (first, "_0"), (second, "_1")):
+        for name, value in criterion(outputs, targets).items():
+            assert torch.equal(losses[name + suffix], value)
 
 
-def test_matching_is_the_best_of_all_assignments() -> None:
-    matcher = HungarianMatcher(2, 5, 5, num_points=64)
-    outputs, target = _outputs(4), _target(3)
-    torch.manual_seed(7)
-    queries, matched = matcher(outputs, [target])[0]
-    torch.manual_seed(7)
-    with torch.no_grad():
-        cost = matcher._cost_matrix(outputs["pred_logits"][0], outputs["pred_masks"][0], target)
-    best = min(sum(float(cost[q, t]) for t, q in enumerate(choice)) for choice in itertools.permutations(range(4), 3))
-    assert float(cost[queries, matched].sum()) == pytest.approx(best, abs=1e-5)
-
-
-@pytest.mark.parametrize("count", [0, 1, 12])
-def test_any_number_of_targets(count: int) -> None:
-    outputs = _outputs(queries=5)
-    losses = _criterion()(outputs, [_target(count)])
-    assert set(losses) == {"loss_ce", "loss_mask", "loss_dice"}
+@pytest.mark.parametrize("counts", [(0,), (1,), (12,), (0, 0), (0, 12)])
+def test_any_number_of_targets(criterion: SetCriterion, counts: tuple[int, ...]) -> None:
+    outputs = make_outputs(queries=5, images=len(counts))
+    losses = criterion(outputs, [make_target(count) for count in counts])
+    assert set(losses) == TERMS
     sum(losses.values()).backward()
     assert all(torch.isfinite(value) for value in losses.values())
-    assert all(torch.isfinite(x.grad).all() for x in outputs.values())
-    assert (count == 0) == (losses["loss_mask"].item() == 0)
+    assert all(torch.isfinite(x.grad).all() for x in outputs.values())  # which also says that each has a gradient
+    assert (sum(counts) == 0) == (losses["loss_mask"].item() == 0)
 
 
-def test_class_loss_without_targets_is_no_object() -> None:
-    outputs = _outputs(queries=5)
-    wanted = torch.full((5,), NUM_CLASSES)
-    expected = F.cross_entropy(outputs["pred_logits"][0], wanted)
-    assert torch.isclose(_criterion()(outputs, [_target(0)])["loss_ce"], expected)
+def test_class_loss_without_targets_is_no_object(criterion: SetCriterion) -> None:
+    outputs = make_outputs(queries=5)
+    expected = F.cross_entropy(outputs["pred_logits"][0], torch.full((5,), NUM_CLASSES))
+    assert torch.isclose(criterion(outputs, [make_target(0)])["loss_ce"], expected)
 
 
-def test_one_pixel_mask() -> None:
-    target = _target(1)
+@pytest.mark.parametrize("position", [(0, 0), (31, 0), (16, 15)])
+def test_one_pixel_masks_have_a_loss_and_a_gradient(criterion: SetCriterion, position: tuple[int, int]) -> None:
+    target = make_target(2)
     target["masks"][:] = False
-    target["masks"][0, 31, 0] = True
-    assert all(torch.isfinite(value) for value in _criterion()(_outputs(5), [target]).values())
+    target["masks"][0][position] = True  # and the other mask is empty altogether
+    outputs = make_outputs(5)
+    losses = criterion(outputs, [target])
+    sum(losses.values()).backward()
+    assert all(value.isfinite() and value > 0 for value in losses.values())
+    assert outputs["pred_masks"].grad.isfinite().all()
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_bad_costs_name_the_image_and_training_goes_on(bad: float, caplog: pytest.LogCaptureFixture) -> None:
-    outputs = _outputs(queries=5)
+@pytest.mark.parametrize("bad_queries", [1, 4, 5])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_broken_masks_leave_the_losses_whole(
+    criterion: SetCriterion, bad: float, bad_queries: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    outputs = make_outputs(5)
     with torch.no_grad():
-        outputs["pred_masks"][0, 2] = bad
-    with caplog.at_level(logging.WARNING):
-        queries, matched = HungarianMatcher(2, 5, 5, num_points=64)(outputs, [_target(3)])[0]
+        outputs["pred_masks"][0, :bad_queries] = bad
+    losses = criterion(outputs, [make_target(3)])
+    sum(losses.values()).backward()
     assert "a.png" in caplog.text
-    assert len(queries) == len(matched) == 3
-    assert 2 not in queries.tolist()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(torch.isfinite(x.grad).all() for x in outputs.values())
+    assert (losses["loss_mask"].item() == 0) == (bad_queries == 5)
 
 
-def test_ignored_pixels_do_not_count() -> None:
-    target = _target(2)
+def test_ignored_pixels_do_not_count(criterion: SetCriterion) -> None:
+    target = make_target(2)
     ignore = torch.zeros(32, 32, dtype=torch.bool)
     ignore[:, 16:] = True
     changed = target | {"masks": target["masks"].clone()}
     # Bilinear samples left of the border read one column beyond it, so that column stays.
     changed["masks"][:, :, 17:] ^= True
-    outputs = _outputs(5)
-    losses = []
+    outputs = make_outputs(5)
+    losses, counted = [], []
     for case in (target, changed):
         torch.manual_seed(3)
-        losses.append(_criterion()(outputs, [case | {"ignore_mask": ignore}]))
+        losses.append(criterion(outputs, [case | {"ignore_mask": ignore}]))
+        torch.manual_seed(3)
+        counted.append(criterion(outputs, [case]))
     for name, value in losses[0].items():
         assert torch.isclose(value, losses[1][name], atol=1e-6), name
+    assert not torch.isclose(counted[0]["loss_dice"], counted[1]["loss_dice"], atol=1e-3)
 
 
-def test_unknown_loss_and_empty_matcher() -> None:
-    with pytest.raises(ValueError, match=r"unknown losses \['boxes'\]"):
+def test_an_image_of_nothing_but_void_has_no_mask_loss(criterion: SetCriterion) -> None:
+    target = make_target(2) | {"ignore_mask": torch.ones(32, 32, dtype=torch.bool)}
+    losses = criterion(make_outputs(5), [target])
+    assert losses["loss_mask"].item() == losses["loss_dice"].item() == 0
+    assert losses["loss_ce"].isfinite()
+
+
+def test_void_of_one_image_leaves_the_others_alone(criterion: SetCriterion) -> None:
+    outputs, targets = make_outputs(5, images=2), [make_target(2), make_target(2)]
+    void = torch.zeros(32, 32, dtype=torch.bool)
+    torch.manual_seed(3)
+    without = criterion(outputs, targets)
+    torch.manual_seed(3)
+    with_empty = criterion(outputs, [targets[0], targets[1] | {"ignore_mask": void}])
+    for name, value in without.items():
+        torch.testing.assert_close(with_empty[name], value)
+
+
+def test_classes_alone(criterion: SetCriterion) -> None:
+    only_classes = SetCriterion(NUM_CLASSES, criterion.matcher, {}, eos_coef=0.1, losses=["labels"])
+    assert set(only_classes(make_outputs(5), [make_target(2)])) == {"loss_ce"}
+
+
+def test_unknown_losses_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"unknown losses \['boxes'\]; the criterion has \['labels', 'masks'\]"):
         SetCriterion(3, HungarianMatcher(), {}, 0.1, losses=["boxes"])
-    with pytest.raises(ValueError, match="nothing to compare"):
-        HungarianMatcher(0, 0, 0)

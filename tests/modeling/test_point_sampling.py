@@ -1,0 +1,74 @@
+"""Values at points against grid_sample and loops; where importance sampling puts its points."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mask2former.modeling.point_sampling import sample_binary_masks, sample_logits, sample_nearest, uncertain_points
+
+
+def test_logits_equal_a_loop_over_points() -> None:
+    logits, points = torch.randn(2, 5, 7), torch.rand(2, 20, 2)
+    points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.5]])
+    expected = torch.zeros(2, 20)
+    for mask in range(2):
+        for index, (px, py) in enumerate(points[mask].tolist()):
+            x, y = px * 7 - 0.5, py * 5 - 0.5
+            for column in (math.floor(x), math.floor(x) + 1):
+                for row in (math.floor(y), math.floor(y) + 1):
+                    if 0 <= column < 7 and 0 <= row < 5:
+                        share = (1 - abs(x - column)) * (1 - abs(y - row))
+                        expected[mask, index] += share * logits[mask, row, column]
+    torch.testing.assert_close(sample_logits(logits, points), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_binary_samples_equal_those_of_float_masks(shared: bool) -> None:
+    masks, rows = torch.rand(3, 7, 9) > 0.5, torch.tensor([2, 0, 1, 2])
+    points = torch.rand(1 if shared else 4, 30, 2)
+    grids = 2 * points.expand(4, -1, -1)[:, None] - 1
+    expected = F.grid_sample(masks[rows][:, None].float(), grids, align_corners=False)[:, 0, 0]
+    torch.testing.assert_close(sample_binary_masks(masks, rows, points), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_one_pixel_is_seen_from_the_pixel_around_it() -> None:
+    masks = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masks[0, 1, 2] = True
+    points = torch.tensor([[[2.5 / 4, 1.5 / 4], [3.0 / 4, 1.5 / 4], [3.5 / 4, 1.5 / 4]]])
+    assert sample_binary_masks(masks, torch.tensor([0]), points).tolist() == [[1.0, 0.5, 0.0]]
+
+
+def test_no_mask_gives_no_samples() -> None:
+    none = torch.zeros(0, 4, 4, dtype=torch.bool)
+    assert sample_binary_masks(none, torch.zeros(0, dtype=torch.int64), torch.rand(0, 5, 2)).shape == (0, 5)
+
+
+def test_nearest_is_the_pixel_that_holds_the_point() -> None:
+    mask = torch.rand(5, 7) > 0.5
+    points = torch.rand(50, 2)
+    points[:2] = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    expected = [bool(mask[min(int(y * 5), 4), min(int(x * 7), 6)]) for x, y in points.tolist()]
+    assert sample_nearest(mask, points).tolist() == expected
+
+
+def test_most_points_are_where_the_mask_is_undecided() -> None:
+    logits = torch.full((2, 16, 16), 9.0)
+    logits[0, :, 12:] = -9.0  # undecided near x = 0.75 only
+    logits[1, 4:] = -9.0  # undecided near y = 0.25 only
+    points = uncertain_points(logits, 200, oversample_ratio=40.0, importance_sample_ratio=0.75)
+    assert points.shape == (2, 200, 2)
+    assert points.min() >= 0
+    assert points.max() <= 1
+    distance = torch.stack([(points[0, :, 0] - 0.75).abs(), (points[1, :, 1] - 0.25).abs()])
+    # The 150 chosen ones, but for one or two in the corners, where samples fade to the 0 outside; and of the uniform
+    # rest the sixteenth that falls there by chance.
+    near = (distance < 1 / 32).sum(1)
+    assert ((near >= 147) & (near < 165)).all()
+
+
+def test_without_importance_points_are_uniform() -> None:
+    points = uncertain_points(torch.randn(1, 8, 8), 4000, oversample_ratio=3.0, importance_sample_ratio=0.0)
+    counts = torch.histc(points[..., 0], bins=8, min=0, max=1)
+    assert (counts - 500).abs().max() < 5 * 500**0.5
