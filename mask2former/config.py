@@ -124,6 +124,9 @@ def _add_head_keys(cfg: CN) -> None:
     mask_former.TEST.TILE_SIZE = 0
     # Least overlap of tiles: larger than most objects, at most half a tile.
     mask_former.TEST.TILE_OVERLAP = 0
+    # Make each connected region of a thing's mask an instance of its own: for cells and other things that are always
+    # connected in a picture. Panoptic and instance results.
+    mask_former.TEST.SPLIT_DISCONNECTED_THINGS = False
 
 
 def _add_backbone_keys(cfg: CN) -> None:

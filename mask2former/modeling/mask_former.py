@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .connected_parts import split_disconnected
 from .criterion import SetCriterion
 from .matcher import HungarianMatcher
 from .postprocessing import MaskGeometry, instance_inference, panoptic_inference, semantic_inference
@@ -48,6 +49,7 @@ class MaskFormer(nn.Module):
         ignore_void: bool = False,
         tile_size: int = 0,
         tile_overlap: int = 0,
+        split_disconnected_things: bool = False,
     ) -> None:
         """
         Args:
@@ -70,6 +72,7 @@ class MaskFormer(nn.Module):
             tile_size: images larger than this, in pixels of the network's input, are segmented in square tiles of this
                 side; 0 never does. See :class:`~mask2former.modeling.tiling.TiledInference`.
             tile_overlap: least overlap of tiles in pixels.
+            split_disconnected_things: make each connected region of a thing's mask an instance of its own.
         """
         super().__init__()
         self.backbone = backbone
@@ -88,6 +91,7 @@ class MaskFormer(nn.Module):
         self.instance_on = instance_on
         self.test_topk_per_image = test_topk_per_image
         self.ignore_void = ignore_void
+        self.split_disconnected_things = split_disconnected_things
         self.tiled_inference = (
             TiledInference(tile_size, tile_overlap, self.size_divisibility) if tile_size > 0 else None
         )
@@ -117,6 +121,7 @@ class MaskFormer(nn.Module):
             "ignore_void": cfg.MODEL.MASK_FORMER.IGNORE_VOID,
             "tile_size": test.TILE_SIZE,
             "tile_overlap": test.TILE_OVERLAP,
+            "split_disconnected_things": test.SPLIT_DISCONNECTED_THINGS,
         }
 
     @property
@@ -206,6 +211,8 @@ class MaskFormer(nn.Module):
             result["sem_seg"] = semantic_inference(
                 logits, masks, geometry, resize_before_inference=self.resize_before_inference
             )
+        if self.split_disconnected_things and (self.panoptic_on or self.instance_on):
+            logits, masks = split_disconnected(logits, masks, self._instance_classes)
         if self.panoptic_on:
             result["panoptic_seg"] = panoptic_inference(
                 logits,
@@ -221,8 +228,7 @@ class MaskFormer(nn.Module):
                 masks,
                 geometry,
                 topk=self.test_topk_per_image,
-                # The classes of a panoptic model include stuff, which has no instances.
-                allowed_classes=self._thing_classes if self.panoptic_on else None,
+                allowed_classes=self._instance_classes,
             )
         return result
 
@@ -238,12 +244,12 @@ class MaskFormer(nn.Module):
         assert self.tiled_inference is not None
         image = self._normalise_and_pad([entry]).tensor[0]
         height, width = entry["image"].shape[-2:]
-        stuff_classes = set(range(self.criterion.num_classes)) - self._thing_classes if self.panoptic_on else set()
         prediction = self.tiled_inference(
             lambda tiles: self.sem_seg_head(self.backbone(tiles)),
             image[:, :height, :width],
             (entry.get("height", height), entry.get("width", width)),
-            stuff_classes=stuff_classes,
+            thing_classes=self._instance_classes,
+            split_disconnected_things=self.split_disconnected_things,
             with_segments=self.panoptic_on or self.instance_on,
             with_semantic=self.semantic_on,
         )
@@ -263,7 +269,7 @@ class MaskFormer(nn.Module):
                 prediction.patches,
                 prediction.canvas,
                 topk=self.test_topk_per_image,
-                allowed_classes=self._thing_classes if self.panoptic_on else None,
+                allowed_classes=self._instance_classes,
             )
         return result
 
@@ -271,6 +277,11 @@ class MaskFormer(nn.Module):
     def _thing_classes(self) -> set[int]:
         """Contiguous ids of the countable classes."""
         return set(self.metadata.thing_dataset_id_to_contiguous_id.values())
+
+    @property
+    def _instance_classes(self) -> set[int]:
+        """Those of which there are instances; the classes of a panoptic model include stuff, which has none."""
+        return self._thing_classes if self.panoptic_on else set(range(self.criterion.num_classes))
 
 
 def _build_criterion(cfg: CfgNode, num_classes: int) -> SetCriterion:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..connected_parts import split_disconnected
 from ..postprocessing import MaskGeometry, semantic_inference
 from .merging import MaskPatch, Piece, merge_pieces
 from .rendering import Canvas
@@ -64,7 +65,8 @@ class TiledInference:
         image: Tensor,
         output_size: tuple[int, int],
         *,
-        stuff_classes: Collection[int],
+        thing_classes: Collection[int],
+        split_disconnected_things: bool = False,
         with_segments: bool = True,
         with_semantic: bool = True,
         least_score: float = 0.02,
@@ -76,7 +78,8 @@ class TiledInference:
                 (N, Q, h, w).
             image: normalised (C, H, W).
             output_size: (height, width) of the result.
-            stuff_classes: classes of which an image has one segment.
+            thing_classes: contiguous ids of countable classes; of any other class an image has one segment.
+            split_disconnected_things: make each connected region of a thing's mask a segment of its own.
             with_segments: give segments.
             with_semantic: give class scores.
             least_score: a query takes part if its best class is at least this probable.
@@ -89,7 +92,8 @@ class TiledInference:
         for index, logits, masks in self._run(network, image, tiles):
             mask_stride = self.tile_size // masks.shape[-1]
             if with_segments:
-                pieces += _candidates(index, logits, masks, least_score)
+                parts = split_disconnected(logits, masks, thing_classes if split_disconnected_things else ())
+                pieces += _candidates(index, *parts, least_score)
             if semantic is not None:
                 semantic.add(tiles[index], logits, masks)
         tiles_of_masks = [tile.scaled(mask_stride) for tile in tiles]
@@ -100,7 +104,7 @@ class TiledInference:
             output_size=output_size,
             stride=mask_stride,
         )
-        patches = merge_pieces(pieces, tiles_of_masks, stuff_classes)
+        patches = merge_pieces(pieces, tiles_of_masks, thing_classes)
         return TiledPrediction(patches, canvas, None if semantic is None else semantic.result(output_size))
 
     def _run(

@@ -51,7 +51,7 @@ class MaskPatch:
     logits: Tensor
 
 
-def merge_pieces(pieces: Sequence[Piece], tiles: Sequence[Tile], stuff_classes: Collection[int]) -> list[MaskPatch]:
+def merge_pieces(pieces: Sequence[Piece], tiles: Sequence[Tile], thing_classes: Collection[int]) -> list[MaskPatch]:
     """Join the pieces of each object across the seams, and all pieces of a class of stuff.
 
     Pieces of two tiles are one object if their class is the same and their masks overlap by an IoU of at least one half
@@ -61,7 +61,7 @@ def merge_pieces(pieces: Sequence[Piece], tiles: Sequence[Tile], stuff_classes: 
     Args:
         pieces: none of them empty, and none whose most probable class is "no object" alone.
         tiles: in the masks' resolution, row by row.
-        stuff_classes: classes of which an image has one segment.
+        thing_classes: countable classes; of any other class an image has one segment.
 
     Returns:
         Segments, in the order of their first piece. Masks are averages of logits, weighted by the tiles' windows.
@@ -72,17 +72,17 @@ def merge_pieces(pieces: Sequence[Piece], tiles: Sequence[Tile], stuff_classes: 
     owners = _owners(tiles, windows)
     labels = [int(piece.probabilities[:-1].argmax()) for piece in pieces]
     groups = _Groups(len(pieces))
-    for label in stuff_classes:
+    for label in set(labels).difference(thing_classes):
         members = [index for index, other in enumerate(labels) if other == label]
         for index in members[1:]:
             groups.join(members[0], index)
-    things = [index for index, label in enumerate(labels) if label not in stuff_classes]
+    things = [index for index, label in enumerate(labels) if label in thing_classes]
     for a, b in _agreeing_pairs(pieces, tiles, labels, things):
         groups.join(a, b)
     merged = []
     for members in groups:
         group = [pieces[index] for index in members]
-        is_stuff = labels[members[0]] in stuff_classes
+        is_stuff = labels[members[0]] not in thing_classes
         if len(group) > 1 or is_stuff or owners[_centre(group[0], tiles)] == group[0].tile:
             merged.append(_blend(group, tiles, windows))
     return merged

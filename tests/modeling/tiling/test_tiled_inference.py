@@ -71,7 +71,7 @@ def test_objects_across_seams_are_found_once_and_whole(
     logits, masks = whole["pred_logits"][0], whole["pred_masks"][0]
     geometry = MaskGeometry(padded, size, output)
     tiled = TiledInference(tile_size=64, overlap=32, size_divisibility=32, batch_size=3)
-    prediction = tiled(_network, image, output, stuff_classes={1})
+    prediction = tiled(_network, image, output, thing_classes={0})
     rules: dict[str, Any] = {"thing_classes": {0}, "object_mask_threshold": 0.5, "overlap_threshold": 0.5}
 
     expected, expected_segments = panoptic_inference(logits, masks, geometry, **rules)
@@ -116,7 +116,7 @@ def test_what_tiles_agree_on_is_exact() -> None:
         masks = torch.full((count, 1, 16, 16), 1.25)
         return {"pred_logits": torch.tensor([2.0, 1.0, 0.0]).expand(count, 1, 3), "pred_masks": masks}
 
-    prediction = tiled(network, torch.zeros(3, 100, 150), (100, 150), stuff_classes={0})
+    prediction = tiled(network, torch.zeros(3, 100, 150), (100, 150), thing_classes={1})
     (patch,) = prediction.patches
     area, logits = prediction.canvas.draw(patch)
     assert area == (slice(0, 100), slice(0, 150))
@@ -158,7 +158,7 @@ def _piece(tile: int, columns: slice, label: int = 0) -> Piece:
 
 def test_pieces_of_one_object_are_joined() -> None:
     tiles = [tile.scaled(4) for tile in plan_tiles((64, 96), 64, 32, 32)]  # columns 0..15 and 8..23
-    patches = merge_pieces([_piece(0, slice(6, 16)), _piece(1, slice(0, 6))], tiles, stuff_classes=())
+    patches = merge_pieces([_piece(0, slice(6, 16)), _piece(1, slice(0, 6))], tiles, thing_classes={0, 1})
     (patch,) = patches
     inside = (patch.logits > 0).nonzero() + torch.tensor([patch.top, patch.left])
     assert inside.amin(0).tolist() == [4, 6]
@@ -170,24 +170,24 @@ def test_pieces_of_one_object_are_joined() -> None:
 def test_other_classes_and_other_places_stay_apart() -> None:
     tiles = [tile.scaled(4) for tile in plan_tiles((64, 96), 64, 32, 32)]
     same_place = [_piece(0, slice(9, 12), label=0), _piece(1, slice(2, 5), label=1)]  # columns 9..11 and 10..12
-    labels = [int(patch.probabilities.argmax()) for patch in merge_pieces(same_place, tiles, stuff_classes=())]
+    labels = [int(patch.probabilities.argmax()) for patch in merge_pieces(same_place, tiles, thing_classes={0, 1})]
     # The middle of the overlap is column 12: the first tile sees more of what is at its left, the second at its right.
     assert labels == [0]
     apart = [_piece(0, slice(2, 5)), _piece(1, slice(11, 14))]
-    assert len(merge_pieces(apart, tiles, stuff_classes=())) == 2
+    assert len(merge_pieces(apart, tiles, thing_classes={0, 1})) == 2
 
 
 def test_stuff_of_a_class_is_one_segment() -> None:
     tiles = [tile.scaled(4) for tile in plan_tiles((64, 96), 64, 32, 32)]
     pieces = [_piece(0, slice(0, 4), label=1), _piece(0, slice(6, 8), label=1), _piece(1, slice(10, 16), label=1)]
-    (patch,) = merge_pieces(pieces, tiles, stuff_classes={1})
+    (patch,) = merge_pieces(pieces, tiles, thing_classes={0})
     columns = (patch.logits > 0).any(0).nonzero().flatten() + patch.left
     assert columns.tolist() == [0, 1, 2, 3, 6, 7, 18, 19, 20, 21, 22, 23]
 
 
 def test_nothing_found() -> None:
     canvas = Canvas(grid_size=(8, 8), image_size=(32, 32), output_size=(20, 30), stride=4)
-    assert merge_pieces([], plan_tiles((8, 8), 8, 4, 4), stuff_classes=()) == []
+    assert merge_pieces([], plan_tiles((8, 8), 8, 4, 4), thing_classes={0}) == []
     ids, segments = panoptic_of_patches([], canvas, thing_classes={0}, object_mask_threshold=0.5, overlap_threshold=0.5)
     assert ids.shape == (20, 30)
     assert ids.dtype == torch.int32
