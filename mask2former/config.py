@@ -33,9 +33,10 @@ def _add_head_keys(cfg: CN) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     # Channels of the per-pixel embedding, and so of a query's mask embedding (official).
     head.MASK_DIM = 256
-    # Layers of the pixel decoder's Transformer encoder; 6 in Mask2Former (official).
+    # Layers of the pixel decoder's Transformer encoder; 6 in Mask2Former and MaskFormer (official).
     head.TRANSFORMER_ENC_LAYERS = 0
-    # A name in Detectron2's SEM_SEG_HEADS registry (official).
+    # A name in Detectron2's SEM_SEG_HEADS registry: "MSDeformAttnPixelDecoder" is Mask2Former's; "BasePixelDecoder" and
+    # "TransformerEncoderPixelDecoder" are MaskFormer's (official).
     head.PIXEL_DECODER_NAME = "BasePixelDecoder"
     # Backbone features that enter multi-scale deformable attention, one level each (official).
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
@@ -48,10 +49,12 @@ def _add_head_keys(cfg: CN) -> None:
 
     cfg.MODEL.MASK_FORMER = CN()
     mask_former = cfg.MODEL.MASK_FORMER
-    # A name in the TRANSFORMER_DECODER registry (official).
+    # A name in the TRANSFORMER_DECODER registry: "MultiScaleMaskedTransformerDecoder" is Mask2Former's,
+    # "StandardTransformerDecoder" MaskFormer's (official).
     mask_former.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
-    # What the Transformer decoder attends to: "multi_scale_pixel_decoder" is Mask2Former; "transformer_encoder",
-    # "pixel_embedding" or a backbone feature such as "res5" are MaskFormer's (official).
+    # What the Transformer decoder attends to: "multi_scale_pixel_decoder" is MultiScaleMaskedTransformerDecoder's;
+    # "transformer_encoder", "pixel_embedding" or a backbone feature such as "res5" are StandardTransformerDecoder's
+    # (official).
     mask_former.TRANSFORMER_IN_FEATURE = "res5"
     # Scales of the pixel decoder that the Transformer decoder visits in turn (hard-coded to 3 in the official release).
     mask_former.NUM_FEATURE_LEVELS = 3
@@ -59,9 +62,10 @@ def _add_head_keys(cfg: CN) -> None:
     mask_former.HIDDEN_DIM = 256
     mask_former.NHEADS = 8
     mask_former.DIM_FEEDFORWARD = 2048
-    # Read by MaskFormer's older decoder only (official).
+    # Self-attention layers on the feature that StandardTransformerDecoder reads (official).
     mask_former.ENC_LAYERS = 0
-    # Predictions, counting the one from the learnable queries: 10 means nine layers (official).
+    # Predictions. MultiScaleMaskedTransformerDecoder counts the one from the learnable queries, so that 10 means nine
+    # layers; StandardTransformerDecoder has as many layers (official).
     mask_former.DEC_LAYERS = 6
     mask_former.DROPOUT = 0.1
     mask_former.PRE_NORM = False
@@ -70,7 +74,7 @@ def _add_head_keys(cfg: CN) -> None:
     # Images are padded to a multiple of this; a negative value takes the backbone's own (official).
     mask_former.SIZE_DIVISIBILITY = 32
 
-    # Training loss (Section 3.3; all official but IGNORE_VOID).
+    # Training loss (Section 3.3; all official but MASK_LOSS and IGNORE_VOID).
     mask_former.DEEP_SUPERVISION = True
     mask_former.NO_OBJECT_WEIGHT = 0.1
     mask_former.CLASS_WEIGHT = 1.0
@@ -79,6 +83,8 @@ def _add_head_keys(cfg: CN) -> None:
     mask_former.TRAIN_NUM_POINTS = 112 * 112
     mask_former.OVERSAMPLE_RATIO = 3.0
     mask_former.IMPORTANCE_SAMPLE_RATIO = 0.75
+    # What MASK_WEIGHT weighs, in the loss and in the matching: "cross_entropy", or MaskFormer's "focal".
+    mask_former.MASK_LOSS = "cross_entropy"
     # Leave void pixels (ignore label, crowds, padding) out of the mask costs and losses. The official release counts
     # them as background, and so does the default, for the same numbers; examples for your own data turn it on.
     mask_former.IGNORE_VOID = False

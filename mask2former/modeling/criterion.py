@@ -8,7 +8,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .mask_losses import dice_loss, sigmoid_ce_loss
+from .mask_losses import dice_loss, find_mask_loss
 from .matcher import HungarianMatcher
 from .point_sampling import sample_binary_masks, sample_logits, sample_nearest, uncertain_points
 
@@ -29,9 +29,10 @@ class SetCriterion(nn.Module):
         num_points: points P per mask.
         oversample_ratio: see :func:`~mask2former.modeling.point_sampling.uncertain_points`.
         importance_sample_ratio: likewise.
+        mask_loss: "cross_entropy", or "focal" as in MaskFormer; the dice loss comes with both.
 
     Raises:
-        ValueError: if ``losses`` names an unknown loss.
+        ValueError: if ``losses`` or ``mask_loss`` names an unknown loss.
     """
 
     empty_weight: Tensor
@@ -46,6 +47,7 @@ class SetCriterion(nn.Module):
         num_points: int = 112 * 112,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
+        mask_loss: str = "cross_entropy",
     ) -> None:
         super().__init__()
         known = {"labels": self.loss_labels, "masks": self.loss_masks}
@@ -56,6 +58,7 @@ class SetCriterion(nn.Module):
         self.matcher = matcher
         self.weight_dict = dict(weight_dict)
         self.losses = [known[name] for name in losses]
+        self.mask_loss = find_mask_loss(mask_loss)[0]
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
@@ -96,7 +99,7 @@ class SetCriterion(nn.Module):
     def loss_masks(
         self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]], matches: Matches, num_masks: Tensor
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy and dice loss of the matched masks, at points."""
+        """Binary cross-entropy (or focal loss) and dice loss of the matched masks, at points."""
         masks = outputs["pred_masks"]
         predicted = torch.cat(
             [mask[queries.to(mask.device)] for mask, (queries, _) in zip(masks, matches, strict=True)]
@@ -109,7 +112,7 @@ class SetCriterion(nn.Module):
         wanted, valid = _sample_targets(targets, matches, points)
         logits = sample_logits(predicted, points)  # (R, P)
         return {
-            "loss_mask": sigmoid_ce_loss(logits, wanted, valid).sum() / num_masks,
+            "loss_mask": self.mask_loss(logits, wanted, valid).sum() / num_masks,
             "loss_dice": dice_loss(logits, wanted, valid).sum() / num_masks,
         }
 

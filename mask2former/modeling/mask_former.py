@@ -233,6 +233,7 @@ def _build_criterion(cfg: CfgNode, num_classes: int) -> SetCriterion:
         cost_mask=mask_former.MASK_WEIGHT,
         cost_dice=mask_former.DICE_WEIGHT,
         num_points=mask_former.TRAIN_NUM_POINTS,
+        mask_loss=mask_former.MASK_LOSS,
     )
     return SetCriterion(
         num_classes,
@@ -242,4 +243,5 @@ def _build_criterion(cfg: CfgNode, num_classes: int) -> SetCriterion:
         num_points=mask_former.TRAIN_NUM_POINTS,
         oversample_ratio=mask_former.OVERSAMPLE_RATIO,
         importance_sample_ratio=mask_former.IMPORTANCE_SAMPLE_RATIO,
+        mask_loss=mask_former.MASK_LOSS,
     )

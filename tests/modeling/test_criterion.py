@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,10 +15,12 @@ from mask2former.modeling.mask_losses import (
     dice_loss,
     pairwise_dice_loss,
     pairwise_sigmoid_ce_loss,
+    pairwise_sigmoid_focal_loss,
     sigmoid_ce_loss,
+    sigmoid_focal_loss,
 )
 from mask2former.modeling.matcher import HungarianMatcher
-from mask2former.modeling.point_sampling import sample_binary_masks, sample_logits
+from mask2former.modeling.point_sampling import sample_binary_masks, sample_logits, uncertain_points
 
 NUM_CLASSES = 3
 
@@ -46,7 +49,11 @@ def _target(count: int) -> dict[str, Any]:
 def test_pairwise_losses_equal_paired_ones(with_void: bool) -> None:
     logits, targets = 3 * torch.randn(4, 50), (torch.rand(3, 50) > 0.5).float()
     valid = (torch.rand(50) > 0.3).float() if with_void else None
-    for paired, pairwise in ((sigmoid_ce_loss, pairwise_sigmoid_ce_loss), (dice_loss, pairwise_dice_loss)):
+    for paired, pairwise in (
+        (sigmoid_ce_loss, pairwise_sigmoid_ce_loss),
+        (sigmoid_focal_loss, pairwise_sigmoid_focal_loss),
+        (dice_loss, pairwise_dice_loss),
+    ):
         costs = pairwise(logits, targets, valid)
         assert costs.shape == (4, 3)
         for q, t in itertools.product(range(4), range(3)):
@@ -59,8 +66,40 @@ def test_void_points_change_nothing() -> None:
     logits, targets = torch.randn(2, 20), (torch.rand(2, 20) > 0.5).float()
     valid = torch.ones(2, 20)
     valid[:, 15:] = 0
-    for loss in (sigmoid_ce_loss, dice_loss):
+    for loss in (sigmoid_ce_loss, sigmoid_focal_loss, dice_loss):
         assert torch.allclose(loss(logits, targets, valid), loss(logits[:, :15], targets[:, :15]))
+
+
+def test_focal_loss_equals_torchvisions() -> None:
+    logits, targets = 4 * torch.randn(3, 50), (torch.rand(3, 50) > 0.5).float()
+    expected = torchvision.ops.sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2).mean(1)
+    assert torch.allclose(sigmoid_focal_loss(logits, targets), expected, atol=1e-6)
+    extreme = torch.tensor([[200.0, -200.0]], requires_grad=True)
+    sigmoid_focal_loss(extreme, torch.tensor([[0.0, 1.0]])).sum().backward()
+    assert torch.isfinite(extreme.grad).all()
+
+
+def test_focal_loss_is_used_in_matching_and_loss() -> None:
+    outputs, target = _outputs(5), _target(3)
+    focal = SetCriterion(NUM_CLASSES, HungarianMatcher(0, 1, 0, 64, "focal"), {}, 0.1, num_points=64, mask_loss="focal")
+    torch.manual_seed(5)
+    queries, matched = focal.matcher(outputs, [target])[0]
+    torch.manual_seed(5)
+    points = torch.rand(1, 64, 2)
+    predicted = sample_logits(outputs["pred_masks"][0], points).detach()
+    wanted = sample_binary_masks(target["masks"], torch.arange(3), points)
+    cost = pairwise_sigmoid_focal_loss(predicted, wanted)
+    best = min(sum(float(cost[q, t]) for t, q in enumerate(c)) for c in itertools.permutations(range(5), 3))
+    assert float(cost[queries, matched].sum()) == pytest.approx(best, abs=1e-6)
+
+    torch.manual_seed(6)
+    losses = focal.loss_masks(outputs, [target], [(queries, matched)], torch.tensor(3.0))
+    torch.manual_seed(6)
+    logits = outputs["pred_masks"][0, queries]
+    points = uncertain_points(logits, 64, 3.0, 0.75)
+    wanted = sample_binary_masks(target["masks"], matched, points)
+    expected = sigmoid_focal_loss(sample_logits(logits, points), wanted).mean()
+    assert torch.isclose(losses["loss_mask"], expected)
 
 
 def test_binary_samples_equal_grid_sample() -> None:
@@ -139,5 +178,7 @@ def test_ignored_pixels_do_not_count() -> None:
 def test_unknown_loss_and_empty_matcher() -> None:
     with pytest.raises(ValueError, match=r"unknown losses \['boxes'\]"):
         SetCriterion(3, HungarianMatcher(), {}, 0.1, losses=["boxes"])
+    with pytest.raises(ValueError, match=r"MASK_LOSS is 'l2'; expected one of \['cross_entropy', 'focal'\]"):
+        HungarianMatcher(mask_loss="l2")
     with pytest.raises(ValueError, match="nothing to compare"):
         HungarianMatcher(0, 0, 0)
