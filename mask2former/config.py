@@ -136,7 +136,7 @@ def _add_backbone_keys(cfg: CN) -> None:
 
 def _add_data_keys(cfg: CN) -> None:
     # "mask_former_semantic", "mask_former_instance", "mask_former_panoptic", "coco_instance_lsj", "coco_panoptic_lsj"
-    # (official).
+    # (official), "coco_semantic_lsj".
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
     # Colour jitter of the SSD paper (official, but not read by the coco_*_lsj mappers there).
     cfg.INPUT.COLOR_AUG_SSD = False
