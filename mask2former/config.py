@@ -33,10 +33,11 @@ def _add_head_keys(cfg: CN) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     # Channels of the per-pixel embedding, and so of a query's mask embedding (official).
     head.MASK_DIM = 256
-    # Layers of the pixel decoder's Transformer encoder; 6 in Mask2Former (official).
+    # Layers of the pixel decoder's Transformer encoder; 6 in Mask2Former and MaskFormer (official).
     head.TRANSFORMER_ENC_LAYERS = 0
-    # A name in Detectron2's SEM_SEG_HEADS registry (official). Of Table 4e: "MSDeformAttnPixelDecoder",
-    # "FPNPixelDecoder", "SemanticFPNPixelDecoder", "FaPNPixelDecoder", "BiFPNPixelDecoder"; CONVS_DIM is their width.
+    # A name in Detectron2's SEM_SEG_HEADS registry (official). "MSDeformAttnPixelDecoder" is Mask2Former's;
+    # "BasePixelDecoder" and "TransformerEncoderPixelDecoder" are MaskFormer's; "FPNPixelDecoder",
+    # "SemanticFPNPixelDecoder", "FaPNPixelDecoder" and "BiFPNPixelDecoder" are of Table 4e, CONVS_DIM wide.
     head.PIXEL_DECODER_NAME = "BasePixelDecoder"
     # SemanticFPNPixelDecoder: width of the branch that adds up all scales (128 in its paper); None is CONVS_DIM.
     head.SEMANTIC_FPN_DIM = None
@@ -53,10 +54,12 @@ def _add_head_keys(cfg: CN) -> None:
 
     cfg.MODEL.MASK_FORMER = CN()
     mask_former = cfg.MODEL.MASK_FORMER
-    # A name in the TRANSFORMER_DECODER registry (official).
+    # A name in the TRANSFORMER_DECODER registry: "MultiScaleMaskedTransformerDecoder" is Mask2Former's,
+    # "StandardTransformerDecoder" MaskFormer's (official).
     mask_former.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
-    # What the Transformer decoder attends to: "multi_scale_pixel_decoder" is Mask2Former; "transformer_encoder",
-    # "pixel_embedding" or a backbone feature such as "res5" are MaskFormer's (official).
+    # What the Transformer decoder attends to: "multi_scale_pixel_decoder" is MultiScaleMaskedTransformerDecoder's;
+    # "transformer_encoder", "pixel_embedding" or a backbone feature such as "res5" are StandardTransformerDecoder's
+    # (official).
     mask_former.TRANSFORMER_IN_FEATURE = "res5"
     # Scales of the pixel decoder that the Transformer decoder visits in turn (hard-coded to 3 in the official release).
     mask_former.NUM_FEATURE_LEVELS = 3
@@ -64,9 +67,10 @@ def _add_head_keys(cfg: CN) -> None:
     mask_former.HIDDEN_DIM = 256
     mask_former.NHEADS = 8
     mask_former.DIM_FEEDFORWARD = 2048
-    # Read by MaskFormer's older decoder only (official).
+    # Self-attention layers on the feature that StandardTransformerDecoder reads (official).
     mask_former.ENC_LAYERS = 0
-    # Predictions, counting the one from the learnable queries: 10 means nine layers (official).
+    # Predictions. MultiScaleMaskedTransformerDecoder counts the one from the learnable queries, so that 10 means nine
+    # layers; StandardTransformerDecoder has as many layers (official).
     mask_former.DEC_LAYERS = 6
     mask_former.DROPOUT = 0.1
     mask_former.PRE_NORM = False
@@ -104,6 +108,8 @@ def _add_head_keys(cfg: CN) -> None:
     mask_former.MASK_LOSS_ON = "points"
     # Points of the matching cost; None takes TRAIN_NUM_POINTS.
     mask_former.MATCHING_NUM_POINTS = None
+    # What MASK_WEIGHT weighs, in the loss and in the matching: "cross_entropy", or MaskFormer's "focal".
+    mask_former.MASK_LOSS = "cross_entropy"
     # Leave void pixels (ignore label, crowds, padding) out of the mask costs and losses. The official release counts
     # them as background, and so does the default, for the same numbers; examples for your own data turn it on.
     mask_former.IGNORE_VOID = False
@@ -163,7 +169,7 @@ def _add_backbone_keys(cfg: CN) -> None:
 
 def _add_data_keys(cfg: CN) -> None:
     # "mask_former_semantic", "mask_former_instance", "mask_former_panoptic", "coco_instance_lsj", "coco_panoptic_lsj"
-    # (official).
+    # (official), "coco_semantic_lsj".
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
     # Colour jitter of the SSD paper (official, but not read by the coco_*_lsj mappers there).
     cfg.INPUT.COLOR_AUG_SSD = False

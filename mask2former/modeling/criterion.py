@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .full_masks import loss_pixels
-from .mask_losses import dice_loss, sigmoid_ce_loss
+from .mask_losses import dice_loss, find_mask_loss
 from .matcher import HungarianMatcher
 from .point_sampling import sample_binary_masks, sample_logits, sample_nearest, uncertain_points
 
@@ -31,9 +31,10 @@ class SetCriterion(nn.Module):
         oversample_ratio: see :func:`~mask2former.modeling.point_sampling.uncertain_points`.
         importance_sample_ratio: likewise.
         compare_on: "points", or "masks" for the mask losses of whole masks (Table 5).
+        mask_loss: "cross_entropy", or "focal" as in MaskFormer; the dice loss comes with both.
 
     Raises:
-        ValueError: if ``losses`` names an unknown loss, or ``compare_on`` is something else.
+        ValueError: if ``losses``, ``compare_on`` or ``mask_loss`` names what does not exist.
     """
 
     empty_weight: Tensor
@@ -49,6 +50,7 @@ class SetCriterion(nn.Module):
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
         compare_on: str = "points",
+        mask_loss: str = "cross_entropy",
     ) -> None:
         super().__init__()
         known = {"labels": self.loss_labels, "masks": self.loss_masks}
@@ -65,6 +67,7 @@ class SetCriterion(nn.Module):
         self.matcher = matcher
         self.weight_dict = dict(weight_dict)
         self.losses = [known[name] for name in losses]
+        self.mask_loss = find_mask_loss(mask_loss)[0]
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
@@ -105,20 +108,19 @@ class SetCriterion(nn.Module):
     def loss_masks(
         self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]], matches: Matches, num_masks: Tensor
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy and dice loss of the matched masks, at points or everywhere."""
+        """Binary cross-entropy (or focal loss) and dice loss of the matched masks, at points or everywhere."""
         masks = outputs["pred_masks"]
         predicted = torch.cat(
             [mask[queries.to(mask.device)] for mask, (queries, _) in zip(masks, matches, strict=True)]
         )
         if len(predicted) == 0:
-            zero = (
-                predicted.sum()
-            )  # of nothing; keeps every parameter in the graph, which DistributedDataParallel needs
+            # The sum of nothing keeps every parameter in the graph, which DistributedDataParallel needs.
+            zero = predicted.sum()
             return {"loss_mask": zero, "loss_dice": zero}
 
         logits, wanted, valid = self.compare(predicted, targets, [matched for _, matched in matches])  # (R, P) each
         return {
-            "loss_mask": sigmoid_ce_loss(logits, wanted, valid).sum() / num_masks,
+            "loss_mask": self.mask_loss(logits, wanted, valid).sum() / num_masks,
             "loss_dice": dice_loss(logits, wanted, valid).sum() / num_masks,
         }
 

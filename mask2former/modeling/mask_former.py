@@ -306,6 +306,7 @@ def _build_criterion(cfg: CfgNode, num_classes: int) -> SetCriterion:
             mask_former.TRAIN_NUM_POINTS if mask_former.MATCHING_NUM_POINTS is None else mask_former.MATCHING_NUM_POINTS
         ),
         compare_on=mask_former.MATCHING_COST_ON,
+        mask_loss=mask_former.MASK_LOSS,
     )
     return SetCriterion(
         num_classes,
@@ -316,4 +317,5 @@ def _build_criterion(cfg: CfgNode, num_classes: int) -> SetCriterion:
         oversample_ratio=mask_former.OVERSAMPLE_RATIO,
         importance_sample_ratio=mask_former.IMPORTANCE_SAMPLE_RATIO,
         compare_on=mask_former.MASK_LOSS_ON,
+        mask_loss=mask_former.MASK_LOSS,
     )

@@ -1,13 +1,28 @@
-"""The two mask losses, each for pairs and for all pairs of predictions and targets (Section 3.3; DETR, Section A.2).
+"""The mask losses, each for pairs and for all pairs of predictions and targets (Section 3.3; DETR, Section A.2).
 
 Pairwise forms are the matching costs. ``valid`` marks the points that count, None all of them; where no point is
 valid a loss is 0.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["dice_loss", "pairwise_dice_loss", "pairwise_sigmoid_ce_loss", "sigmoid_ce_loss"]
+__all__ = [
+    "dice_loss",
+    "find_mask_loss",
+    "pairwise_dice_loss",
+    "pairwise_sigmoid_ce_loss",
+    "pairwise_sigmoid_focal_loss",
+    "sigmoid_ce_loss",
+    "sigmoid_focal_loss",
+]
+
+MaskLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+# MaskFormer's: weight of foreground against background, and how much less than the others well classified points count.
+_FOCAL_ALPHA, _FOCAL_GAMMA = 0.25, 2
 
 
 def sigmoid_ce_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -45,6 +60,34 @@ def pairwise_sigmoid_ce_loss(logits: Tensor, targets: Tensor, valid: Tensor | No
     return ((softplus @ valid)[:, None] - (logits * valid) @ targets.T) / valid.sum().clamp(min=1)
 
 
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Focal loss (Lin et al., ICCV 2017) of each mask, averaged; arguments are as in :func:`sigmoid_ce_loss`.
+
+    MaskFormer's loss, with its alpha and gamma. Targets between 0 and 1 weigh the losses of both classes.
+    """
+    foreground, background = _focal_terms(logits)
+    loss = targets * foreground + (1 - targets) * background
+    if valid is None:
+        return loss.mean(1)
+    return (loss * valid).sum(1) / valid.sum(1).clamp(min=1)
+
+
+def pairwise_sigmoid_focal_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
+    """:func:`sigmoid_focal_loss` of every prediction with every target, as in :func:`pairwise_sigmoid_ce_loss`."""
+    foreground, background = _focal_terms(logits)
+    if valid is None:
+        return (foreground @ targets.T + background @ (1 - targets).T) / logits.shape[1]
+    return ((foreground * valid) @ targets.T + (background * valid) @ (1 - targets).T) / valid.sum().clamp(min=1)
+
+
+def _focal_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """What each point costs if its target is 1, and if it is 0."""
+    probabilities = logits.sigmoid()
+    foreground = _FOCAL_ALPHA * (1 - probabilities) ** _FOCAL_GAMMA * F.softplus(-logits)
+    background = (1 - _FOCAL_ALPHA) * probabilities**_FOCAL_GAMMA * F.softplus(logits)
+    return foreground, background
+
+
 def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
     """1 - (2 |A B| + 1) / (|A| + |B| + 1) of each mask; shapes as in :func:`sigmoid_ce_loss`."""
     probabilities = logits.sigmoid()
@@ -61,3 +104,21 @@ def pairwise_dice_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = N
         probabilities, targets = probabilities * valid, targets * valid
     overlap = probabilities @ targets.T
     return 1 - (2 * overlap + 1) / (probabilities.sum(1)[:, None] + targets.sum(1)[None] + 1)
+
+
+# By MODEL.MASK_FORMER.MASK_LOSS: the loss of pairs, and of all pairs.
+_MASK_LOSSES: dict[str, tuple[MaskLoss, MaskLoss]] = {
+    "cross_entropy": (sigmoid_ce_loss, pairwise_sigmoid_ce_loss),
+    "focal": (sigmoid_focal_loss, pairwise_sigmoid_focal_loss),
+}
+
+
+def find_mask_loss(name: str) -> tuple[MaskLoss, MaskLoss]:
+    """Look up the loss that stands beside the dice loss, for pairs and for all pairs.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in _MASK_LOSSES:
+        raise ValueError(f"MODEL.MASK_FORMER.MASK_LOSS is {name!r}; expected one of {sorted(_MASK_LOSSES)}.")
+    return _MASK_LOSSES[name]

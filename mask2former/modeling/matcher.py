@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .full_masks import matching_pixels
-from .mask_losses import pairwise_dice_loss, pairwise_sigmoid_ce_loss
+from .mask_losses import find_mask_loss, pairwise_dice_loss
 from .point_sampling import sample_binary_masks, sample_logits, sample_nearest
 
 __all__ = ["HungarianMatcher"]
@@ -26,13 +26,14 @@ class HungarianMatcher(nn.Module):
 
     Args:
         cost_class: weight of the class cost, minus the probability of the target's class.
-        cost_mask: weight of the binary cross-entropy of the masks.
+        cost_mask: weight of the binary cross-entropy, or other ``mask_loss``, of the masks.
         cost_dice: weight of the dice loss of the masks.
         num_points: points at which masks are compared, drawn uniformly and the same for all pairs of an image.
         compare_on: "points", or "masks" to compare whole masks (Table 5).
+        mask_loss: "cross_entropy" or "focal", as in the criterion.
 
     Raises:
-        ValueError: if all weights are 0, or ``compare_on`` is something else.
+        ValueError: if all weights are 0, or ``compare_on`` or ``mask_loss`` names what does not exist.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class HungarianMatcher(nn.Module):
         cost_dice: float = 1,
         num_points: int = 112 * 112,
         compare_on: str = "points",
+        mask_loss: str = "cross_entropy",
     ) -> None:
         super().__init__()
         comparisons = {"points": self._sample_points, "masks": matching_pixels}
@@ -56,6 +58,7 @@ class HungarianMatcher(nn.Module):
         self.cost_mask = cost_mask
         self.cost_dice = cost_dice
         self.num_points = num_points
+        self.pairwise_mask_loss = find_mask_loss(mask_loss)[1]
 
     @torch.no_grad()
     def forward(self, outputs: dict[str, Tensor], targets: Sequence[dict[str, Any]]) -> list[tuple[Tensor, Tensor]]:
@@ -95,7 +98,7 @@ class HungarianMatcher(nn.Module):
 
         predicted, wanted, valid = self.compare(masks, target)
         with torch.autocast(masks.device.type, enabled=False):
-            mask_cost = pairwise_sigmoid_ce_loss(predicted, wanted, valid)
+            mask_cost = self.pairwise_mask_loss(predicted, wanted, valid)
             dice_cost = pairwise_dice_loss(predicted, wanted, valid)
         return self.cost_class * class_cost + self.cost_mask * mask_cost + self.cost_dice * dice_cost
 

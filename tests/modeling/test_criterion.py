@@ -1,5 +1,6 @@
 """The training loss against loops over pairs, and where the official release fails."""
 
+import itertools
 import math
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.mask_losses import pairwise_sigmoid_focal_loss, sigmoid_focal_loss
 from mask2former.modeling.matcher import HungarianMatcher
-from mask2former.modeling.point_sampling import uncertain_points
+from mask2former.modeling.point_sampling import sample_binary_masks, sample_logits, uncertain_points
 
 NUM_CLASSES = 3
 TERMS = {"loss_ce", "loss_mask", "loss_dice"}
@@ -183,3 +185,29 @@ def test_classes_alone(criterion: SetCriterion) -> None:
 def test_unknown_losses_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"unknown losses \['boxes'\]; the criterion has \['labels', 'masks'\]"):
         SetCriterion(3, HungarianMatcher(), {}, 0.1, losses=["boxes"])
+    with pytest.raises(ValueError, match=r"MASK_LOSS is 'l2'; expected one of \['cross_entropy', 'focal'\]"):
+        SetCriterion(3, HungarianMatcher(), {}, 0.1, mask_loss="l2")
+
+
+def test_focal_loss_is_used_in_matching_and_loss() -> None:
+    outputs, target = make_outputs(5), make_target(3)
+    matcher = HungarianMatcher(0, 1, 0, 64, mask_loss="focal")
+    focal = SetCriterion(NUM_CLASSES, matcher, {}, 0.1, num_points=64, mask_loss="focal")
+    torch.manual_seed(5)
+    queries, matched = focal.matcher(outputs, [target])[0]
+    torch.manual_seed(5)
+    points = torch.rand(1, 64, 2)
+    predicted = sample_logits(outputs["pred_masks"][0], points).detach()
+    wanted = sample_binary_masks(target["masks"], torch.arange(3), points)
+    cost = pairwise_sigmoid_focal_loss(predicted, wanted)
+    best = min(sum(float(cost[q, t]) for t, q in enumerate(c)) for c in itertools.permutations(range(5), 3))
+    assert float(cost[queries, matched].sum()) == pytest.approx(best, abs=1e-6)
+
+    torch.manual_seed(6)
+    losses = focal.loss_masks(outputs, [target], [(queries, matched)], torch.tensor(3.0))
+    torch.manual_seed(6)
+    logits = outputs["pred_masks"][0, queries]
+    points = uncertain_points(logits, 64, 3.0, 0.75)
+    wanted = sample_binary_masks(target["masks"], matched, points)
+    expected = sigmoid_focal_loss(sample_logits(logits, points), wanted).mean()
+    assert torch.isclose(losses["loss_mask"], expected)

@@ -5,7 +5,7 @@ from detectron2.config import CfgNode
 from .base import MaskFormerDatasetMapper
 from .instance import COCOInstanceNewBaselineDatasetMapper, MaskFormerInstanceDatasetMapper
 from .panoptic import COCOPanopticNewBaselineDatasetMapper, MaskFormerPanopticDatasetMapper
-from .semantic import MaskFormerSemanticDatasetMapper
+from .semantic import COCOSemanticNewBaselineDatasetMapper, MaskFormerSemanticDatasetMapper
 
 __all__ = ["DATASET_MAPPERS", "build_dataset_mapper", "dataset_mapper_class"]
 
@@ -15,6 +15,7 @@ DATASET_MAPPERS: dict[str, type[MaskFormerDatasetMapper]] = {
     "mask_former_instance": MaskFormerInstanceDatasetMapper,
     "coco_panoptic_lsj": COCOPanopticNewBaselineDatasetMapper,
     "coco_instance_lsj": COCOInstanceNewBaselineDatasetMapper,
+    "coco_semantic_lsj": COCOSemanticNewBaselineDatasetMapper,
 }
 
 

@@ -1,15 +1,18 @@
-"""The mapper whose targets are the classes of a semantic map."""
+"""Mappers whose targets are the classes of a semantic map."""
 
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
 
+from ..augmentation import build_lsj_recipe
 from ..image_io import read_label_image
 from ..label_map import LabelMap
 from ..panoptic_png import check_label_size
 from .base import MaskFormerDatasetMapper
 
-__all__ = ["MaskFormerSemanticDatasetMapper"]
+__all__ = ["COCOSemanticNewBaselineDatasetMapper", "MaskFormerSemanticDatasetMapper"]
 
 
 class MaskFormerSemanticDatasetMapper(MaskFormerDatasetMapper):
@@ -33,3 +36,11 @@ class MaskFormerSemanticDatasetMapper(MaskFormerDatasetMapper):
     def more_outputs(self, labels: LabelMap) -> dict[str, np.ndarray]:
         classes = labels.labels.astype(np.int64) - 1  # as read_labels numbers them
         return {"sem_seg": np.where(classes < 0, self.ignore_label, classes)}
+
+
+class COCOSemanticNewBaselineDatasetMapper(MaskFormerSemanticDatasetMapper):
+    """The same with large-scale jittering."""
+
+    @classmethod
+    def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:
+        return build_lsj_recipe(cfg)

@@ -1,4 +1,4 @@
-"""The five mappers: what they read, and that masks stay where the image shows them."""
+"""The mappers: what they read, and that masks stay where the image shows them."""
 
 import copy
 import pickle
