@@ -1,7 +1,7 @@
 """Make Cityscapes' maps of training ids (*_labelTrainIds.png) and its panoptic annotations (cityscapes_panoptic_*).
 
-The same files as of createTrainIdLabelImgs.py and createPanopticImgs.py of cityscapesscripts, which take hours for
-them. Reads cityscapes/gtFine/{train,val,test}.
+The files are those of createTrainIdLabelImgs.py and createPanopticImgs.py of cityscapesscripts, which use one process.
+Reads cityscapes/gtFine/{train,val,test}.
 """
 
 from functools import partial

@@ -170,6 +170,6 @@ def test_full(tmp_path, prepare):
         red, green, _ = coded[pixel]
         assert classes[pixel] == class_of.get(red // 10 * 256 + green, 65535)
     assert set(np.unique(classes)) == {0, 20, 32, 65535}
-    large = read(root / "annotations_detectron2/validation/ADE_val_00000002.tif")
+    large = read(root / "annotations_detectron2/training/ADE_train_00000002.tif")
     assert large.shape == (round(600 / 530 * 512), 512)
     assert set(np.unique(large)) == {0, 20, 32, 65535}

@@ -61,11 +61,11 @@ def write_ade20k(root: Path) -> None:
 
 
 def write_ade20k_full(root: Path) -> None:
-    """ADE20K_2021_17_01: with the files beside the images that are none of ours; the last image of all is large."""
+    """ADE20K_2021_17_01: with the files beside the images that are none of ours; the second training image is large."""
     wall, door, lamp = (read_table("ade20k_full")[i]["id"] for i in (0, 20, 32))
     for split, name in (("training", "train"), ("validation", "val")):
         for number in (1, 2):
-            size = (600, 530) if (name, number) == ("val", 2) else (HEIGHT, WIDTH)
+            size = (600, 530) if (name, number) == ("train", 2) else (HEIGHT, WIDTH)
             stem = root / "ADE20K_2021_17_01/images/ADE" / split / "urban/street" / f"ADE_{name}_{number:08d}"
             objects = np.full(size, wall)
             objects[:3] = 1  # none of the 847
