@@ -11,11 +11,11 @@ from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
-    LVISEvaluator,
 )
 from detectron2.utils.file_io import PathManager
 
 from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
+from mask2former.evaluation.lvis_evaluation import LVISEvaluator
 from mask2former.evaluation.panoptic_evaluation import PanopticEvaluator
 from mask2former.evaluation.sem_seg_evaluation import SemSegEvaluator
 

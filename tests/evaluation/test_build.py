@@ -8,7 +8,13 @@ from detectron2.evaluation import (
     COCOEvaluator,
 )
 
-from mask2former.evaluation import InstanceSegEvaluator, PanopticEvaluator, SemSegEvaluator, build_evaluator
+from mask2former.evaluation import (
+    InstanceSegEvaluator,
+    LVISEvaluator,
+    PanopticEvaluator,
+    SemSegEvaluator,
+    build_evaluator,
+)
 
 ALL = {"PANOPTIC_ON", "INSTANCE_ON", "SEMANTIC_ON"}
 
@@ -21,6 +27,7 @@ def kinds(cfg, scene) -> list[type]:
     ("evaluator_type", "switches", "expected"),
     [
         ("coco", ALL, [COCOEvaluator]),
+        ("lvis", ALL, [LVISEvaluator]),
         ("sem_seg", ALL, [SemSegEvaluator]),
         ("coco_panoptic_seg", ALL, [PanopticEvaluator, COCOEvaluator, SemSegEvaluator]),
         ("coco_panoptic_seg", {"PANOPTIC_ON"}, [PanopticEvaluator]),
