@@ -2,8 +2,19 @@
 
 from mask2former.evaluation.build import build_evaluator
 from mask2former.evaluation.by_group import evaluate_groups
+from mask2former.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
+from mask2former.evaluation.lvis_evaluation import LVISEvaluator
 from mask2former.evaluation.panoptic_evaluation import PanopticEvaluator
 from mask2former.evaluation.sem_seg_evaluation import SemSegEvaluator
 
-__all__ = ["InstanceSegEvaluator", "PanopticEvaluator", "SemSegEvaluator", "build_evaluator", "evaluate_groups"]
+__all__ = [
+    "CityscapesInstanceEvaluator",
+    "CityscapesSemSegEvaluator",
+    "InstanceSegEvaluator",
+    "LVISEvaluator",
+    "PanopticEvaluator",
+    "SemSegEvaluator",
+    "build_evaluator",
+    "evaluate_groups",
+]

@@ -18,6 +18,7 @@ from detectron2.data.datasets.builtin import (
 )
 
 from mask2former.data.datasets import (
+    read_lvis_by_itself,
     register_all_ade20k,
     register_all_coco_panoptic,
     register_all_coco_stuff_10k,
@@ -47,6 +48,7 @@ def _register_all(root: Path) -> None:
             MetadataCatalog.remove(name)
     for register in _REGISTER:
         register(str(root))
+    read_lvis_by_itself()
 
 
 @pytest.fixture

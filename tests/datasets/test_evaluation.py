@@ -131,7 +131,6 @@ def test_coco(tmp_path, prepare, catalogs, evaluate):
 
 
 def test_lvis(tmp_path, catalogs, evaluate):
-    pytest.importorskip("lvis")
     trees.write_coco(tmp_path)
     trees.write_lvis(tmp_path)
     catalogs(tmp_path)

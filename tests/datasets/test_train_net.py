@@ -150,3 +150,16 @@ def test_mapillary_vistas(version, prefix, classes, tmp_path, prepare, catalogs,
             DATASETS__TEST=f"('{prefix}_{short}_val',)",
         )
         assert list(results) == expected
+
+
+def test_lvis(tmp_path, catalogs, train_and_evaluate):
+    trees.write_coco(tmp_path)
+    trees.write_lvis(tmp_path)
+    catalogs(tmp_path)
+    results = train_and_evaluate(
+        "coco/instance-segmentation/maskformer2_R50_bs16_50ep",
+        MODEL__SEM_SEG_HEAD__NUM_CLASSES=1203,
+        DATASETS__TRAIN="('lvis_v1_train',)",
+        DATASETS__TEST="('lvis_v1_val',)",
+    )
+    assert list(results) == ["bbox", "segm"]

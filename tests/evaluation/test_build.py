@@ -2,13 +2,17 @@ import importlib.util
 
 import pytest
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import (
+from detectron2.evaluation import COCOEvaluator
+
+from mask2former.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
-    COCOEvaluator,
+    InstanceSegEvaluator,
+    LVISEvaluator,
+    PanopticEvaluator,
+    SemSegEvaluator,
+    build_evaluator,
 )
-
-from mask2former.evaluation import InstanceSegEvaluator, PanopticEvaluator, SemSegEvaluator, build_evaluator
 
 ALL = {"PANOPTIC_ON", "INSTANCE_ON", "SEMANTIC_ON"}
 
@@ -21,6 +25,7 @@ def kinds(cfg, scene) -> list[type]:
     ("evaluator_type", "switches", "expected"),
     [
         ("coco", ALL, [COCOEvaluator]),
+        ("lvis", ALL, [LVISEvaluator]),
         ("sem_seg", ALL, [SemSegEvaluator]),
         ("coco_panoptic_seg", ALL, [PanopticEvaluator, COCOEvaluator, SemSegEvaluator]),
         ("coco_panoptic_seg", {"PANOPTIC_ON"}, [PanopticEvaluator]),
@@ -36,8 +41,11 @@ def kinds(cfg, scene) -> list[type]:
         ),
     ],
 )
-def test_the_table(make_scene, config, evaluator_type, switches, expected):
-    scene = make_scene(evaluator_type=evaluator_type)
+def test_the_table(make_scene, config, tmp_path, evaluator_type, switches, expected):
+    scene = make_scene(evaluator_type=evaluator_type, gt_dir=str(tmp_path))
+    for kind in ("instanceIds", "labelIds"):  # of Cityscapes
+        (tmp_path / "city").mkdir(exist_ok=True)
+        (tmp_path / "city" / f"a_gtFine_{kind}.png").touch()
     cfg = config(**{f"MODEL__MASK_FORMER__TEST__{switch}": switch in switches for switch in ALL})
 
     assert kinds(cfg, scene) == expected
