@@ -33,7 +33,8 @@ def _add_head_keys(cfg: CN) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     # Channels of the per-pixel embedding, and so of a query's mask embedding (official).
     head.MASK_DIM = 256
-    # Layers of the pixel decoder's Transformer encoder; 6 in Mask2Former and MaskFormer (official).
+    # Layers of the pixel decoder's Transformer encoder; 6 in Mask2Former (official). MSDeformAttnPixelDecoder's refines
+    # several scales together; the other decoders' works on the coarsest one, as MaskFormer's does.
     head.TRANSFORMER_ENC_LAYERS = 0
     # A name in Detectron2's SEM_SEG_HEADS registry (official). "MSDeformAttnPixelDecoder" is Mask2Former's;
     # "BasePixelDecoder" and "TransformerEncoderPixelDecoder" are MaskFormer's; "FPNPixelDecoder",
@@ -41,8 +42,8 @@ def _add_head_keys(cfg: CN) -> None:
     head.PIXEL_DECODER_NAME = "BasePixelDecoder"
     # SemanticFPNPixelDecoder: width of the branch that adds up all scales (128 in its paper); None is CONVS_DIM.
     head.SEMANTIC_FPN_DIM = None
-    # BiFPNPixelDecoder: passes over the pyramid.
-    head.BIFPN_LAYERS = 3
+    # BiFPNPixelDecoder: passes over the pyramid; 8 is what EfficientDet's rule gives for a width of 256.
+    head.BIFPN_LAYERS = 8
     # Backbone features that enter multi-scale deformable attention, one level each (official).
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
     # Sampling points per head and level (official, but hard-coded to 4 there).

@@ -106,6 +106,7 @@ class BiFPNPixelDecoder(PyramidPixelDecoder):
 
     def decode(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         maps = [lateral(feature) for feature, lateral in zip(features, self.lateral, strict=True)]
+        maps[0] = self.encoder(maps[0])
         for layer in self.layers:
             maps = layer(maps)
         return maps[-1], maps

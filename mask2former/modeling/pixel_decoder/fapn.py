@@ -89,7 +89,7 @@ class FaPNPixelDecoder(PyramidPixelDecoder):
         self.output = nn.ModuleList(conv_norm(self.conv_dim, self.conv_dim, 3, self.norm) for _ in self.in_channels)
 
     def decode(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        sums = [self.coarsest(features[0])]
+        sums = [self.encoder(self.coarsest(features[0]))]
         for feature, select, align in zip(features[1:], self.selection, self.alignment, strict=True):
             selected = select(feature)
             upsampled = F.interpolate(sums[-1], size=selected.shape[-2:], mode="bilinear", align_corners=False)

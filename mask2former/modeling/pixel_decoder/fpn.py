@@ -28,6 +28,9 @@ class FPNPixelDecoder(PyramidPixelDecoder):
         sums: list[Tensor] = []
         for feature, lateral in zip(features, self.lateral, strict=True):
             x = lateral(feature)
-            sums.append(x + F.interpolate(sums[-1], size=x.shape[-2:], mode="nearest") if sums else x)
+            if sums:
+                sums.append(x + F.interpolate(sums[-1], size=x.shape[-2:], mode="nearest"))
+            else:
+                sums.append(self.encoder(x))
         maps = [output(x) for x, output in zip(sums, self.output, strict=True)]
         return maps[-1], maps

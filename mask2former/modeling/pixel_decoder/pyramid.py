@@ -8,6 +8,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 
+from .coarse_encoder import CoarseEncoder
+
 __all__ = ["Norm", "PyramidPixelDecoder", "conv_norm"]
 
 Norm = str | Callable[[int], nn.Module] | None
@@ -16,7 +18,8 @@ Norm = str | Callable[[int], nn.Module] | None
 class PyramidPixelDecoder(nn.Module):
     """Backbone features to maps of ``conv_dim`` channels at the same strides, and a per-pixel embedding of the finest.
 
-    A subclass defines :meth:`decode`. All lists of features and of maps go from coarse to fine.
+    A subclass defines :meth:`decode`, which passes the coarsest feature, once projected, through ``encoder``. All lists
+    of features and of maps go from coarse to fine.
     """
 
     @configurable
@@ -29,6 +32,7 @@ class PyramidPixelDecoder(nn.Module):
         norm: Norm,
         common_stride: int,
         num_feature_levels: int,
+        encoder: CoarseEncoder | None = None,
     ) -> None:
         """
         Args:
@@ -38,6 +42,7 @@ class PyramidPixelDecoder(nn.Module):
             norm: normalisation after convolutions, as in Detectron2's ``get_norm``.
             common_stride: stride of the per-pixel embedding.
             num_feature_levels: maps handed to the Transformer decoder, from the coarsest on.
+            encoder: for the coarsest feature, once it has ``conv_dim`` channels; None leaves it as it is.
 
         Raises:
             ValueError: if no feature has the stride ``common_stride``, or there are too few features.
@@ -60,25 +65,28 @@ class PyramidPixelDecoder(nn.Module):
         self.conv_dim = conv_dim
         self.norm = norm
         self.num_feature_levels = num_feature_levels
-        self.mask_features = self.build_mask_features(conv_dim, mask_dim)
+        self.encoder = encoder or CoarseEncoder(conv_dim, num_layers=0)
+        self.mask_features = conv_norm(conv_dim, mask_dim, 3, norm="")  # 3 x 3 as in MaskFormer
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Translate a configuration and the backbone's output shape to the arguments of ``__init__``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
+        head, mask_former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
         return {
             "input_shape": {name: shape for name, shape in input_shape.items() if name in head.IN_FEATURES},
             "conv_dim": head.CONVS_DIM,
             "mask_dim": head.MASK_DIM,
             "norm": head.NORM,
             "common_stride": head.COMMON_STRIDE,
-            "num_feature_levels": cfg.MODEL.MASK_FORMER.NUM_FEATURE_LEVELS,
+            "num_feature_levels": mask_former.NUM_FEATURE_LEVELS,
+            "encoder": CoarseEncoder(
+                head.CONVS_DIM,
+                num_layers=head.TRANSFORMER_ENC_LAYERS,
+                num_heads=mask_former.NHEADS,
+                dim_feedforward=mask_former.DIM_FEEDFORWARD,
+                dropout=mask_former.DROPOUT,
+            ),
         }
-
-    @staticmethod
-    def build_mask_features(conv_dim: int, mask_dim: int) -> nn.Module:
-        """Build the last convolution, from the finest map to the per-pixel embedding; 3 x 3 as in MaskFormer."""
-        return conv_norm(conv_dim, mask_dim, 3, norm="")
 
     def decode(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Decode backbone features.

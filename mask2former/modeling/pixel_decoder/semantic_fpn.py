@@ -33,7 +33,7 @@ class SemanticFPNPixelDecoder(FPNPixelDecoder):
             kwargs: of :class:`FPNPixelDecoder`.
         """
         super().__init__(*args, mask_dim=mask_dim, **kwargs)
-        self.mask_features = conv_norm(branch_dim, mask_dim, 1, norm="")
+        self.mask_features = conv_norm(branch_dim, mask_dim, 3, norm="")
         # From the coarsest map on; a map of the finest stride has one step, too.
         steps = [*range(len(self.in_channels) - 1, 0, -1), 1]
         self.branches = nn.ModuleList(

@@ -16,6 +16,7 @@ from mask2former.modeling.pixel_decoder import (
     SemanticFPNPixelDecoder,
 )
 from mask2former.modeling.pixel_decoder.bifpn import BiFPNLayer
+from mask2former.modeling.pixel_decoder.coarse_encoder import CoarseEncoder
 from mask2former.modeling.pixel_decoder.fapn import FeatureAlignment, FeatureSelection
 
 NAMES = ["FPNPixelDecoder", "SemanticFPNPixelDecoder", "FaPNPixelDecoder", "BiFPNPixelDecoder"]
@@ -268,3 +269,55 @@ def test_features_that_make_no_sense_are_named() -> None:
         FaPNPixelDecoder(SHAPES, **(ARGUMENTS | {"num_feature_levels": 4}))
     with pytest.raises(ValueError, match="BIFPN_LAYERS is 0"):
         BiFPNPixelDecoder(SHAPES, num_layers=0, **ARGUMENTS)
+
+
+@torch.no_grad()
+def test_encoder_refines_the_coarsest_map_alone() -> None:
+    encoder = CoarseEncoder(4, num_layers=2, num_heads=2, dim_feedforward=6)
+    decoder = FPNPixelDecoder(SHAPES, encoder=encoder, **ARGUMENTS)
+    _randomise(decoder)
+    features = _features()
+    coarse = naive_encoder(encoder, naive_conv(features["res4"][0], decoder.lateral[0]))
+    middle = naive_conv(features["res3"][0], decoder.lateral[1]) + double(coarse)
+    maps = [naive_conv(x, output) for x, output in zip((coarse, middle), decoder.output, strict=False)]
+    _, _, actual = decoder.forward_features(features)
+    for one, expected in zip(actual, maps, strict=True):
+        torch.testing.assert_close(one[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def naive_encoder(encoder: CoarseEncoder, x: Tensor) -> Tensor:
+    """Post-norm self-attention and feed-forward network of a map (C, H, W), a pixel at a time."""
+    channels, height, width = x.shape
+    pos = encoder.pe_layer(height, width)[0].flatten(1).T
+    tokens = x.flatten(1).T
+    for layer in encoder.layers:
+        attention, size = layer.self_attn, channels // layer.self_attn.num_heads
+        weights, biases = attention.in_proj_weight.split(channels), attention.in_proj_bias.split(channels)
+        updated = []
+        for token in range(len(tokens)):
+            heads = []
+            for head in range(attention.num_heads):
+                rows = slice(head * size, (head + 1) * size)
+                query = weights[0][rows] @ (tokens[token] + pos[token]) + biases[0][rows]
+                keys = [weights[1][rows] @ (t + p) + biases[1][rows] for t, p in zip(tokens, pos, strict=True)]
+                values = [weights[2][rows] @ t + biases[2][rows] for t in tokens]
+                exponentials = [math.exp(float((query * key).sum()) / math.sqrt(size)) for key in keys]
+                heads.append(sum(e / sum(exponentials) * v for e, v in zip(exponentials, values, strict=True)))
+            y = layer.norm1(tokens[token] + attention.out_proj(torch.cat(heads)))
+            hidden = (layer.linear1.weight @ y + layer.linear1.bias).clamp(min=0)
+            updated.append(layer.norm2(y + layer.linear2.weight @ hidden + layer.linear2.bias))
+        tokens = torch.stack(updated)
+    return tokens.T.reshape(channels, height, width)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_decoder_uses_the_encoder(tiny_cfg: CfgNode, name: str) -> None:
+    tiny_cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = name
+    tiny_cfg.MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS = 2
+    shapes = {f"res{i}": ShapeSpec(channels=8, stride=2**i) for i in range(2, 6)}
+    decoder = build_pixel_decoder(tiny_cfg, shapes)
+    called: list[torch.Size] = []
+    decoder.encoder.register_forward_pre_hook(lambda _, arguments: called.append(arguments[0].shape))
+    decoder.forward_features({key: torch.randn(1, 8, 64 // s.stride, 64 // s.stride) for key, s in shapes.items()})
+    assert called == [(1, 64, 2, 2)]
+    assert len(decoder.encoder.layers) == 2
