@@ -94,6 +94,9 @@ def _add_head_keys(cfg: CN) -> None:
     # Semantic: resize mask logits to the output size before the classes are mixed, not after. Always done when
     # instance or panoptic results are asked for (official).
     mask_former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+    # Give each image of a batch what it gets alone. Otherwise images are padded to the largest of the batch and the
+    # padding takes part in convolutions, norms and attention, as in the official release.
+    mask_former.TEST.MASK_PADDING = False
 
 
 def _add_backbone_keys(cfg: CN) -> None:

@@ -1,5 +1,6 @@
 """The segmentation head: pixel decoder, then Transformer decoder."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -28,7 +29,7 @@ class MaskFormerHead(nn.Module):
         super().__init__()
         # Any, not Module: what a pixel decoder has is ``forward_features``, which nn.Module does not know.
         self.pixel_decoder: Any = pixel_decoder
-        self.predictor = transformer_predictor
+        self.predictor: Any = transformer_predictor
         self.num_classes = num_classes
         self.register_load_state_dict_pre_hook(_upgrade_legacy_names)
 
@@ -63,6 +64,21 @@ class MaskFormerHead(nn.Module):
         """Map features by name, (N, C_i, H / stride_i, W / stride_i), to the Transformer decoder's predictions."""
         mask_features, _, multi_scale_features = self.pixel_decoder.forward_features(features)
         predictions: dict[str, Any] = self.predictor(multi_scale_features, mask_features)
+        return predictions
+
+    def forward_mixed_sizes(self, batches: Sequence[dict[str, Tensor]]) -> list[dict[str, Any]]:
+        """Map the features of several batches, whose images may have different sizes, as if each were alone.
+
+        Decoders without ``forward_mixed_sizes`` get one batch after the other.
+        """
+        decoders_can = hasattr(self.pixel_decoder, "forward_features_mixed_sizes") and hasattr(
+            self.predictor, "forward_mixed_sizes"
+        )
+        if len(batches) == 1 or not decoders_can:
+            return [self(features) for features in batches]
+        decoded = self.pixel_decoder.forward_features_mixed_sizes(batches)
+        mask_features, _, multi_scale_features = zip(*decoded, strict=True)
+        predictions: list[dict[str, Any]] = self.predictor.forward_mixed_sizes(multi_scale_features, mask_features)
         return predictions
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .criterion import SetCriterion
 from .matcher import HungarianMatcher
+from .mixed_sizes import indices_by_size
 from .postprocessing import MaskGeometry, instance_inference, panoptic_inference, semantic_inference
 
 __all__ = ["MaskFormer"]
@@ -45,6 +46,7 @@ class MaskFormer(nn.Module):
         instance_on: bool,
         test_topk_per_image: int,
         ignore_void: bool = False,
+        mask_padding: bool = False,
     ) -> None:
         """
         Args:
@@ -64,6 +66,7 @@ class MaskFormer(nn.Module):
             instance_on: give ``instances``.
             test_topk_per_image: instances per image.
             ignore_void: leave void pixels and padding out of the mask losses.
+            mask_padding: in inference, give each image of a batch what it gets alone, whatever the others' sizes.
         """
         super().__init__()
         self.backbone = backbone
@@ -82,6 +85,7 @@ class MaskFormer(nn.Module):
         self.instance_on = instance_on
         self.test_topk_per_image = test_topk_per_image
         self.ignore_void = ignore_void
+        self.mask_padding = mask_padding
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -106,6 +110,7 @@ class MaskFormer(nn.Module):
             "instance_on": test.INSTANCE_ON,
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "ignore_void": cfg.MODEL.MASK_FORMER.IGNORE_VOID,
+            "mask_padding": test.MASK_PADDING,
         }
 
     @property
@@ -131,6 +136,8 @@ class MaskFormer(nn.Module):
             - ``instances``: ``Instances`` with ``pred_masks`` (N, height, width) bool, ``pred_boxes`` in pixels,
               ``scores`` and ``pred_classes``.
         """
+        if self.mask_padding and not self.training:
+            return self._segment_mixed_sizes(batched_inputs)
         images = self._normalise_and_pad(batched_inputs)
         features = self.backbone(images.tensor)
         outputs = self.sem_seg_head(features)
@@ -138,6 +145,24 @@ class MaskFormer(nn.Module):
             targets = self._prepare_targets(batched_inputs, images)
             return self._weigh(self.criterion(outputs, targets))
         return self._postprocess(outputs, batched_inputs, images)
+
+    def _segment_mixed_sizes(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Segment images so that none depends on the sizes of the others."""
+        groups = indices_by_size([self._padded_size(entry["image"]) for entry in batched_inputs])
+        batches = [[batched_inputs[i] for i in group] for group in groups]
+        images = [self._normalise_and_pad(batch) for batch in batches]
+        features = [self.backbone(x.tensor) for x in images]
+        together: Any = getattr(self.sem_seg_head, "forward_mixed_sizes", None)
+        outputs = together(features) if together else [self.sem_seg_head(each) for each in features]
+        results: dict[int, dict[str, Any]] = {}
+        for group, *batch in zip(groups, outputs, batches, images, strict=True):
+            results.update(zip(group, self._postprocess(*batch), strict=True))
+        return [results[i] for i in range(len(batched_inputs))]
+
+    def _padded_size(self, image: Tensor) -> tuple[int, ...]:
+        """(height, width) of an image (C, H, W) that is padded alone."""
+        multiple = max(self.size_divisibility, 1)
+        return tuple(-(-side // multiple) * multiple for side in image.shape[-2:])
 
     def _normalise_and_pad(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         for entry in batched_inputs:

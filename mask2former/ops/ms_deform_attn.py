@@ -143,7 +143,12 @@ class MSDeformAttn(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(
-        self, query: Tensor, reference_points: Tensor, value: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        value: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        valid: Tensor | None = None,
     ) -> Tensor:
         """Attend from each query to a few points around its reference point, on every level.
 
@@ -152,13 +157,18 @@ class MSDeformAttn(nn.Module):
             reference_points: (1 or N, Q, 1 or L, 2) as (x, y) in 0..1.
             value: (N, S, C), the levels flattened and concatenated.
             spatial_shapes: (height, width) of each level.
+            valid: (N, S) bool, False where the value is padding, which then reads as what is outside the level, zero.
+                None has no padding.
 
         Returns:
             (N, Q, C).
         """
         num_images, num_queries, _ = query.shape
         points_shape = (num_images, num_queries, self.num_heads, self.num_levels, self.num_points)
-        values = self.value_proj(value).unflatten(-1, (self.num_heads, -1))  # (N, S, M, D)
+        values = self.value_proj(value)
+        if valid is not None:  # after the projection, whose bias is not zero
+            values = values * valid[..., None]
+        values = values.unflatten(-1, (self.num_heads, -1))  # (N, S, M, D)
         offsets = self.sampling_offsets(query).view(*points_shape, 2)
         logits = self.attention_weights(query).view(points_shape)
         return self.output_proj(fused_ms_deform_attn(values, spatial_shapes, reference_points, offsets, logits))

@@ -1,7 +1,7 @@
 """The paper's pixel decoder: multi-scale deformable attention (Section 3.2.2 and Section 4.1)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
@@ -149,26 +149,47 @@ class MSDeformAttnPixelDecoder(nn.Module):
             The per-pixel embedding (N, mask_dim, H / 4, W / 4), the coarsest refined map, and the
             ``num_feature_levels`` coarsest maps (N, conv_dim, H_l, W_l), coarse to fine.
         """
-        device_type = next(iter(features.values())).device.type
-        # float16 overflows here, so half precision is bfloat16 or none; the official release runs in float32.
-        use_autocast = (
-            torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) is torch.bfloat16
-        )
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=use_autocast):
-            return self._decode(features if use_autocast else {k: v.float() for k, v in features.items()})
+        autocast, features = _without_float16(features)
+        with autocast:
+            projected, positions = self._project(features)
+            return self._fuse(self.transformer(projected, positions), features)
 
-    def _decode(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def forward_features_mixed_sizes(
+        self, batches: Sequence[dict[str, Tensor]]
+    ) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
+        """:meth:`forward_features` of several batches, whose images may have different sizes."""
+        autocast = _without_float16(batches[0])[0]
+        batches = [_without_float16(features)[1] for features in batches]
+        with autocast:
+            projected, positions = zip(*map(self._project, batches), strict=True)
+            refined = self.transformer.forward_mixed_sizes(projected, positions)
+            return [self._fuse(maps, features) for maps, features in zip(refined, batches, strict=True)]
+
+    def _project(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """What the encoder gets: maps (N, conv_dim, H_l, W_l) and their position encodings."""
         projected = [
             project(features[name]) for project, name in zip(self.input_proj, self.transformer_in_features, strict=True)
         ]
-        positions = [self.pe_layer(x.shape[-2], x.shape[-1], x.device) for x in projected]
-        maps = self.transformer(projected, positions)
+        return projected, [self.pe_layer(x.shape[-2], x.shape[-1], x.device) for x in projected]
 
+    def _fuse(self, maps: list[Tensor], features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Add the fine levels to the encoder's maps, and make the per-pixel embedding."""
         for index, name in self.fpn_levels:
             lateral = self.get_submodule(f"adapter_{index}")(features[name])
             upsampled = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             maps.append(self.get_submodule(f"layer_{index}")(lateral + upsampled))
         return self.mask_features(maps[-1]), maps[0], maps[: self.num_feature_levels]
+
+
+def _without_float16(features: dict[str, Tensor]) -> tuple[torch.autocast, dict[str, Tensor]]:
+    """The autocast to decode under, and the features in a type that it understands.
+
+    float16 overflows here, so half precision is bfloat16 or none; the official release runs in float32.
+    """
+    device_type = next(iter(features.values())).device.type
+    use_autocast = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) is torch.bfloat16
+    autocast = torch.autocast(device_type, dtype=torch.bfloat16, enabled=use_autocast)
+    return autocast, features if use_autocast else {name: feature.float() for name, feature in features.items()}
 
 
 def _projection(in_channels: int, conv_dim: int) -> nn.Sequential:

@@ -1,5 +1,6 @@
 """The paper's Transformer decoder with masked attention (Section 3.2)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..build import TRANSFORMER_DECODER_REGISTRY
+from ..mixed_sizes import pad_tokens, valid_tokens
 from ..position_encoding import PositionEmbeddingSine
 from .layers import MLP, CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 
@@ -131,17 +133,59 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         Raises:
             ValueError: if the number of maps is not L.
         """
-        if len(multi_scale_features) != self.num_feature_levels:
-            raise ValueError(
-                f"this decoder visits {self.num_feature_levels} scales (MODEL.MASK_FORMER.NUM_FEATURE_LEVELS), but the "
-                f"pixel decoder gave {len(multi_scale_features)}."
-            )
-        memories, positions, gate_features = self._prepare_scales(multi_scale_features, mask_features)
-        query_pos = self.query_embed.weight[None]  # (1, Q, C)
-        x = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)  # (N, Q, C)
+        *earlier, last = self._update_queries(*self._prepare_scales(multi_scale_features, mask_features))
+        output: dict[str, Any] = self._predict(*last, mask_features)
+        if self.training and self.deep_supervision:
+            output["aux_outputs"] = [self._predict(*queries, mask_features) for queries in earlier]
+        return output
 
-        intermediate = []
-        keep_all = self.training and self.deep_supervision
+    def forward_mixed_sizes(
+        self, multi_scale_features: Sequence[list[Tensor]], mask_features: Sequence[Tensor]
+    ) -> list[dict[str, Tensor]]:
+        """Predict for several batches at once, each as if it were alone; for inference.
+
+        Args:
+            multi_scale_features: B batches of L maps (N_b, in_channels, H_bl, W_bl).
+            mask_features: their per-pixel embeddings, (N_b, mask_dim, H_b, W_b).
+
+        Returns:
+            B times ``pred_logits`` and ``pred_masks`` as in :meth:`forward`.
+        """
+        scales = [self._prepare_scales(*batch) for batch in zip(multi_scale_features, mask_features, strict=True)]
+        counts = [len(x) for x in mask_features]
+        memories, positions, gates = (
+            [
+                pad_tokens([x.expand(count, -1, -1) for x, count in zip(level, counts, strict=True)])
+                for level in zip(*kind, strict=True)
+            ]
+            for kind in zip(*scales, strict=True)
+        )
+        valid = [valid_tokens(level) for level in zip(*(batch[0] for batch in scales), strict=True)]
+        normed, mask_embedding = self._update_queries(memories, positions, gates, valid)[-1]
+        queries = zip(normed.split(counts), mask_embedding.split(counts), mask_features, strict=True)
+        return [self._predict(*own) for own in queries]
+
+    def _update_queries(
+        self,
+        memories: list[Tensor],
+        positions: list[Tensor],
+        gate_features: list[Tensor],
+        valid: list[Tensor] | None = None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Run the layers.
+
+        Args:
+            memories: of each scale, with the other two as from :meth:`_prepare_scales`.
+            positions: likewise.
+            gate_features: likewise.
+            valid: for each scale (N, HW) bool, False at padding; None has no padding.
+
+        Returns:
+            What predictions are made of, see :meth:`_embed_masks`: before the first layer and after each.
+        """
+        query_pos = self.query_embed.weight[None]  # (1, Q, C)
+        x = self.query_feat.weight.expand(memories[0].shape[0], -1, -1)  # (N, Q, C)
+        queries = [self._embed_masks(x)]
         layers = zip(
             self.transformer_cross_attention_layers,
             self.transformer_self_attention_layers,
@@ -150,23 +194,25 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         )
         for index, (cross_attention, self_attention, ffn) in enumerate(layers):
             level = index % self.num_feature_levels
-            normed, mask_embedding = self._embed_masks(x)
-            if keep_all:
-                intermediate.append(self._predict(normed, mask_embedding, mask_features))
-            attend = _attention_mask(mask_embedding.detach(), gate_features[level])
+            mask_embedding = queries[-1][1]
+            attend = _attention_mask(
+                mask_embedding.detach(), gate_features[level], None if valid is None else valid[level]
+            )
             x = cross_attention(x, query_pos, memories[level], positions[level], attend)
             x = self_attention(x, query_pos)
             x = ffn(x)
-
-        output: dict[str, Any] = self._predict(*self._embed_masks(x), mask_features)
-        if keep_all:
-            output["aux_outputs"] = intermediate
-        return output
+            queries.append(self._embed_masks(x))
+        return queries
 
     def _prepare_scales(
         self, features: list[Tensor], mask_features: Tensor
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """For each scale: keys (N, HW, C), their positions (1, HW, C), and the embedding that gates attention."""
+        """For each scale: keys (N, HW, C), their positions (1, HW, C), and the gate of attention (N, HW, mask_dim)."""
+        if len(features) != self.num_feature_levels:
+            raise ValueError(
+                f"this decoder visits {self.num_feature_levels} scales (MODEL.MASK_FORMER.NUM_FEATURE_LEVELS), but the "
+                f"pixel decoder gave {len(features)}."
+            )
         memories, positions, gates = [], [], []
         for feature, project, embed in zip(features, self.input_proj, self.level_embed.weight, strict=True):
             height, width = feature.shape[-2:]
@@ -175,7 +221,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             # Resizing and the dot product with a query's embedding are both linear, so they can be swapped: the
             # embedding is resized once, and masks for attention are computed at the attention's own resolution.
             gate = F.interpolate(mask_features.detach(), size=(height, width), mode="bilinear", align_corners=False)
-            gates.append(gate.flatten(2))  # (N, mask_dim, HW)
+            gates.append(gate.flatten(2).transpose(1, 2))  # (N, HW, mask_dim)
         return memories, positions, gates
 
     def _embed_masks(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,10 +236,19 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return {"pred_logits": self.class_embed(normed), "pred_masks": masks}
 
 
-def _attention_mask(mask_embedding: Tensor, gate_features: Tensor) -> Tensor:
-    """Where each query attends: inside its predicted mask, or everywhere if that is empty (equation 3); (N, Q, HW)."""
-    inside = mask_embedding @ gate_features >= 0  # a probability of at least one half
-    return inside | ~inside.any(dim=-1, keepdim=True)
+def _attention_mask(mask_embedding: Tensor, gate_features: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Where each query attends: inside its predicted mask, or everywhere if that is empty (equation 3); (N, Q, HW).
+
+    Args:
+        mask_embedding: (N, Q, mask_dim).
+        gate_features: (N, HW, mask_dim).
+        valid: (N, HW) bool, False at padding, which nothing attends to; None has no padding.
+    """
+    inside = mask_embedding @ gate_features.transpose(1, 2) >= 0  # a probability of at least one half
+    if valid is None:
+        return inside | ~inside.any(dim=-1, keepdim=True)
+    inside = inside & valid[:, None]
+    return inside | (~inside.any(dim=-1, keepdim=True) & valid[:, None])
 
 
 def _input_projection(in_channels: int, hidden_dim: int, enforce: bool) -> nn.Module:
