@@ -1,6 +1,7 @@
 """The meta-architecture: one model for semantic, instance and panoptic segmentation (Section 3)."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +84,9 @@ class MaskFormer(nn.Module):
         self.semantic_on = semantic_on
         self.panoptic_on = panoptic_on
         self.instance_on = instance_on
+        # The classes of a panoptic model include stuff, which has no instances.
+        self.instances_are_things = panoptic_on
+        self.panoptic_scores = False
         self.test_topk_per_image = test_topk_per_image
         self.ignore_void = ignore_void
         self.mask_padding = mask_padding
@@ -117,6 +121,32 @@ class MaskFormer(nn.Module):
     def device(self) -> torch.device:
         """Where the model is, and where images are moved to."""
         return self.pixel_mean.device
+
+    def with_outputs(
+        self, tasks: Collection[str], *, object_mask_threshold: float | None = None, panoptic_scores: bool = False
+    ) -> "MaskFormer":
+        """This model with other results: the same modules and weights, and this one stays as it is.
+
+        Args:
+            tasks: of "panoptic", "instance" and "semantic", what to give.
+            object_mask_threshold: as in ``__init__``; None keeps this model's.
+            panoptic_scores: give panoptic segments a ``score`` in 0..1.
+
+        Raises:
+            ValueError: if panoptic results are asked for and the metadata does not say which classes are things.
+        """
+        if "panoptic" in tasks and not hasattr(self.metadata, "thing_dataset_id_to_contiguous_id"):
+            raise ValueError(
+                f"the data set {self.metadata.get('name', '(none)')} does not say which classes are things, so there "
+                "is no panoptic result; ask for task 'semantic' or 'instance'."
+            )
+        model = copy.copy(self)
+        model.panoptic_on, model.instance_on = "panoptic" in tasks, "instance" in tasks
+        model.semantic_on = "semantic" in tasks
+        model.panoptic_scores = panoptic_scores
+        if object_mask_threshold is not None:
+            model.object_mask_threshold = object_mask_threshold
+        return model
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Segment images, or compute the training loss.
@@ -226,6 +256,7 @@ class MaskFormer(nn.Module):
                 thing_classes=self._thing_classes,
                 object_mask_threshold=self.object_mask_threshold,
                 overlap_threshold=self.overlap_threshold,
+                with_scores=self.panoptic_scores,
             )
         if self.instance_on:
             result["instances"] = instance_inference(
@@ -233,8 +264,7 @@ class MaskFormer(nn.Module):
                 masks,
                 geometry,
                 topk=self.test_topk_per_image,
-                # The classes of a panoptic model include stuff, which has no instances.
-                allowed_classes=self._thing_classes if self.panoptic_on else None,
+                allowed_classes=self._thing_classes if self.instances_are_things else None,
             )
         return result
 

@@ -81,6 +81,7 @@ def panoptic_inference(
     thing_classes: Collection[int],
     object_mask_threshold: float,
     overlap_threshold: float,
+    with_scores: bool = False,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Give each pixel to the query with the highest class probability times mask probability.
 
@@ -91,6 +92,8 @@ def panoptic_inference(
         thing_classes: contiguous ids of countable classes; segments of any other class are merged into one.
         object_mask_threshold: queries whose best class is less probable take no part.
         overlap_threshold: a query that wins less than this share of the pixels of its own mask gives no segment.
+        with_scores: give segments a ``score``, the class probability of the query, or of the surest of those that were
+            merged.
 
     Returns:
         The id map (height, width) int32, where 0 is void, and its segments as ``id`` (from 1), ``isthing`` and
@@ -108,6 +111,8 @@ def panoptic_inference(
     accepted = (own_area > 0) & (segment_area > 0) & (won_area.double() / own_area >= overlap_threshold)
 
     ids, segments = _number_segments(labels[kept].tolist(), accepted.tolist(), thing_classes)
+    if with_scores:
+        _add_scores(segments, ids, scores[kept].tolist())
     lookup = torch.tensor(ids, dtype=torch.int32, device=mask_pred.device)
     return lookup[winner] * inside, segments
 
@@ -222,6 +227,14 @@ def _number_segments(
         if not is_thing:
             stuff_ids[label] = segment_id
     return ids, segments
+
+
+def _add_scores(segments: list[dict[str, Any]], ids: list[int], scores: list[float]) -> None:
+    """Write the highest score of its queries into each segment."""
+    for segment_id, score in zip(ids, scores, strict=True):
+        if segment_id:
+            segment = segments[segment_id - 1]
+            segment["score"] = max(score, segment.get("score", 0.0))
 
 
 def _binarise(mask_pred: Tensor, queries: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor]:
