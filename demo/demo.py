@@ -11,20 +11,19 @@ from functools import partial
 from pathlib import Path
 
 import cv2
-from detectron2.utils.file_io import PathManager
-from inputs import find_pictures, plan_outputs, plan_video_output
-from predictor import VisualizationDemo
-from runs import complain, save_pictures, save_video, show_pictures, show_video
-from video import VideoWriter, frame_rate, open_video
+from windows import show_pictures, show_video
 
-from mask2former.engine.setup import load_config
+from mask2former import Segmenter
+from mask2former.inference.loading import model_config
+from mask2former.inference.pictures import find_pictures
+from mask2former.inference.result_files import plan_outputs, plan_video_output
+from mask2former.inference.runs import complain, save_pictures, save_video
+from mask2former.inference.video import VideoWriter, frame_rate, open_video
 
 __all__ = ["get_parser", "main"]
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 # The model that comes with the repository: panoptic segmentation of nuclei under the microscope.
-DEFAULT_CONFIG = "configs/examples/nuclei_panoptic_lite0.yaml"
-DEFAULT_WEIGHTS = "model_zoo/nuclei_panoptic_lite0.pth"
+DEFAULT_MODEL = "nuclei/panoptic/Lite0"
 # What it is shown where no input is given: a stained section of colon, one of scikit-image's pictures.
 SAMPLE_PACKAGE, SAMPLE_FILE = "skimage", "data/ihc.png"
 SAMPLE_OUTPUT = "output/demo"
@@ -33,7 +32,11 @@ SAMPLE_OUTPUT = "output/demo"
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description="Segment pictures, a video or the camera's view with Mask2Former.")
-    parser.add_argument("--config-file", metavar="FILE", help="default: the nuclei model of this repository")
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="a configuration, or what else mask2former.load knows; default: the nuclei model of this repository",
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--input",
@@ -80,12 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _complete(args)
         run, all_found = _plan_pictures(args) if args.input else (_plan_video(args), True)
-        cfg = load_config(args.config_file, args.opts)
-        demo = VisualizationDemo(cfg, task=args.task, threshold=args.confidence_threshold)
+        model = Segmenter(model_config(args.config_file, opts=args.opts))
+        options = {"task": args.task, "threshold": args.confidence_threshold}
+        model.check_options(**options)
     except (OSError, ValueError) as error:  # what the command can be blamed for; the message says what to do
-        complain(str(error))
+        complain(error)
         return 1
-    return 0 if run(demo) and all_found else 1
+    return 0 if run(model, **options) and all_found else 1
 
 
 def _complete(args: argparse.Namespace) -> None:
@@ -99,15 +103,10 @@ def _complete(args: argparse.Namespace) -> None:
         raise ValueError(
             "--output is needed, a folder or a file: there is no display, or OpenCV was built without windows"
         )
-    if not args.config_file:
-        args.config_file = str(REPOSITORY / DEFAULT_CONFIG)
-        # First, so that a MODEL.WEIGHTS of the command line wins.
-        args.opts = ["MODEL.WEIGHTS", str(REPOSITORY / DEFAULT_WEIGHTS), *args.opts]
-    if not PathManager.isfile(args.config_file):
-        raise FileNotFoundError(f"--config-file: there is no file {args.config_file}")
+    args.config_file = args.config_file or DEFAULT_MODEL
 
 
-def _plan_pictures(args: argparse.Namespace) -> tuple[Callable[[VisualizationDemo], bool], bool]:
+def _plan_pictures(args: argparse.Namespace) -> tuple[Callable[..., bool], bool]:
     """What to do, and whether every input stands for something."""
     pictures, complaints = find_pictures(args.input)
     for complaint in complaints:
@@ -115,17 +114,18 @@ def _plan_pictures(args: argparse.Namespace) -> tuple[Callable[[VisualizationDem
     if not pictures:
         raise ValueError("there is no picture to segment")
     if not args.output:
-        return partial(show_pictures, pictures), not complaints
-    return partial(save_pictures, plan_outputs(pictures, Path(args.output))), not complaints
+        return partial(show_pictures, pictures=pictures), not complaints
+    plan_outputs(pictures, Path(args.output))  # complains before the model is loaded
+    return partial(save_pictures, pictures=pictures, output=Path(args.output)), not complaints
 
 
-def _plan_video(args: argparse.Namespace) -> Callable[[VisualizationDemo], bool]:
+def _plan_video(args: argparse.Namespace) -> Callable[..., bool]:
     video = open_video(0 if args.webcam else args.video_input)
     if not args.output:
-        return partial(show_video, video)
+        return partial(show_video, video=video)
     name = "webcam" if args.webcam else args.video_input
     writer = VideoWriter(plan_video_output(Path(name), Path(args.output)), frame_rate(video))
-    return partial(save_video, video, writer)
+    return partial(save_video, video=video, writer=writer)
 
 
 def _sample_picture() -> Path:

@@ -1,5 +1,11 @@
 """Mask2Former: universal image segmentation as a Detectron2 extension.
 
+One line loads a trained model, one segments a picture::
+
+    import mask2former as m2f
+
+    result = m2f.load("coco/panoptic/R50").predict("street.jpg")
+
 Importing the package registers its components and data sets with Detectron2; ``add_maskformer2_config`` adds its keys
 to a configuration::
 
@@ -11,7 +17,9 @@ to a configuration::
     cfg.merge_from_file("configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml")
 """
 
-from . import _detectron2  # noqa: F401, I001  before everything that imports Detectron2
+from typing import TYPE_CHECKING, Any  # noqa: I001
+
+from . import _detectron2  # noqa: F401  before everything that imports Detectron2
 from . import data, modeling
 from .config import add_maskformer2_config
 from .data.dataset_mappers import (
@@ -24,6 +32,9 @@ from .data.dataset_mappers import (
 from .evaluation import InstanceSegEvaluator
 from .modeling import MaskFormer
 
+if TYPE_CHECKING:
+    from .api import Result, Segmenter, list_models, load
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -34,7 +45,22 @@ __all__ = [
     "MaskFormerInstanceDatasetMapper",
     "MaskFormerPanopticDatasetMapper",
     "MaskFormerSemanticDatasetMapper",
+    "Result",
+    "Segmenter",
     "add_maskformer2_config",
     "data",
+    "list_models",
+    "load",
     "modeling",
 ]
+
+_FROM_API = ("Result", "Segmenter", "list_models", "load")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what uses a trained model when it is asked for first: training needs none of it."""
+    if name not in _FROM_API:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import api
+
+    return getattr(api, name)

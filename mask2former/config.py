@@ -134,6 +134,9 @@ def _add_head_keys(cfg: CN) -> None:
     # Make each connected region of a thing's mask an instance of its own: for cells and other things that are always
     # connected in a picture. Panoptic and instance results.
     mask_former.TEST.SPLIT_DISCONNECTED_THINGS = False
+    # Run images of different sizes apart, so that each gets what it gets alone. Otherwise images are padded to the
+    # largest of the batch and the padding takes part in convolutions, norms and attention, as in the official release.
+    mask_former.TEST.MASK_PADDING = False
 
 
 def _add_backbone_keys(cfg: CN) -> None:

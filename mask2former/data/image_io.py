@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-__all__ = ["image_size", "read_image", "read_label_image"]
+__all__ = ["image_size", "read_image", "read_label_image", "to_eight_bits"]
 
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSED = {5, 6, 7, 8}  # orientations that swap width and height
@@ -33,13 +33,16 @@ def read_image(path: str | Path, image_format: str = "RGB") -> np.ndarray:
     """
     if image_format not in ("RGB", "BGR", "L"):
         raise ValueError(f'INPUT.FORMAT is "{image_format}", expected "RGB", "BGR" or "L".')
-    image = _load(path)
-    if image.mode.startswith(("I", "F")):
-        image = _stretch_to_8_bits(np.asarray(image))
-    pixels = np.array(image.convert("L" if image_format == "L" else "RGB"))
+    image = _as_8_bits(_load(path))
     if image_format == "L":
-        return pixels[:, :, np.newaxis]
+        return np.array(image.convert("L"))[:, :, np.newaxis]
+    pixels = np.array(image.convert("RGB"))
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def to_eight_bits(image: Image.Image) -> np.ndarray:
+    """What :func:`read_image` gives for an image that Pillow has opened already: (H, W, 3) uint8 RGB, upright."""
+    return np.array(_as_8_bits(ImageOps.exif_transpose(image)).convert("RGB"))
 
 
 def read_label_image(path: str | Path) -> np.ndarray:
@@ -96,6 +99,10 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 def _load(path: str | Path) -> Image.Image:
     with _opened(path) as image:
         return ImageOps.exif_transpose(image)
+
+
+def _as_8_bits(image: Image.Image) -> Image.Image:
+    return _stretch_to_8_bits(np.asarray(image)) if image.mode.startswith(("I", "F")) else image
 
 
 def _stretch_to_8_bits(pixels: np.ndarray) -> Image.Image:

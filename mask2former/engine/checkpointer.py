@@ -16,7 +16,7 @@ from mask2former.modeling.checkpoint_compat import convert_checkpoint
 
 from .weight_files import file_in_folder, read_pickle, read_safetensors, read_torch
 
-__all__ = ["Mask2FormerCheckpointer"]
+__all__ = ["Mask2FormerCheckpointer", "tensors_of"]
 
 # What a checkpoint may leave out: constants, and settings that the configuration holds.
 OPTIONAL = ("criterion.empty_weight", "relative_position_index", "num_batches_tracked", "pixel_mean", "pixel_std")
@@ -54,7 +54,7 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
         model = self.model.state_dict()
-        weights = _tensors(checkpoint["model"])
+        weights = tensors_of(checkpoint["model"])
         converted = convert_checkpoint(weights, model)
         if any(name in model for name in converted):
             checkpoint["model"] = converted
@@ -99,7 +99,8 @@ def _grouped(names: Iterable[str]) -> str:
     return "\n".join(f"  {m}.{{{', '.join(sorted(leaves))}}} ({count[m]})" for m, leaves in groups.items())
 
 
-def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+def tensors_of(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, arrays of numpy among them; an error where there is anything else."""
     tensors = {}
     for name, value in state_dict.items():
         if isinstance(value, np.ndarray | np.generic):

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -9,14 +10,14 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from mask2former import add_maskformer2_config
+from mask2former.config import add_maskformer2_config
 from mask2former.data import register_custom_datasets
 from mask2former.engine.config_files import merge_yaml
 
-__all__ = ["load_config", "setup"]
+__all__ = ["finish_config", "load_config", "setup"]
 
 
-def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode:
+def load_config(config_file: str = "", opts: Sequence[str] | None = None) -> CfgNode:
     """Read a configuration, and register the data sets of your own that it names.
 
     Args:
@@ -33,7 +34,12 @@ def load_config(config_file: str = "", opts: list[str] | None = None) -> CfgNode
     add_maskformer2_config(cfg)
     if config_file:
         merge_yaml(cfg, config_file)
-    cfg.merge_from_list(opts or [])
+    return finish_config(cfg, opts)
+
+
+def finish_config(cfg: CfgNode, opts: Sequence[str] | None = None) -> CfgNode:
+    """The rest of :func:`load_config`, for a configuration that was put together otherwise; in place, and returned."""
+    cfg.merge_from_list(list(opts or []))
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger(__name__).info(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but there is no GPU: running on the CPU."

@@ -19,7 +19,14 @@ if sys.version_info >= (3, 11):
 else:
     from importlib.abc import Traversable
 
-__all__ = ["PackagePathHandler", "file_in_folder", "read_pickle", "read_safetensors", "read_torch"]
+__all__ = [
+    "PackagePathHandler",
+    "file_in_folder",
+    "read_pickle",
+    "read_safetensors",
+    "read_torch",
+    "write_safetensors",
+]
 
 
 def read_torch(path: str) -> Any:
@@ -49,6 +56,20 @@ def read_safetensors(path: str) -> dict[str, torch.Tensor]:
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(f"{path} needs safetensors: pip install 'mask2former[hf]'") from e
     return load_file(path)
+
+
+def write_safetensors(weights: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Write a ``.safetensors`` file, as ``transformers`` reads it.
+
+    Raises:
+        ModuleNotFoundError: without the ``safetensors`` package.
+    """
+    try:
+        from safetensors.torch import save_file
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(f"{path} needs safetensors: pip install 'mask2former[hf]'") from e
+    contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
 
 
 def read_pickle(path: str) -> Any:

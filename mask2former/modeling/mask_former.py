@@ -1,6 +1,7 @@
 """The meta-architecture: one model for semantic, instance and panoptic segmentation (Section 3)."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class MaskFormer(nn.Module):
         tile_size: int = 0,
         tile_overlap: int = 0,
         split_disconnected_things: bool = False,
+        mask_padding: bool = False,
     ) -> None:
         """
         Args:
@@ -73,6 +75,7 @@ class MaskFormer(nn.Module):
                 side; 0 never does. See :class:`~mask2former.modeling.tiling.TiledInference`.
             tile_overlap: least overlap of tiles in pixels.
             split_disconnected_things: make each connected region of a thing's mask an instance of its own.
+            mask_padding: in inference, give each image of a batch what it gets alone, whatever the others' sizes.
         """
         super().__init__()
         self.backbone = backbone
@@ -89,8 +92,12 @@ class MaskFormer(nn.Module):
         self.semantic_on = semantic_on
         self.panoptic_on = panoptic_on
         self.instance_on = instance_on
+        # The classes of a panoptic model include stuff, which has no instances.
+        self.instances_are_things = panoptic_on
+        self.panoptic_scores = False
         self.test_topk_per_image = test_topk_per_image
         self.ignore_void = ignore_void
+        self.mask_padding = mask_padding
         self.split_disconnected_things = split_disconnected_things
         self.tiled_inference = (
             TiledInference(tile_size, tile_overlap, self.size_divisibility) if tile_size > 0 else None
@@ -122,12 +129,39 @@ class MaskFormer(nn.Module):
             "tile_size": test.TILE_SIZE,
             "tile_overlap": test.TILE_OVERLAP,
             "split_disconnected_things": test.SPLIT_DISCONNECTED_THINGS,
+            "mask_padding": test.MASK_PADDING,
         }
 
     @property
     def device(self) -> torch.device:
         """Where the model is, and where images are moved to."""
         return self.pixel_mean.device
+
+    def with_outputs(
+        self, tasks: Collection[str], *, object_mask_threshold: float | None = None, panoptic_scores: bool = False
+    ) -> "MaskFormer":
+        """This model with other results: the same modules and weights, and this one stays as it is.
+
+        Args:
+            tasks: of "panoptic", "instance" and "semantic", what to give.
+            object_mask_threshold: as in ``__init__``; None keeps this model's.
+            panoptic_scores: give panoptic segments a ``score`` in 0..1.
+
+        Raises:
+            ValueError: if panoptic results are asked for and the metadata does not say which classes are things.
+        """
+        if "panoptic" in tasks and not hasattr(self.metadata, "thing_dataset_id_to_contiguous_id"):
+            raise ValueError(
+                f"the data set {self.metadata.get('name', '(none)')} does not say which classes are things, so there "
+                "is no panoptic result; ask for task 'semantic' or 'instance'."
+            )
+        model = copy.copy(self)
+        model.panoptic_on, model.instance_on = "panoptic" in tasks, "instance" in tasks
+        model.semantic_on = "semantic" in tasks
+        model.panoptic_scores = panoptic_scores
+        if object_mask_threshold is not None:
+            model.object_mask_threshold = object_mask_threshold
+        return model
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Segment images, or compute the training loss.
@@ -147,8 +181,10 @@ class MaskFormer(nn.Module):
             - ``instances``: ``Instances`` with ``pred_masks`` (N, height, width) bool, ``pred_boxes`` in pixels,
               ``scores`` and ``pred_classes``.
         """
-        if self._needs_tiles(batched_inputs):
+        if not self.training and self._needs_tiles(batched_inputs):
             return [self._segment_in_tiles(entry) for entry in batched_inputs]
+        if not self.training and self.mask_padding and len(set(self._padded_sizes(batched_inputs))) > 1:
+            return self._segment_by_size(batched_inputs)
         images = self._normalise_and_pad(batched_inputs)
         features = self.backbone(images.tensor)
         outputs = self.sem_seg_head(features)
@@ -156,6 +192,24 @@ class MaskFormer(nn.Module):
             targets = self._prepare_targets(batched_inputs, images)
             return self._weigh(self.criterion(outputs, targets))
         return self._postprocess(outputs, batched_inputs, images)
+
+    def _segment_by_size(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Segment the images of each size apart, so that none is padded because of another."""
+        sizes = self._padded_sizes(batched_inputs)
+        results: dict[int, dict[str, Any]] = {}
+        for size in set(sizes):
+            group = [index for index, other in enumerate(sizes) if other == size]
+            segmented = self.forward([batched_inputs[index] for index in group])
+            assert isinstance(segmented, list), "this is not called in training"
+            results.update(zip(group, segmented, strict=True))
+        return [results[index] for index in range(len(sizes))]
+
+    def _padded_sizes(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[int, ...]]:
+        """(height, width) of each image if it is padded alone."""
+        multiple = max(self.size_divisibility, 1)
+        return [
+            tuple(-(-side // multiple) * multiple for side in entry["image"].shape[-2:]) for entry in batched_inputs
+        ]
 
     def _normalise_and_pad(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         for entry in batched_inputs:
@@ -221,6 +275,7 @@ class MaskFormer(nn.Module):
                 thing_classes=self._thing_classes,
                 object_mask_threshold=self.object_mask_threshold,
                 overlap_threshold=self.overlap_threshold,
+                with_scores=self.panoptic_scores,
             )
         if self.instance_on:
             result["instances"] = instance_inference(
@@ -233,10 +288,8 @@ class MaskFormer(nn.Module):
         return result
 
     def _needs_tiles(self, batched_inputs: list[dict[str, Any]]) -> bool:
-        return (
-            not self.training
-            and self.tiled_inference is not None
-            and any(self.tiled_inference.applies_to(tuple(entry["image"].shape[-2:])) for entry in batched_inputs)
+        return self.tiled_inference is not None and any(
+            self.tiled_inference.applies_to(tuple(entry["image"].shape[-2:])) for entry in batched_inputs
         )
 
     def _segment_in_tiles(self, entry: dict[str, Any]) -> dict[str, Any]:
@@ -263,6 +316,7 @@ class MaskFormer(nn.Module):
                 thing_classes=self._thing_classes,
                 object_mask_threshold=self.object_mask_threshold,
                 overlap_threshold=self.overlap_threshold,
+                with_scores=self.panoptic_scores,
             )
         if self.instance_on:
             result["instances"] = instances_of_patches(
@@ -280,8 +334,8 @@ class MaskFormer(nn.Module):
 
     @property
     def _instance_classes(self) -> set[int]:
-        """Those of which there are instances; the classes of a panoptic model include stuff, which has none."""
-        return self._thing_classes if self.panoptic_on else set(range(self.criterion.num_classes))
+        """Contiguous ids of the classes that instances may have."""
+        return self._thing_classes if self.instances_are_things else set(range(self.criterion.num_classes))
 
 
 def _build_criterion(cfg: CfgNode, num_classes: int) -> SetCriterion:

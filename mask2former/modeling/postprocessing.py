@@ -89,6 +89,7 @@ def panoptic_inference(
     thing_classes: Collection[int],
     object_mask_threshold: float,
     overlap_threshold: float,
+    with_scores: bool = False,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Give each pixel to the query with the highest class probability times mask probability.
 
@@ -99,6 +100,8 @@ def panoptic_inference(
         thing_classes: contiguous ids of countable classes; segments of any other class are merged into one.
         object_mask_threshold: queries whose best class is less probable take no part.
         overlap_threshold: a query that wins less than this share of the pixels of its own mask gives no segment.
+        with_scores: give segments a ``score``, the class probability of the query, or of the surest of those that were
+            merged.
 
     Returns:
         The id map (height, width) int32, where 0 is void, and its segments as ``id`` (from 1), ``isthing`` and
@@ -118,6 +121,7 @@ def panoptic_inference(
         labels[kept].tolist(),
         thing_classes=thing_classes,
         overlap_threshold=overlap_threshold,
+        scores=scores[kept].tolist() if with_scores else None,
     )
 
 
@@ -129,6 +133,7 @@ def accept_segments(
     *,
     thing_classes: Collection[int],
     overlap_threshold: float,
+    scores: list[float] | None = None,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """The panoptic result of S competing segments.
 
@@ -139,6 +144,7 @@ def accept_segments(
         labels: their classes.
         thing_classes: as in :func:`panoptic_inference`.
         overlap_threshold: as in :func:`panoptic_inference`.
+        scores: of each one, for the segments' ``score``; None gives none.
 
     Returns:
         As :func:`panoptic_inference`.
@@ -147,6 +153,8 @@ def accept_segments(
     segment_area = torch.bincount(winner[inside], minlength=len(labels))
     accepted = (own_area > 0) & (segment_area > 0) & (won_area.double() / own_area >= overlap_threshold)
     ids, segments = _number_segments(labels, accepted.tolist(), thing_classes)
+    if scores is not None:
+        _add_scores(segments, ids, scores)
     lookup = torch.tensor(ids, dtype=torch.int32, device=winner.device)
     return lookup[winner] * inside, segments
 
@@ -278,6 +286,14 @@ def _number_segments(
         if not is_thing:
             stuff_ids[label] = segment_id
     return ids, segments
+
+
+def _add_scores(segments: list[dict[str, Any]], ids: list[int], scores: list[float]) -> None:
+    """Write the highest score of its queries into each segment."""
+    for segment_id, score in zip(ids, scores, strict=True):
+        if segment_id:
+            segment = segments[segment_id - 1]
+            segment["score"] = max(score, segment.get("score", 0.0))
 
 
 def _binarise(mask_pred: Tensor, queries: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 import demo
+from mask2former.inference.loading import model_config
 
 Save = Callable[..., Path]
 
@@ -328,7 +329,7 @@ class TestModel:
     def test_missing_config(self, tmp_path: Path, save: Save, capsys: pytest.CaptureFixture[str]) -> None:
         arguments = ["--config-file", "nowhere.yaml", "--input", str(save("a.png")), "--output", str(tmp_path / "out")]
         assert demo.main(arguments) == 1
-        assert "--config-file: there is no file nowhere.yaml" in capsys.readouterr().err
+        assert "there is no configuration nowhere.yaml" in capsys.readouterr().err
 
     def test_no_task(self, run: Callable[..., int], save: Save, capsys: pytest.CaptureFixture[str]) -> None:
         off = [word for name in ("SEMANTIC", "INSTANCE", "PANOPTIC") for word in (_key(name), "False")]
@@ -344,12 +345,9 @@ class TestModel:
 
 
 class TestDefaults:
-    def test_shipped_model_and_sample_picture(
-        self, config_file: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_sample_picture(self, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(demo, "DEFAULT_CONFIG", str(config_file))
-        monkeypatch.setattr(demo, "DEFAULT_WEIGHTS", str(weights))
+        monkeypatch.setattr(demo, "DEFAULT_MODEL", str(config_file))
         assert demo.main([]) == 0
         result = load(tmp_path / demo.SAMPLE_OUTPUT / "ihc.json")
         assert (result["height"], result["width"]) == (512, 512)
@@ -358,17 +356,14 @@ class TestDefaults:
         self, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(demo, "DEFAULT_CONFIG", str(config_file))
+        monkeypatch.setattr(demo, "DEFAULT_MODEL", str(config_file))
         assert demo.main(["--opts", "MODEL.WEIGHTS", "mine.pth"]) == 1
         assert "no file mine.pth" in capsys.readouterr().err
 
-    def test_config_of_the_shipped_model_missing(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(demo, "DEFAULT_CONFIG", "configs/absent.yaml")
-        assert demo.main([]) == 1
-        assert "there is no file" in capsys.readouterr().err
+    def test_default_is_the_model_of_the_repository(self) -> None:
+        cfg = model_config(demo.DEFAULT_MODEL)
+        assert Path(cfg.MODEL.WEIGHTS).is_file()
+        assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
 
     def test_sample_package_missing(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr(demo, "SAMPLE_PACKAGE", "no_such_package")

@@ -73,6 +73,7 @@ def panoptic_of_patches(
     thing_classes: Collection[int],
     object_mask_threshold: float,
     overlap_threshold: float,
+    with_scores: bool = False,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """:func:`~mask2former.modeling.postprocessing.panoptic_inference` of segments that are patches."""
     device = patches[0].logits.device if patches else None
@@ -81,6 +82,7 @@ def panoptic_of_patches(
     inside = torch.zeros(canvas.output_size, dtype=torch.bool, device=device)
     labels: list[int] = []
     own_areas: list[Tensor] = []
+    scores: list[float] = []
     for patch in patches:
         score, label = patch.probabilities.max(0)
         if label == len(patch.probabilities) - 1 or score <= object_mask_threshold:
@@ -94,10 +96,17 @@ def panoptic_of_patches(
         inside[area] = torch.where(better, own, inside[area])
         labels.append(int(label))
         own_areas.append(own.sum())
+        scores.append(float(score))
     if not labels:
         return torch.zeros(canvas.output_size, dtype=torch.int32, device=device), []
     return accept_segments(
-        winner, inside, torch.stack(own_areas), labels, thing_classes=thing_classes, overlap_threshold=overlap_threshold
+        winner,
+        inside,
+        torch.stack(own_areas),
+        labels,
+        thing_classes=thing_classes,
+        overlap_threshold=overlap_threshold,
+        scores=scores if with_scores else None,
     )
 
 

@@ -6,16 +6,24 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 
-__all__ = ["VideoWriter", "frame_rate", "open_video", "prefetch", "read_frames"]
+__all__ = ["VideoWriter", "frame_rate", "is_video", "open_video", "prefetch", "read_frames"]
 
 _Item = TypeVar("_Item")
 _DEFAULT_RATE = 25.0  # cameras often do not say
+_VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 _CODECS = {".mp4": "mp4v", ".mkv": "mp4v", ".mov": "mp4v", ".avi": "MJPG"}
+
+
+def is_video(source: Any) -> bool:
+    """Whether a source is a camera (its number), an open capture, an address, or a file that is named as videos are."""
+    if isinstance(source, str | Path):
+        return "://" in str(source) or Path(source).suffix.lower() in _VIDEO_SUFFIXES
+    return isinstance(source, int | cv2.VideoCapture)
 
 
 def open_video(source: str | int) -> cv2.VideoCapture:

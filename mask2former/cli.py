@@ -1,0 +1,141 @@
+"""The command ``mask2former``: segment, train, evaluate, convert weights, list models."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.engine import default_argument_parser
+
+from mask2former.engine.convert import FORMATS, convert_file
+from mask2former.engine.run import run
+from mask2former.inference import Segmenter
+from mask2former.inference.loading import model_config
+from mask2former.inference.pictures import find_pictures
+from mask2former.inference.result_files import plan_outputs, plan_video_output
+from mask2former.inference.runs import complain, save_pictures, save_video
+from mask2former.inference.video import VideoWriter, frame_rate, is_video, open_video
+from mask2former.inference.zoo import zoo
+
+__all__ = ["get_parser", "main"]
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="mask2former", description="Segment pictures with Mask2Former, or train it.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_predict(commands)
+    for name, eval_only, text in (("train", False, "train a model"), ("eval", True, "evaluate a model")):
+        command = commands.add_parser(
+            name, help=text, parents=[default_argument_parser(epilog=" ")], conflict_handler="resolve"
+        )
+        command.set_defaults(run=_train, eval_only=eval_only)
+    _add_convert(commands)
+    commands.add_parser("models", help="list the published models").set_defaults(run=_models)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; default: the process's own.
+
+    Returns:
+        The exit code: 0, or 1 where something could not be done; each such thing has one line on stderr.
+    """
+    args = get_parser().parse_args(argv)
+    result: int = args.run(args)
+    return result
+
+
+def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser("predict", help="segment pictures and videos")
+    command.add_argument(
+        "input", nargs="+", help="pictures, folders of pictures, quoted patterns such as 'scans/**/*.tif', or videos"
+    )
+    command.add_argument(
+        "--model",
+        required=True,
+        help="a name that `mask2former models` lists, a configuration, a training's output folder, or a Hugging Face "
+        "folder or repository",
+    )
+    command.add_argument("--weights", metavar="FILE", help="a checkpoint to take instead of the model's own")
+    command.add_argument("--output", required=True, metavar="PATH", help="a folder, or the file of a single drawing")
+    command.add_argument("--task", choices=("panoptic", "instance", "semantic"), help="default: the model's first")
+    command.add_argument("--threshold", type=float, metavar="P", help="least score, 0 to 1, of what is kept")
+    command.add_argument("--size", type=int, metavar="PIXELS", help="of the shorter edge, as the network sees it")
+    command.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default: 1)")
+    command.add_argument("--device", help="such as cpu or cuda:1; default: the GPU if there is one")
+    command.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="configuration keys; must come last"
+    )
+    command.set_defaults(run=_predict)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    """Segment what can be read; 0 if that is all."""
+    output = Path(args.output)
+    options = {"task": args.task, "threshold": args.threshold, "size": args.size}
+    videos = [given for given in args.input if is_video(given)]
+    pictures, complaints = find_pictures([given for given in args.input if given not in videos])
+    for complaint in complaints:
+        complain(complaint)
+    try:
+        if pictures:
+            plan_outputs(pictures, output)  # complains before the model is loaded
+        opened = [open_video(video) for video in videos]
+        writers = [
+            VideoWriter(plan_video_output(Path(given), output), frame_rate(video))
+            for given, video in zip(videos, opened, strict=True)
+        ]
+        device = ["MODEL.DEVICE", args.device] if args.device else []
+        model = Segmenter(model_config(args.model, args.weights, [*device, *args.opts]))
+        model.check_options(**options)
+    except (OSError, ValueError) as error:
+        complain(error)
+        return 1
+    done = not complaints
+    if pictures:
+        done &= save_pictures(model, pictures, output, batch_size=args.batch_size, **options)
+    for video, writer in zip(opened, writers, strict=True):
+        done &= save_video(model, video, writer, batch_size=args.batch_size, **options)
+    return 0 if done else 1
+
+
+def _train(args: argparse.Namespace) -> int:
+    run(args)
+    return 0
+
+
+def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "convert",
+        help="convert weights between the official names and Hugging Face's",
+        description=convert_file.__doc__,
+    )
+    command.add_argument("source", type=Path, help=".pth, .pkl, .safetensors or .bin, or a save_pretrained folder")
+    command.add_argument("target", type=Path, help=".pth or .safetensors")
+    command.add_argument("--to", choices=FORMATS, default="official", help="whose names (default: official)")
+    command.set_defaults(run=_convert)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    try:
+        number = convert_file(args.source, args.target, args.to)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        complain(error)
+        return 1
+    print(f"{number} tensors -> {args.target}")
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    for entry in zoo().values():
+        metrics = ", ".join(f"{name} {value:g}" for name, value in entry.metrics.items())
+        print(f"{entry.name:40} {metrics}".rstrip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

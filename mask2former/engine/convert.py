@@ -1,0 +1,51 @@
+"""Weights from one code base's names to another's."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mask2former.engine.checkpointer import Mask2FormerCheckpointer, tensors_of
+from mask2former.engine.weight_files import file_in_folder, write_safetensors
+from mask2former.modeling.checkpoint_compat import from_huggingface, to_huggingface, upgrade_legacy_names
+from mask2former.modeling.checkpoint_huggingface import is_huggingface
+
+__all__ = ["FORMATS", "convert_file"]
+
+FORMATS = ("official", "huggingface")
+
+
+def convert_file(source: Path, target: Path, to: str = "official") -> int:
+    """Convert a checkpoint of a whole Mask2Former: names, not its configuration. Optimizer states are left out.
+
+    Args:
+        source: a file in any form that :class:`Mask2FormerCheckpointer` reads, or a folder of ``save_pretrained``.
+        target: ``.pth`` (``{"model": ...}``) or ``.safetensors``; its folder must exist.
+        to: "official", this repository's and the official release's names, or "huggingface".
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the target's form is unknown, or something has no counterpart there.
+    """
+    if target.suffix not in (".pth", ".safetensors"):
+        raise ValueError(f"{target}: cannot write weights of type {target.suffix!r}, only .pth and .safetensors.")
+    if target.resolve() == source.resolve():
+        raise ValueError(f"{target} would be overwritten by its own conversion; choose another name.")
+    path = file_in_folder(str(source)) if source.is_dir() else str(source)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    weights = tensors_of(Mask2FormerCheckpointer(nn.Module())._load_file(path)["model"])
+    if is_huggingface(weights):
+        weights = from_huggingface(weights)
+    else:
+        upgrade_legacy_names(weights, "sem_seg_head.")
+    if to == "huggingface":
+        weights = to_huggingface(weights)
+    if target.suffix == ".pth":
+        torch.save({"model": weights}, target)
+    else:
+        write_safetensors(weights, target)
+    return len(weights)

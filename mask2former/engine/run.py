@@ -1,0 +1,39 @@
+"""What ``train_net.py`` and the command ``mask2former`` run: one training or one evaluation."""
+
+import argparse
+from typing import Any
+
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from mask2former.engine.checkpointer import Mask2FormerCheckpointer
+from mask2former.engine.launch import launch
+from mask2former.engine.setup import setup
+from mask2former.engine.trainer import Trainer
+
+__all__ = ["main", "run"]
+
+
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Run one process of the job; returns the results of an evaluation.
+
+    Args:
+        args: of ``detectron2.engine.default_argument_parser``.
+    """
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        Mask2FormerCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the job in as many processes as it asks for."""
+    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))

@@ -1,0 +1,212 @@
+"""Configurations of Hugging Face's ``Mask2FormerForUniversalSegmentation`` in our keys."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+
+from mask2former.config import add_maskformer2_config
+from mask2former.engine.weight_files import file_in_folder
+
+__all__ = ["download_repository", "read_folder"]
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+_RESNET_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+# Theirs to ours. Their decoder's number of layers counts predictions, as ours does.
+_HEAD_KEYS = {
+    "feature_size": "CONVS_DIM",
+    "mask_feature_size": "MASK_DIM",
+    "encoder_layers": "TRANSFORMER_ENC_LAYERS",
+    "encoder_feedforward_dim": "DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD",
+    "num_attention_heads": "DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS",
+    "common_stride": "COMMON_STRIDE",
+}
+_MASK_FORMER_KEYS = {
+    "hidden_dim": "HIDDEN_DIM",
+    "num_attention_heads": "NHEADS",
+    "dim_feedforward": "DIM_FEEDFORWARD",
+    "decoder_layers": "DEC_LAYERS",
+    "num_queries": "NUM_OBJECT_QUERIES",
+    "dropout": "DROPOUT",
+    "pre_norm": "PRE_NORM",
+    "enforce_input_projection": "ENFORCE_INPUT_PROJ",
+    "no_object_weight": "NO_OBJECT_WEIGHT",
+    "class_weight": "CLASS_WEIGHT",
+    "mask_weight": "MASK_WEIGHT",
+    "dice_weight": "DICE_WEIGHT",
+}
+_SWIN_KEYS = (
+    "embed_dim",
+    "depths",
+    "num_heads",
+    "window_size",
+    "mlp_ratio",
+    "qkv_bias",
+    "patch_size",
+    "drop_path_rate",
+)
+# What models are published for, the task they are for, and whether their classes are the stuff list (all) or things.
+_KNOWN_DATA = (
+    ("coco_2017_train_panoptic", "stuff_classes", "PANOPTIC_ON"),
+    ("coco_2017_train", "thing_classes", "INSTANCE_ON"),
+    ("cityscapes_fine_panoptic_train", "stuff_classes", "PANOPTIC_ON"),
+    ("ade20k_sem_seg_train", "stuff_classes", "SEMANTIC_ON"),
+)
+
+logger = logging.getLogger(__name__)
+
+
+def download_repository(repository: str) -> Path:
+    """Download a model's files into the cache of ``huggingface_hub``, and return their folder.
+
+    Args:
+        repository: "<owner>/<name>".
+
+    Raises:
+        ModuleNotFoundError: without the package ``huggingface_hub``.
+        OSError: it is not there, or not reachable.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(f"{repository} needs huggingface_hub: pip install 'mask2former[hf]'") from e
+
+    def fetch(*names: str) -> Path | None:
+        """The first of these files that is there."""
+        for name in names:
+            try:
+                return Path(hf_hub_download(repository, name))
+            except EntryNotFoundError:
+                continue
+        return None
+
+    try:
+        config, weights = fetch("config.json"), fetch(*_WEIGHTS)
+        fetch("preprocessor_config.json")
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise OSError(
+            f"{repository} cannot be downloaded from Hugging Face ({str(error).splitlines()[0]}). Check the name and "
+            "the network, or download it by other means and give its folder."
+        ) from error
+    if config is None or weights is None:
+        raise FileNotFoundError(f"{repository} at Hugging Face has no config.json, or none of {', '.join(_WEIGHTS)}.")
+    return config.parent
+
+
+def read_folder(folder: Path) -> CfgNode:
+    """Translate ``config.json`` and ``preprocessor_config.json`` of a folder that ``save_pretrained`` wrote.
+
+    All three tasks can be asked for. Classes are named as ``id2label`` says; which are things is known only where they
+    are COCO's or Cityscapes'; otherwise all are taken for things, as by ``transformers``.
+
+    Returns:
+        The configuration, not frozen, with ``MODEL.WEIGHTS``.
+
+    Raises:
+        FileNotFoundError: there are no weights.
+        ValueError: the model is another than Mask2Former with a Swin or ResNet, or has a setting that ours has not.
+    """
+    theirs = json.loads((folder / "config.json").read_text("utf-8"))
+    if theirs.get("model_type") != "mask2former":
+        raise ValueError(f"{folder}: config.json is of a {theirs.get('model_type')!r} model, expected 'mask2former'.")
+    if theirs.get("activation_function", "relu") != "relu":
+        raise ValueError(f"{folder}: activation_function is {theirs['activation_function']!r}, expected 'relu'.")
+    cfg = get_cfg()
+    add_maskformer2_config(cfg)
+    _set_model(cfg, theirs)
+    _set_backbone(cfg, theirs.get("backbone_config") or {"model_type": "swin"}, folder)
+    file = folder / "preprocessor_config.json"
+    _set_preprocessing(cfg, json.loads(file.read_text("utf-8")) if file.is_file() else {})
+    _set_classes(cfg, theirs, str(folder))
+    cfg.MODEL.WEIGHTS = file_in_folder(str(folder))
+    return cfg
+
+
+def _set_model(cfg: CfgNode, theirs: Mapping[str, Any]) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
+    head, mask_former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+    head.NAME, head.PIXEL_DECODER_NAME, head.NORM = "MaskFormerHead", "MSDeformAttnPixelDecoder", "GN"
+    head.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    head.TRANSFORMER_ENC_LAYERS = 6
+    mask_former.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"
+    mask_former.DEC_LAYERS, mask_former.DROPOUT = 10, 0.0
+    for section, keys in ((head, _HEAD_KEYS), (mask_former, _MASK_FORMER_KEYS)):
+        for their_key, our_key in keys.items():
+            if their_key in theirs:
+                section[our_key] = type(section[our_key])(theirs[their_key])
+    test = mask_former.TEST
+    # What transformers and the official release post-process with.
+    test.OBJECT_MASK_THRESHOLD = test.OVERLAP_THRESHOLD = 0.8
+
+
+def _set_backbone(cfg: CfgNode, theirs: Mapping[str, Any], folder: Path) -> None:
+    kind = theirs.get("model_type")
+    if kind == "swin":
+        cfg.MODEL.BACKBONE.NAME = "D2SwinTransformer"
+        for key in _SWIN_KEYS:
+            if key in theirs:
+                cfg.MODEL.SWIN[key.upper()] = theirs[key]
+        return
+    depths = tuple(theirs.get("depths", (3, 4, 6, 3)))
+    if kind != "resnet" or theirs.get("layer_type", "bottleneck") != "bottleneck" or depths not in _RESNET_DEPTHS:
+        raise ValueError(
+            f"{folder}: the backbone is {kind!r} with depths {list(depths)}; expected 'swin', or a 'resnet' of "
+            f"bottlenecks with depths {' or '.join(map(str, map(list, _RESNET_DEPTHS)))}."
+        )
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    resnet = cfg.MODEL.RESNETS
+    resnet.DEPTH, resnet.STRIDE_IN_1X1, resnet.STEM_TYPE = _RESNET_DEPTHS[depths], False, "basic"
+    resnet.RES5_MULTI_GRID = [1, 1, 1]
+    resnet.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    resnet.STEM_OUT_CHANNELS = theirs.get("embedding_size", 64)
+    resnet.RES2_OUT_CHANNELS = theirs.get("hidden_sizes", [256])[0]
+    resnet.WIDTH_PER_GROUP = resnet.RES2_OUT_CHANNELS // 4
+
+
+def _set_preprocessing(cfg: CfgNode, theirs: Mapping[str, Any]) -> None:
+    cfg.INPUT.FORMAT = "RGB"
+    mean, std = (theirs.get(key) or _IMAGENET[key] for key in ("image_mean", "image_std"))
+    # Theirs are for pictures in 0..1, ours for 0..255.
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [255.0 * x for x in mean], [255.0 * x for x in std]
+    size = theirs.get("size") or {}
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    cfg.INPUT.MIN_SIZE_TEST = int(size.get("shortest_edge", 800)) if theirs.get("do_resize", True) else 0
+    cfg.INPUT.MAX_SIZE_TEST = int(size.get("longest_edge", theirs.get("max_size", 1333)))
+
+
+def _set_classes(cfg: CfgNode, theirs: Mapping[str, Any], name: str) -> None:
+    labels = {int(key): value for key, value in (theirs.get("id2label") or {}).items()}
+    count = theirs.get("num_labels", len(labels) or 2)  # their default writes neither
+    names = [str(labels.get(i, i)) for i in range(max(count, len(labels)))]
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(names)
+    data, task = _known_data(names)
+    if data is None:
+        data, task = f"huggingface:{name}", "PANOPTIC_ON"
+        logger.warning(f"{name}: these are the classes of no data set known here, so all are taken for things.")
+        MetadataCatalog.pop(data, None)
+        ids = {i: i for i in range(len(names))}
+        MetadataCatalog.get(data).set(
+            thing_classes=names,
+            stuff_classes=names,
+            thing_dataset_id_to_contiguous_id=ids,
+            stuff_dataset_id_to_contiguous_id=ids,
+        )
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (data,)
+    test = cfg.MODEL.MASK_FORMER.TEST
+    test.SEMANTIC_ON = test.INSTANCE_ON = test.PANOPTIC_ON = False
+    test[task] = True
+
+
+def _known_data(names: Sequence[str]) -> tuple[str | None, str]:
+    """The data set that has these classes, and the first task of models for it."""
+    wanted = [name.casefold() for name in names]
+    for data, key, task in _KNOWN_DATA:
+        if wanted == [str(name).casefold() for name in MetadataCatalog.get(data).get(key, [])]:
+            return data, task
+    return None, ""

@@ -1,0 +1,106 @@
+"""Finding the configuration and the weights of what a user calls a model."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from mask2former.engine.setup import finish_config, load_config
+from mask2former.inference import huggingface
+from mask2former.inference.zoo import ZooEntry, find_entry, installed_file, suggest_names
+
+__all__ = ["model_config"]
+
+_CONFIG_SUFFIXES = {".yaml", ".yml"}
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def model_config(model: str | Path, weights: str | Path | None = None, opts: Sequence[str] = ()) -> CfgNode:
+    """Find the configuration of a model.
+
+    Args:
+        model: a configuration (``.yaml``); a name of the zoo; a checkpoint of the zoo, or one with its ``config.yaml``
+            beside it, as training leaves it; the output folder of a training; a folder of Hugging Face's
+            ``save_pretrained``; or "<owner>/<name>" at Hugging Face.
+        weights: replaces the weights that go with it; a path, an address or a name that ``PathManager`` knows.
+        opts: ``KEY VALUE`` pairs that change the configuration.
+
+    Returns:
+        The frozen configuration, with ``MODEL.WEIGHTS``.
+
+    Raises:
+        FileNotFoundError: the model, its configuration or its weights are not there.
+        OSError: it cannot be downloaded.
+        ValueError: it is no model.
+    """
+    path = Path(model).expanduser()
+    if path.suffix.lower() in _CONFIG_SUFFIXES:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no configuration {model}; check the path and the working directory.")
+        return _load(path, weights, opts)
+    if path.is_dir():
+        return _config_of_folder(path, weights, opts)
+    if path.is_file():
+        return _config_of_checkpoint(path, weights, opts)
+    entry = find_entry(str(model))
+    if entry is not None:
+        return _config_of_entry(entry, weights, opts)
+    if _REPOSITORY.fullmatch(str(model)):
+        return _config_of_huggingface(huggingface.download_repository(str(model)), weights, opts)
+    raise FileNotFoundError(
+        f"there is no model {str(model)!r}: it is no file or folder here and no name of the model zoo (the closest are "
+        f"{', '.join(suggest_names(str(model)))}; mask2former.list_models() has all)."
+    )
+
+
+def _load(config: Path, weights: str | Path | None, opts: Sequence[str]) -> CfgNode:
+    given = [] if weights is None else ["MODEL.WEIGHTS", str(weights)]
+    return load_config(str(config), [*given, *opts])  # in this order: opts win
+
+
+def _config_of_entry(entry: ZooEntry, weights: str | Path | None, opts: Sequence[str]) -> CfgNode:
+    config = installed_file(entry.config)
+    needs_own = weights is None and "MODEL.WEIGHTS" not in opts
+    return _load(config, entry.checkpoint_file() if needs_own else weights, opts)
+
+
+def _config_of_checkpoint(path: Path, weights: str | Path | None, opts: Sequence[str]) -> CfgNode:
+    beside = path.parent / "config.yaml"
+    if beside.is_file():
+        return _load(beside, weights or path, opts)
+    entry = find_entry(path.name)
+    if entry is not None:
+        return _load(installed_file(entry.config), weights or path, opts)
+    raise FileNotFoundError(
+        f"{path} is a checkpoint without a config.yaml beside it, and none of the model zoo's; give the configuration "
+        "first: load(CONFIG, weights=CHECKPOINT)."
+    )
+
+
+def _config_of_folder(folder: Path, weights: str | Path | None, opts: Sequence[str]) -> CfgNode:
+    if (folder / "config.json").is_file():
+        return _config_of_huggingface(folder, weights, opts)
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"{folder} is a folder without config.yaml (of a training) or config.json (of Hugging Face); it has "
+            f"{sorted(path.name for path in folder.iterdir())[:10]}."
+        )
+    return _load(folder / "config.yaml", weights or _trained_weights(folder), opts)
+
+
+def _trained_weights(folder: Path) -> Path:
+    """The best checkpoint of a training that kept it, else the last."""
+    candidates = [folder / "model_best.pth"]
+    if (folder / "last_checkpoint").is_file():
+        candidates.append(folder / (folder / "last_checkpoint").read_text().strip())
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(f"{folder} has no checkpoint yet, neither model_best.pth nor what last_checkpoint names.")
+
+
+def _config_of_huggingface(folder: Path, weights: str | Path | None, opts: Sequence[str]) -> CfgNode:
+    cfg = huggingface.read_folder(folder)
+    given = [] if weights is None else ["MODEL.WEIGHTS", str(weights)]
+    return finish_config(cfg, [*given, *opts])

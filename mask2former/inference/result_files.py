@@ -1,0 +1,191 @@
+"""The model's result as files: a drawing, JSON, and a PNG of ids."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as mask_util
+
+from mask2former.inference.pictures import PICTURE_SUFFIXES
+from mask2former.visualization import Task, class_name
+
+__all__ = [
+    "ResultFiles",
+    "describe_segments",
+    "encode_mask",
+    "id_map",
+    "plan_outputs",
+    "plan_video_output",
+    "save_results",
+    "write_image",
+]
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """The files of one picture's result.
+
+    Attributes:
+        drawing: the picture with the segments on it.
+        json: what they are.
+        ids: of every pixel's segment; not written for instances, which may overlap.
+    """
+
+    drawing: Path
+    json: Path
+    ids: Path
+
+    @classmethod
+    def of_drawing(cls, drawing: Path) -> "ResultFiles":
+        """Beside a drawing: ``a.jpg``, ``a.json``, ``a_ids.png``."""
+        return cls(drawing, drawing.with_suffix(".json"), drawing.with_name(f"{drawing.stem}_ids.png"))
+
+    @classmethod
+    def at(cls, output: Path, picture: Path) -> "ResultFiles":
+        """``output`` is the drawing's file (a name that ends as pictures do), or a folder for it."""
+        if not output.is_dir() and output.suffix.lower() in PICTURE_SUFFIXES:
+            return cls.of_drawing(output)
+        suffix = picture.suffix if picture.suffix.lower() in PICTURE_SUFFIXES else ".png"
+        return cls.of_drawing(output / (picture.stem + suffix))
+
+    @property
+    def paths(self) -> set[Path]:
+        """All of them."""
+        return {self.drawing, self.json, self.ids}
+
+
+def plan_outputs(pictures: Sequence[Path], output: Path) -> list[ResultFiles]:
+    """Choose the files to write.
+
+    Args:
+        pictures: not empty.
+        output: a folder; or, for a single picture, the file of its drawing (a name that ends as pictures do).
+
+    Returns:
+        The files of each picture. Names that would clash get a number.
+
+    Raises:
+        ValueError: a result would overwrite a picture that is to be read, or several are to go to one file.
+    """
+    if len(pictures) > 1 and not output.is_dir() and output.suffix.lower() in PICTURE_SUFFIXES:
+        raise ValueError(f"{output} is one file, but there are {len(pictures)} pictures; give a folder as --output")
+    taken: set[Path] = set()
+    planned = []
+    for picture in pictures:
+        wanted = files = ResultFiles.at(output, picture)
+        number = 1
+        while taken & files.paths:
+            number += 1
+            files = ResultFiles.of_drawing(wanted.drawing.with_stem(f"{wanted.drawing.stem}_{number}"))
+        taken |= files.paths
+        planned.append(files)
+    overwritten = {path.resolve() for path in taken} & {path.resolve() for path in pictures}
+    if overwritten:
+        raise ValueError(f"{min(overwritten)} would be overwritten by its own result; choose another --output")
+    return planned
+
+
+def plan_video_output(video: Path, output: Path) -> Path:
+    """The file to write: ``output`` itself, or ``<name of the video>.mp4`` in it where it is a folder.
+
+    Raises:
+        ValueError: that would overwrite the video that is to be read.
+    """
+    path = output if output.suffix and not output.is_dir() else output / f"{video.stem}.mp4"
+    if path.resolve() == video.resolve():
+        raise ValueError(f"{path} would be overwritten by its own result; choose another --output")
+    return path
+
+
+def save_results(
+    predictions: Mapping[str, Any], task: Task, metadata: Any, *, file_name: str, files: ResultFiles
+) -> int:
+    """Write what was found: an object with ``file_name``, ``height``, ``width``, ``task``, ``segments`` and ``id_map``.
+
+    Args:
+        predictions: the model's result for one picture.
+        task: which part of the result is meant.
+        metadata: names of the classes.
+        file_name: of the picture.
+        files: ``json`` gets the object; its ``segments`` are those of :func:`describe_segments`. ``ids`` gets the ids
+            of the pixels as 16-bit gray PNG, and is named in ``id_map``. Instances may overlap, so they have none:
+            there ``id_map`` is null.
+
+    Returns:
+        The number of segments.
+    """
+    record: dict[str, Any] = {"file_name": file_name, "task": task, "id_map": None}
+    if task == "instance":
+        record["height"], record["width"] = predictions["instances"].image_size
+    else:
+        ids = id_map(predictions, task)
+        record["height"], record["width"] = ids.shape
+        record["id_map"] = files.ids.name
+        write_image(files.ids, ids.astype(np.uint16))
+    record["segments"] = describe_segments(predictions, task, metadata)
+    files.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return len(record["segments"])
+
+
+def describe_segments(predictions: Mapping[str, Any], task: Task, metadata: Any) -> list[dict[str, Any]]:
+    """List the segments of a result.
+
+    Returns:
+        For each segment ``id`` (from 1), ``category_id`` (contiguous, as in training), ``category_name``, ``isthing``,
+        ``score`` (0..1, or None where the model gives none), ``area`` in pixels, ``bbox`` [x, y, width, height] in
+        pixels and ``segmentation``, the mask in COCO's compressed run-length form.
+    """
+    segments = []
+    for segment, mask in _segments(predictions, task):
+        rle = encode_mask(mask)
+        segment["category_name"] = class_name(metadata, segment["category_id"], segment["isthing"])
+        segment["area"] = int(mask_util.area(rle))
+        segment["bbox"] = [int(value) for value in mask_util.toBbox(rle)]
+        segment["segmentation"] = rle
+        segments.append(segment)
+    return segments
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (H, W) bool as COCO's compressed run lengths, in a form that JSON can hold."""
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
+
+
+def id_map(predictions: Mapping[str, Any], task: Task) -> np.ndarray:
+    """The ``id`` of every pixel's segment: (H, W) int32, 0 where there is none.
+
+    Ids of panoptic segments are the model's own; that of a semantic class is one more than the class.
+    """
+    if task == "panoptic":
+        return predictions["panoptic_seg"][0].cpu().numpy().astype(np.int32)
+    return predictions["sem_seg"].argmax(0).cpu().numpy().astype(np.int32) + 1
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 BGR, or (H, W) uint8 or uint16, in the format that the name says."""
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f"{path}: cannot be written; is there space, and may you write there?")
+
+
+def _segments(predictions: Mapping[str, Any], task: Task) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """What is known of each segment, and its mask (H, W) bool."""
+    if task == "instance":
+        instances = predictions["instances"].to("cpu")
+        columns = zip(instances.pred_classes.tolist(), instances.scores.tolist(), instances.pred_masks, strict=True)
+        for i, (class_id, score, mask) in enumerate(columns, start=1):
+            yield {"id": i, "category_id": class_id, "isthing": True, "score": score}, mask.numpy()
+        return
+    ids = np.asfortranarray(id_map(predictions, task))  # column by column, as run lengths go
+    if task == "panoptic":
+        for info in predictions["panoptic_seg"][1]:
+            isthing, score = bool(info["isthing"]), info.get("score")
+            known = {"id": info["id"], "category_id": info["category_id"], "isthing": isthing, "score": score}
+            yield known, ids == info["id"]
+    else:
+        for i in np.unique(ids).tolist():
+            yield {"id": i, "category_id": i - 1, "isthing": False, "score": None}, ids == i

@@ -1,0 +1,273 @@
+"""A trained model, from pictures to results."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from PIL import Image
+
+from mask2former.data.augmentation import build_test_augmentations
+from mask2former.inference.pictures import Picture, is_single, iterate_sources, open_picture
+from mask2former.inference.result import Result
+from mask2former.inference.video import is_video, open_video, prefetch, read_frames
+from mask2former.inference.weights import load_whole_model
+from mask2former.visualization import Task
+
+__all__ = ["Segmenter"]
+
+TASK_KEYS: dict[Task, str] = {"panoptic": "PANOPTIC_ON", "instance": "INSTANCE_ON", "semantic": "SEMANTIC_ON"}
+INSTANCE_THRESHOLD = 0.5
+_Item = TypeVar("_Item")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What one call asks for, so that calls in other threads can ask for something else."""
+
+    model: Any
+    tasks: tuple[Task, ...]
+    instance_threshold: float
+    resize: T.AugmentationList
+
+
+class Segmenter:
+    """A trained model and the preparation that its pictures need, as in evaluation.
+
+    Several threads may use one at the same time, with different tasks and thresholds: nothing in it changes.
+
+    Attributes:
+        cfg: the configuration, frozen.
+        model: in eval mode.
+        metadata: Detectron2's metadata of the data set: names and colours of classes.
+        default_tasks: what :meth:`predict` gives where it is not told: the first of panoptic, instance and semantic
+            that the configuration turns on, or nothing.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """
+        Args:
+            cfg: of the model; ``MODEL.WEIGHTS`` names a checkpoint of the whole model. Pictures are resized as for
+                testing (``INPUT.TEST_SCALE`` or ``MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``) and given to the model in the
+                channel order ``INPUT.FORMAT``.
+
+        Raises:
+            FileNotFoundError: there are no weights.
+            ValueError: the weights are not those of a whole model, or ``INPUT.FORMAT`` is unknown.
+        """
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR", "L"):
+            raise ValueError(f'INPUT.FORMAT is "{cfg.INPUT.FORMAT}", expected "RGB", "BGR" or "L"')
+        self.cfg = _with_masked_padding(cfg)
+        self.model = load_whole_model(build_model(self.cfg), cfg.MODEL.WEIGHTS).eval()
+        self.metadata = _metadata(cfg)
+        self.default_tasks = _first_task(cfg)
+        self._resize = T.AugmentationList(build_test_augmentations(cfg))
+
+    def predict(
+        self,
+        images: Any,
+        *,
+        task: Task | Sequence[Task] | None = None,
+        threshold: float | None = None,
+        size: int | None = None,
+        batch_size: int = 1,
+    ) -> Any:
+        """Segment pictures.
+
+        Args:
+            images: a picture: a path, a PIL image, an array (H, W, 3) uint8 **RGB** (OpenCV reads BGR!) or (H, W) gray,
+                or a tensor (3, H, W) uint8 RGB. Or several: a sequence of such, a folder, or a pattern such as
+                "scans/**/*.tif". Files and PIL images are turned upright as their EXIF data say.
+            task: "panoptic", "instance" or "semantic", or several of them; None takes ``default_tasks``.
+            threshold: least score, 0 to 1, of instances (None: 0.5) and of panoptic segments (None:
+                ``MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD``). Semantic results have none.
+            size: pixels of the shorter edge that the network sees, at any length of the other, or 0 for pictures as
+                they are; None resizes as the configuration says. Results always have the picture's own size.
+            batch_size: pictures that go through the network together. They may be of different sizes: each gets what it
+                gets alone.
+
+        Returns:
+            A :class:`Result` for a picture, a list of them for several.
+
+        Raises:
+            FileNotFoundError: there is no such file, or no picture in a folder.
+            ValueError: a picture cannot be read, or an argument is out of range.
+            TypeError: something is no picture.
+        """
+        if is_single(images):
+            request = self._request(task, threshold, size)
+            return self._segment(request, [self._prepare(request, images)])[0]
+        return list(self._stream(iterate_sources(images), self._request(task, threshold, size), batch_size=batch_size))
+
+    def stream(
+        self,
+        source: Any,
+        *,
+        task: Task | Sequence[Task] | None = None,
+        threshold: float | None = None,
+        size: int | None = None,
+        batch_size: int = 1,
+        on_error: Callable[[Exception], None] | None = None,
+    ) -> Iterator[Result]:
+        """Segment one picture after the other; the next are read and resized while the model works on this one.
+
+        Args:
+            source: a video (a file, an address or an open ``cv2.VideoCapture``), a camera (its number), or what
+                :meth:`predict` takes, of which collections may be endless generators.
+            task: as in :meth:`predict`, like the next three.
+            threshold: likewise.
+            size: likewise.
+            batch_size: likewise.
+            on_error: called with the error of a picture that cannot be read, which is then left out; None raises it.
+
+        Yields:
+            One result a picture or frame, in order. Frames come as :attr:`Result.image`.
+        """
+        request = self._request(task, threshold, size)  # at once, not when the first result is asked for
+        pictures = _frames(source) if is_video(source) else iterate_sources(source)
+        return self._stream(pictures, request, batch_size=batch_size, on_error=on_error)
+
+    def check_options(
+        self, *, task: Task | Sequence[Task] | None = None, threshold: float | None = None, size: int | None = None
+    ) -> tuple[Task, ...]:
+        """The tasks that :meth:`predict` would do with these options.
+
+        Raises:
+            ValueError: it would refuse them.
+        """
+        tasks = self.default_tasks if task is None else (task,) if isinstance(task, str) else tuple(task)
+        unknown = [name for name in tasks if name not in TASK_KEYS]
+        if unknown or not tasks:
+            given = f"task is {unknown[0]!r}" if unknown else "the configuration turns no task on"
+            raise ValueError(f"{given}; give --task or task=: panoptic, instance or semantic.")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}, expected 0 to 1.")
+        if size is not None and size < 0:
+            raise ValueError(f"size is {size}, expected pixels of the shorter edge, or 0 for pictures as they are.")
+        return tasks
+
+    def _stream(
+        self,
+        pictures: Iterable[Any],
+        request: _Request,
+        *,
+        batch_size: int,
+        on_error: Callable[[Exception], None] | None = None,
+    ) -> Iterator[Result]:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
+
+        def prepared() -> Iterator[tuple[Picture, dict[str, Any]] | Exception]:
+            for picture in pictures:
+                try:
+                    yield self._prepare(request, picture)
+                except (OSError, ValueError) as error:
+                    if on_error is None:
+                        raise
+                    yield error
+
+        def readable() -> Iterator[tuple[Picture, dict[str, Any]]]:
+            for item in prefetch(prepared(), depth=max(4, 2 * batch_size)):
+                if not isinstance(item, Exception):
+                    yield item
+                elif on_error is not None:  # in the caller's thread
+                    on_error(item)
+
+        for batch in _batches(readable(), batch_size):
+            yield from self._segment(request, batch)
+
+    def _request(self, task: Task | Sequence[Task] | None, threshold: float | None, size: int | None) -> _Request:
+        tasks = self.check_options(task=task, threshold=threshold, size=size)
+        if threshold is not None and tasks == ("semantic",):
+            logger.warning("a confidence threshold has no effect on semantic segmentation")
+        return _Request(
+            model=self.model.with_outputs(tasks, object_mask_threshold=threshold, panoptic_scores=True),
+            tasks=tasks,
+            instance_threshold=INSTANCE_THRESHOLD if threshold is None else threshold,
+            resize=self._resize if size is None else T.AugmentationList([T.ResizeShortestEdge(size, sys.maxsize)]),
+        )
+
+    def _prepare(self, request: _Request, source: Any) -> tuple[Picture, dict[str, Any]]:
+        """A picture and the model's input for it."""
+        picture = source if isinstance(source, Picture) else open_picture(source)
+        height, width = picture.image.shape[:2]
+        resized = T.AugInput(_reorder(picture.image, self.cfg.INPUT.FORMAT))
+        request.resize(resized)
+        image = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))  # (C, H', W')
+        return picture, {"image": image, "height": height, "width": width}
+
+    @torch.inference_mode()
+    def _segment(self, request: _Request, batch: Sequence[tuple[Picture, dict[str, Any]]]) -> list[Result]:
+        predictions = request.model([inputs for _, inputs in batch])
+        return [
+            Result(
+                picture.image,
+                request.tasks,
+                _on_cpu(prediction, request.instance_threshold),
+                self.metadata,
+                picture.path,
+            )
+            for (picture, _), prediction in zip(batch, predictions, strict=True)
+        ]
+
+
+def _with_masked_padding(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.MASK_FORMER.TEST.MASK_PADDING = True
+    cfg.freeze()
+    return cfg
+
+
+def _metadata(cfg: CfgNode) -> Metadata:
+    """Of the first data set, tested on or trained on, whose classes are known."""
+    candidates = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)]
+    known = [metadata for metadata in candidates if metadata.get("thing_classes") or metadata.get("stuff_classes")]
+    return [*known, *candidates, Metadata()][0]
+
+
+def _first_task(cfg: CfgNode) -> tuple[Task, ...]:
+    test = cfg.MODEL.MASK_FORMER.TEST
+    return tuple(task for task, key in TASK_KEYS.items() if test[key])[:1]
+
+
+def _reorder(rgb: np.ndarray, image_format: str) -> np.ndarray:
+    if image_format == "L":
+        return np.asarray(Image.fromarray(rgb).convert("L"))[:, :, np.newaxis]
+    return rgb if image_format == "RGB" else np.ascontiguousarray(rgb[:, :, ::-1])
+
+
+def _on_cpu(prediction: dict[str, Any], threshold: float) -> dict[str, Any]:
+    """The model's result in main memory; instances at or above the threshold, the surest first."""
+    result = dict(prediction)
+    if "sem_seg" in result:
+        result["sem_seg"] = result["sem_seg"].float().cpu()
+    if "panoptic_seg" in result:
+        ids, infos = result["panoptic_seg"]
+        result["panoptic_seg"] = (ids.cpu(), infos)
+    if "instances" in result:
+        found = result["instances"]
+        order = found.scores.argsort(descending=True, stable=True)
+        result["instances"] = found[order[found.scores[order] >= threshold]].to("cpu")
+    return result
+
+
+def _frames(source: Any) -> Iterator[Picture]:
+    video = source if hasattr(source, "read") else open_video(source if isinstance(source, int) else str(source))
+    path = Path(source) if isinstance(source, str | Path) else None
+    return (Picture(np.ascontiguousarray(frame[:, :, ::-1]), path) for frame in read_frames(video))
+
+
+def _batches(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
+    while batch := list(islice(items, size)):
+        yield batch

@@ -1,0 +1,301 @@
+"""From pictures of every kind to results: with a model whose answers are known, and with a small real one."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import Metadata
+from detectron2.data import transforms as T
+from PIL import Image
+
+import mask2former as m2f
+from mask2former.inference.segmenter import _reorder
+from mask2former.inference.video import VideoWriter, open_video
+
+Save = Callable[..., Path]
+
+
+@pytest.fixture
+def colours(config_file: Path) -> m2f.Segmenter:
+    return m2f.load(config_file)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_config: Path) -> m2f.Segmenter:
+    return m2f.load(tiny_config)
+
+
+@pytest.fixture
+def rgb(picture: np.ndarray) -> np.ndarray:
+    """The colour model's picture, (48, 64, 3) RGB."""
+    return np.ascontiguousarray(picture[:, :, ::-1])
+
+
+def names(result: m2f.Result) -> list[str]:
+    return [segment.name for segment in result.panoptic.segments]
+
+
+class TestPictures:
+    def test_every_kind_gives_the_same(self, colours: m2f.Segmenter, save: Save, rgb: np.ndarray) -> None:
+        path = save("a.png")
+        sources = [path, str(path), Image.open(path), rgb, torch.from_numpy(rgb).permute(2, 0, 1)]
+        for source in sources:
+            result = colours.predict(source)
+            assert names(result) == ["apple", "berry", "grass"]
+            np.testing.assert_array_equal(result.panoptic.ids == 1, rgb[..., 0] > 128)
+            np.testing.assert_array_equal(result.image, rgb)
+        assert [colours.predict(source).path for source in sources] == [path, path, path, None, None]
+
+    def test_lists_folders_and_patterns_give_lists(
+        self, colours: m2f.Segmenter, save: Save, tmp_path: Path, rgb: np.ndarray
+    ) -> None:
+        paths = [save("folder/a.png"), save("folder/b.png")]
+        (tmp_path / "folder" / "notes.txt").write_text("not a picture")
+        for source in (paths, tmp_path / "folder", str(tmp_path / "folder" / "*.png"), iter(paths)):
+            assert [result.path for result in colours.predict(source)] == paths
+        nested = colours.predict([rgb, tmp_path / "folder", [rgb]])
+        assert [result.path for result in nested] == [None, *paths, None]
+        assert colours.predict([]) == []
+
+    def test_gray_arrays_and_tensors(self, colours: m2f.Segmenter, rgb: np.ndarray) -> None:
+        gray = rgb[..., 0]
+        for source in (gray, torch.from_numpy(gray.copy())[None]):
+            np.testing.assert_array_equal(colours.predict(source).image, np.dstack([gray] * 3))
+
+    def test_orientation_is_honoured(self, colours: m2f.Segmenter, tmp_path: Path, rgb: np.ndarray) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be shown a quarter turn to the right
+        Image.fromarray(rgb).save(tmp_path / "turned.png", exif=exif)
+        for source in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+            np.testing.assert_array_equal(colours.predict(source).image, np.rot90(rgb, -1))
+
+    def test_sixteen_bits_are_stretched_alike(self, colours: m2f.Segmenter, tmp_path: Path, rgb: np.ndarray) -> None:
+        cv2.imwrite(str(tmp_path / "gray.tif"), rgb[..., 0].astype(np.uint16) * 200)
+        by_path = colours.predict(tmp_path / "gray.tif")
+        assert set(np.unique(by_path.image)) == {0, 255}
+        np.testing.assert_array_equal(colours.predict(Image.open(tmp_path / "gray.tif")).image, by_path.image)
+
+    @pytest.mark.parametrize(
+        ("source", "error", "message"),
+        [
+            ("absent.png", FileNotFoundError, r"absent\.png: no such file"),
+            ("absent-*.png", FileNotFoundError, "no picture matches this pattern"),
+            (np.zeros((4, 4, 3)), ValueError, r"dtype float64, expected uint8 .*\* 255"),
+            (np.zeros((4, 4, 4), np.uint8), ValueError, r"shape \(4, 4, 4\), expected \(H, W, 3\) RGB"),
+            (np.zeros((0, 4, 3), np.uint8), ValueError, r"shape \(0, 4, 3\), expected .* not empty"),
+            (
+                torch.zeros(4, 4, 3, dtype=torch.uint8),
+                ValueError,
+                r"tensor has shape \(4, 4, 3\), expected \(3, H, W\)",
+            ),
+            (5.0, TypeError, "a picture is a path, .* not a float"),
+            ([b"a.png"], TypeError, "not a bytes"),
+        ],
+    )
+    def test_what_is_no_picture(
+        self, colours: m2f.Segmenter, source: Any, error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            colours.predict(source)
+
+    def test_empty_folder(self, colours: m2f.Segmenter, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(FileNotFoundError, match="no pictures in this folder"):
+            colours.predict(tmp_path / "empty")
+
+
+class TestOptions:
+    def test_first_task_is_the_default_and_several_can_be_asked_for(
+        self, colours: m2f.Segmenter, rgb: np.ndarray
+    ) -> None:
+        assert colours.predict(rgb).predictions.keys() == {"panoptic_seg"}
+        result = colours.predict(rgb, task=("semantic", "instance"))
+        assert result.predictions.keys() == {"sem_seg", "instances"}
+        assert result.tasks == ("semantic", "instance")
+
+    @pytest.mark.parametrize(
+        ("threshold", "instances", "panoptic"),
+        [
+            (None, ["apple", "berry"], ["apple", "berry", "grass"]),
+            (0.61, ["apple"], ["apple", "grass"]),
+            (0.92, [], ["grass"]),
+        ],
+    )
+    def test_threshold(
+        self,
+        colours: m2f.Segmenter,
+        rgb: np.ndarray,
+        threshold: float | None,
+        instances: list[str],
+        panoptic: list[str],
+    ) -> None:
+        result = colours.predict(rgb, task=("panoptic", "instance"), threshold=threshold)
+        assert result.instances.names == instances
+        assert names(result) == panoptic
+
+    def test_size_is_what_the_network_sees(self, colours: m2f.Segmenter, rgb: np.ndarray) -> None:
+        for size in (None, 0, 24, 96):
+            assert colours.predict(rgb, size=size).size == (48, 64)
+        assert colours.model.input_sizes == [(3, 48, 64), (3, 48, 64), (3, 24, 32), (3, 96, 128)]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"task": "depth"}, "task is 'depth'; give --task or task="),
+            ({"threshold": 1.5}, r"threshold is 1\.5, expected 0 to 1"),
+            ({"size": -1}, "size is -1, expected pixels"),
+        ],
+    )
+    def test_out_of_range(self, colours: m2f.Segmenter, rgb: np.ndarray, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            colours.predict(rgb, **options)
+        with pytest.raises(ValueError, match=message):
+            colours.stream([rgb], **options)  # at once, before the first result
+
+    def test_batch_size_out_of_range(self, colours: m2f.Segmenter, rgb: np.ndarray) -> None:
+        with pytest.raises(ValueError, match="batch_size is 0"):
+            colours.predict([rgb], batch_size=0)
+
+    def test_threshold_means_nothing_to_semantic_results(
+        self, colours: m2f.Segmenter, rgb: np.ndarray, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        colours.predict(rgb, task="semantic", threshold=0.7)
+        assert caplog.text.count("no effect on semantic") == 1
+
+    @pytest.mark.parametrize("order", ["BGR", "RGB"])
+    def test_channel_order_of_the_model(self, config_file: Path, rgb: np.ndarray, order: str) -> None:
+        assert names(m2f.load(config_file, opts=["INPUT.FORMAT", order]).predict(rgb)) == ["apple", "berry", "grass"]
+
+    def test_unknown_channel_order(self, config_file: Path) -> None:
+        with pytest.raises(ValueError, match=r'INPUT\.FORMAT is "YUV", expected "RGB", "BGR" or "L"'):
+            m2f.load(config_file, opts=["INPUT.FORMAT", "YUV"])
+
+
+class TestStream:
+    def test_frames_of_a_video(self, colours: m2f.Segmenter, tmp_path: Path, picture: np.ndarray) -> None:
+        with VideoWriter(tmp_path / "clip.avi", 10) as writer:
+            for i in range(3):
+                writer.write(np.roll(picture, 5 * i, axis=1))
+        for source in (tmp_path / "clip.avi", str(tmp_path / "clip.avi"), open_video(str(tmp_path / "clip.avi"))):
+            results = list(colours.stream(source, batch_size=2))
+            assert [names(result) for result in results] == [["apple", "berry", "grass"]] * 3
+            lefts = [result.to_coco()[0]["bbox"][0] for result in results]
+            assert np.abs(np.array(lefts) - [4, 9, 14]).max() <= 1
+
+    def test_endless_generators_and_laziness(self, colours: m2f.Segmenter, rgb: np.ndarray) -> None:
+        taken = 0
+
+        def endless() -> Iterator[np.ndarray]:
+            nonlocal taken
+            while True:
+                taken += 1
+                yield rgb
+
+        results = colours.stream(endless())
+        assert [names(next(results)) for _ in range(3)] == [["apple", "berry", "grass"]] * 3
+        results.close()
+        assert taken < 20
+
+    def test_bad_pictures_are_raised_or_reported(self, colours: m2f.Segmenter, save: Save, tmp_path: Path) -> None:
+        bad = tmp_path / "bad.png"
+        bad.write_bytes(b"not a picture")
+        sources = [save("a.png"), bad, save("b.png")]
+        with pytest.raises(ValueError, match=r"bad\.png: cannot be read as an image"):
+            list(colours.stream(sources))
+        errors: list[Exception] = []
+        assert [result.path for result in colours.stream(sources, on_error=errors.append)] == [sources[0], sources[2]]
+        assert [str(bad) in str(error) for error in errors] == [True]
+
+    def test_wrong_video(self, colours: m2f.Segmenter, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"absent\.mp4: cannot be opened as a video"):
+            list(colours.stream(tmp_path / "absent.mp4"))
+
+
+class TestRealModel:
+    def test_it_is_the_model_on_the_resized_picture(self, tiny: m2f.Segmenter, photograph: np.ndarray) -> None:
+        """Shorter edge 64, longer at most 128, as the configuration says, done by hand."""
+        resized = T.ResizeTransform(90, 120, 64, 85).apply_image(photograph[:, :, ::-1].copy())
+        image = torch.from_numpy(resized.copy()).permute(2, 0, 1)
+        with torch.no_grad():
+            expected = tiny.model([{"image": image, "height": 90, "width": 120}])[0]
+        result = tiny.predict(photograph[:, :, ::-1], task=("panoptic", "instance", "semantic"), threshold=0.0)
+        torch.testing.assert_close(torch.from_numpy(result.semantic.scores), expected["sem_seg"])
+        np.testing.assert_array_equal(result.panoptic.ids, expected["panoptic_seg"][0].numpy())
+        order = expected["instances"].scores.argsort(descending=True, stable=True)
+        np.testing.assert_array_equal(result.instances.scores, expected["instances"].scores[order].numpy())
+        np.testing.assert_array_equal(result.instances.masks, expected["instances"].pred_masks[order].numpy())
+        np.testing.assert_array_equal(result.instances.boxes, expected["instances"].pred_boxes.tensor[order].numpy())
+
+    def test_test_scale_is_honoured(self, tiny_config: Path, photograph: np.ndarray) -> None:
+        scaled = m2f.load(tiny_config, opts=["INPUT.TEST_SCALE", "0.5"])
+        by_size = m2f.load(tiny_config).predict(photograph, task="semantic", size=45)
+        np.testing.assert_array_equal(
+            scaled.predict(photograph, task="semantic").semantic.scores, by_size.semantic.scores
+        )
+
+    def test_batches_of_mixed_sizes_are_single_pictures(self, tiny: m2f.Segmenter, photograph: np.ndarray) -> None:
+        pictures = [photograph, photograph[:40], photograph[:, :50], photograph.transpose(1, 0, 2)]
+        together = tiny.predict(pictures, task=("semantic", "panoptic"), batch_size=4, size=0)
+        for ours, picture in zip(together, pictures, strict=True):
+            alone = tiny.predict(picture, task=("semantic", "panoptic"), size=0)
+            span = np.ptp(alone.semantic.scores)
+            np.testing.assert_allclose(ours.semantic.scores, alone.semantic.scores, rtol=0, atol=1e-4 * span)
+            assert [(s.id, s.category_id) for s in ours.panoptic.segments] == [
+                (s.id, s.category_id) for s in alone.panoptic.segments
+            ]
+            assert (ours.panoptic.ids != alone.panoptic.ids).mean() < 1e-3
+
+    def test_panoptic_scores_are_class_probabilities(self, tiny: m2f.Segmenter, photograph: np.ndarray) -> None:
+        result = tiny.predict(photograph, threshold=0.0)
+        assert result.panoptic.segments
+        model = tiny.model.with_outputs(["panoptic"], object_mask_threshold=0.0)
+        inputs = tiny._prepare(tiny._request("panoptic", None, None), photograph)[1]
+        with torch.no_grad():
+            outputs = model.sem_seg_head(model.backbone(model._normalise_and_pad([inputs]).tensor))
+            without = model([inputs])[0]["panoptic_seg"][1]
+        scores, labels = outputs["pred_logits"][0].softmax(-1).max(-1)
+        for segment in result.panoptic.segments:
+            of_class = scores[labels == segment.category_id].numpy()
+            assert np.isclose(of_class, segment.score).any()
+        assert all("score" not in info for info in without)  # the official form, where it is not asked for
+
+    def test_instances_of_a_panoptic_model_are_things(self, tiny: m2f.Segmenter, photograph: np.ndarray) -> None:
+        result = tiny.predict(photograph, task="instance", threshold=0.0)
+        assert len(result.instances)
+        assert set(result.instances.classes.tolist()) <= {0, 1}
+        assert (np.diff(result.instances.scores) <= 0).all()
+
+    def test_one_model_for_many_threads(self, tiny: m2f.Segmenter, photograph: np.ndarray) -> None:
+        requests = [
+            {"task": task, "threshold": threshold, "size": size}
+            for task in ("panoptic", "instance", "semantic")
+            for threshold in (0.0, 0.3)
+            for size in (32, 64)
+        ]
+        expected = [tiny.predict(photograph, **request) for request in requests]
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            found = list(pool.map(lambda request: tiny.predict(photograph, **request), requests * 2))
+        for ours, alone in zip(found, expected * 2, strict=True):
+            assert ours.predictions.keys() == alone.predictions.keys()
+            assert ours.to_coco() == alone.to_coco()
+
+    def test_model_stays_as_it_was(self, tiny: m2f.Segmenter, photograph: np.ndarray) -> None:
+        before = {key: value for key, value in vars(tiny.model).items() if not key.startswith("_")}
+        tiny.predict(photograph, task="semantic")
+        tiny.predict(photograph, threshold=0.9)
+        assert {key: value for key, value in vars(tiny.model).items() if not key.startswith("_")} == before
+
+    def test_no_panoptic_result_without_things(self, tiny: m2f.Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tiny.model, "metadata", Metadata(name="scenes", stuff_classes=["sky"]))
+        with pytest.raises(ValueError, match="data set scenes does not say which classes are things"):
+            tiny.predict(np.zeros((8, 8, 3), np.uint8), task="panoptic")
+
+    def test_gray_models_get_one_channel(self, tiny: m2f.Segmenter, photograph: np.ndarray) -> None:
+        gray = _reorder(photograph, "L")
+        assert gray.shape == (90, 120, 1)
+        assert np.abs(gray[..., 0] - cv2.cvtColor(photograph, cv2.COLOR_RGB2GRAY).astype(int)).max() <= 1
