@@ -37,7 +37,7 @@ def convert_checkpoint(state_dict: Mapping[str, Tensor], target: Mapping[str, Te
     elif not any(name.startswith(("backbone.", "sem_seg_head.")) for name in converted):
         names = {name.removeprefix("backbone.") for name in target if name.startswith("backbone.")}
         converted = {f"backbone.{n}": t for n, t in convert_pretrained_backbone(converted, names).items()}
-    upgrade_legacy_names(converted, "sem_seg_head.")
+    upgrade_legacy_names(converted, "sem_seg_head.", known=target)
     converted = resize_position_tables(converted, target)
     return {name: tensor for name, tensor in converted.items() if not _is_superfluous(name, tensor, target)}
 

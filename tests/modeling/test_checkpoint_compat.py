@@ -39,6 +39,12 @@ def test_new_names_stay() -> None:
     assert all(converted[n] is t for n, t in new.items())
 
 
+def test_names_of_a_head_without_pixel_decoder_stay() -> None:
+    checkpoint = state("backbone.a.b", "sem_seg_head.p2.0.weight", "sem_seg_head.predictor.weight")
+    assert list(convert_checkpoint(checkpoint, checkpoint)) == list(checkpoint)
+    assert "sem_seg_head.pixel_decoder.p2.0.weight" in convert_checkpoint(checkpoint, {})
+
+
 def test_the_prefix_of_distributed_training_is_removed() -> None:
     converted = convert_checkpoint(state("module.backbone.a.b", "module.sem_seg_head.predictor.c"), {})
     assert list(converted) == ["backbone.a.b", "sem_seg_head.predictor.c"]

@@ -103,6 +103,18 @@ def test_a_training_step_reaches_every_parameter(tiny_v1_cfg: CfgNode, variant: 
         assert result["instances"].pred_masks.shape[1:] == (41, 50)
 
 
+@pytest.mark.parametrize("variant", ["transformer_encoder", "per-pixel plus with an encoder"])
+def test_half_precision(tiny_v1_cfg: CfgNode, variant: str) -> None:
+    tiny_v1_cfg.merge_from_list(VARIANTS[variant])
+    model = build_model(tiny_v1_cfg).train()
+    batch = [training_input(64, 64, 2)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(batch)
+    sum(losses.values()).backward()
+    assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+
+
 def test_loss_terms_are_one_set_for_each_layer(tiny_v1_cfg: CfgNode) -> None:
     losses = build_model(tiny_v1_cfg).train()([training_input(64, 64, 2)])
     assert set(losses) == {f"loss_{term}{layer}" for term in ("ce", "mask", "dice") for layer in ("", "_0", "_1")}
