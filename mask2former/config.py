@@ -215,6 +215,8 @@ def _add_solver_keys(cfg: CN) -> None:
     # Micro-batches of IMS_PER_BATCH / this many images whose gradients are added before one step.
     cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS = 1
 
+    # Also report AP by the smaller of mask IoU and Boundary IoU, of data sets with instances in COCO's format.
+    cfg.TEST.BOUNDARY_AP = False
     # Keep the checkpoint with the best value of one metric of the evaluation as model_best.pth.
     cfg.TEST.BEST_CHECKPOINT = CN({"ENABLED": False, "METRIC": "panoptic_seg/PQ", "MODE": "max"})
     # Detectron2's VIS_PERIOD says how often sample predictions go to TensorBoard; this many images each time.

@@ -1,5 +1,6 @@
 """Metrics: panoptic quality, mask AP and mean IoU."""
 
+from mask2former.evaluation.boundary_evaluation import BoundaryEvaluator
 from mask2former.evaluation.build import build_evaluator
 from mask2former.evaluation.by_group import evaluate_groups
 from mask2former.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
@@ -9,6 +10,7 @@ from mask2former.evaluation.panoptic_evaluation import PanopticEvaluator
 from mask2former.evaluation.sem_seg_evaluation import SemSegEvaluator
 
 __all__ = [
+    "BoundaryEvaluator",
     "CityscapesInstanceEvaluator",
     "CityscapesSemSegEvaluator",
     "InstanceSegEvaluator",

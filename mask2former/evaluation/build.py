@@ -8,6 +8,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
+from mask2former.evaluation.boundary_evaluation import BoundaryEvaluator
 from mask2former.evaluation.cityscapes_evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
 from mask2former.evaluation.lvis_evaluation import LVISEvaluator
@@ -48,6 +49,13 @@ def find_evaluators(cfg: CfgNode, dataset_name: str) -> list[EvaluatorBuilder]:
         )
     switches = cfg.MODEL.MASK_FORMER.TEST
     builders = [build for switch, build in _EVALUATORS[evaluator_type].items() if switches[switch]]
+    if cfg.TEST.BOUNDARY_AP:
+        if not {_coco_ap, _subset_ap} & set(builders):
+            raise ValueError(
+                f"TEST.BOUNDARY_AP is on, but data set {dataset_name!r} (evaluator_type {evaluator_type!r}) is not "
+                "evaluated for instances in COCO's format. Turn MODEL.MASK_FORMER.TEST.INSTANCE_ON on or it off."
+            )
+        builders.append(_boundary_ap)
     if not builders:
         raise ValueError(
             f"Data set {dataset_name!r} (evaluator_type {evaluator_type!r}) can be evaluated for "
@@ -72,6 +80,11 @@ def _coco_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEval
 def _subset_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     _require_instances(dataset_name)
     return InstanceSegEvaluator(dataset_name, output_dir=output_folder, max_dets_per_image=_max_detections(cfg))
+
+
+def _boundary_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    # The predictions are saved by the evaluator of AP.
+    return BoundaryEvaluator(dataset_name, output_dir=None, max_dets_per_image=_max_detections(cfg))
 
 
 def _lvis_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:

@@ -18,6 +18,21 @@ class InstanceSegEvaluator(COCOEvaluator):
     _metadata: Metadata
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: list[int] | None = None) -> None:
+        self._use_dataset_ids(predictions)
+        # With the ids translated, and the translation out of its sight, COCOEvaluator does the rest.
+        metadata = self._metadata
+        things = sorted(metadata.thing_dataset_id_to_contiguous_id.values())
+        names = metadata.thing_classes
+        if len(names) > len(things):  # Mapillary Vistas lists its other classes there too
+            names = [names[contiguous] for contiguous in things]
+        self._metadata = Metadata(thing_classes=names)
+        try:
+            super()._eval_predictions(predictions, img_ids)
+        finally:
+            self._metadata = metadata
+
+    def _use_dataset_ids(self, predictions: list[dict[str, Any]]) -> None:
+        """Replace the contiguous ids of predictions by those of the annotations, in place."""
         category_ids = {v: k for k, v in self._metadata.thing_dataset_id_to_contiguous_id.items()}
         for instance in (instance for prediction in predictions for instance in prediction["instances"]):
             if instance["category_id"] not in category_ids:
@@ -26,13 +41,3 @@ class InstanceSegEvaluator(COCOEvaluator):
                     f"{sorted(category_ids)} are things in the metadata's thing_dataset_id_to_contiguous_id."
                 )
             instance["category_id"] = category_ids[instance["category_id"]]
-        # With the ids translated, and the translation out of its sight, COCOEvaluator does the rest.
-        metadata = self._metadata
-        names = metadata.thing_classes
-        if len(names) > len(category_ids):  # Mapillary Vistas lists its other classes there too
-            names = [names[contiguous] for contiguous in sorted(category_ids)]
-        self._metadata = Metadata(thing_classes=names)
-        try:
-            super()._eval_predictions(predictions, img_ids)
-        finally:
-            self._metadata = metadata
