@@ -15,7 +15,10 @@ INPUT_SHAPE = {
 }
 
 
-def test_features_become_predictions(tiny_cfg: CfgNode) -> None:
+@pytest.mark.parametrize("in_features", [["res5"], ["res3", "res4", "res5"], ["res2", "res3", "res4", "res5"]])
+def test_features_become_predictions(tiny_cfg: CfgNode, in_features: list[str]) -> None:
+    tiny_cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = in_features
+    tiny_cfg.MODEL.MASK_FORMER.NUM_FEATURE_LEVELS = len(in_features)
     head = build_sem_seg_head(tiny_cfg, INPUT_SHAPE).eval()
     features = {name: torch.randn(2, 8, 64 // shape.stride, 96 // shape.stride) for name, shape in INPUT_SHAPE.items()}
     outputs = head(features)

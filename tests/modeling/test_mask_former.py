@@ -80,6 +80,14 @@ def test_one_class_and_many_queries(tiny_cfg: CfgNode, classes: int, queries: in
     assert len(result["instances"]) == min(250, classes * queries)
 
 
+@pytest.mark.parametrize("count", [0, 3])
+def test_every_parameter_is_part_of_the_loss(tiny_cfg: CfgNode, count: int) -> None:
+    """Of images without targets too: DistributedDataParallel waits for every gradient."""
+    model = build_model(tiny_cfg).train()
+    sum(model([training_input(32, 32, count)]).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_losses_are_weighted_terms(tiny_cfg: CfgNode) -> None:
     model, batch = build_model(tiny_cfg).train(), [training_input(64, 64, 2)]
     torch.manual_seed(3)
