@@ -330,7 +330,14 @@ class MaskFormer(nn.Module):
     @property
     def _thing_classes(self) -> set[int]:
         """Contiguous ids of the countable classes."""
-        return set(self.metadata.thing_dataset_id_to_contiguous_id.values())
+        ids = getattr(self.metadata, "thing_dataset_id_to_contiguous_id", None)
+        if ids is None:
+            raise ValueError(
+                "panoptic segmentation needs to know which classes are things, but the metadata of DATASETS.TRAIN[0] "
+                f"({self.metadata.get('name', 'none is named')}) has no thing_dataset_id_to_contiguous_id; register "
+                "the data set with it, or name the one that the model was trained on."
+            )
+        return set(ids.values())
 
     @property
     def _instance_classes(self) -> set[int]:

@@ -15,10 +15,18 @@ class PositionEmbeddingSine(nn.Module):
         num_pos_feats: channels for each of the two coordinates; even.
         temperature: longest wavelength is ``2 * pi * temperature`` (before normalisation).
         scale: coordinates are normalised to ``(0, scale]``.
+
+    Raises:
+        ValueError: if ``num_pos_feats`` is odd.
     """
 
     def __init__(self, num_pos_feats: int = 128, temperature: float = 10000.0, scale: float = 2 * math.pi) -> None:
         super().__init__()
+        if num_pos_feats % 2:
+            raise ValueError(
+                f"the position encoding has {num_pos_feats} channels a coordinate, which do not go into pairs of sine "
+                "and cosine; choose MODEL.MASK_FORMER.HIDDEN_DIM as a multiple of 4."
+            )
         self.num_pos_feats = num_pos_feats
         self.temperature = temperature
         self.scale = scale

@@ -12,10 +12,13 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mask2former import add_maskformer2_config
+from mask2former.modeling.postprocessing import MaskGeometry
 
+# What float32's rounding may move in a whole network, relative to the range of the values (measured: 3e-6). It depends
+# on the processor and on the number of threads, so the reference itself has pixels that another machine decides anew.
+ROUNDING = 1e-5
 CASES = ["r50_panoptic", "swin_t_semantic"]
 
 
@@ -61,6 +64,7 @@ def case(request: pytest.FixtureRequest, contract_dir: Path, repository: Path) -
     model = _seeded_model(_load_cfg(repository, meta["config"], meta["opts"]), seeded)
     image = seeded.seeded_image(request.param, *meta["image"])
     height, width = meta["output"]
+    logits, masks = (torch.from_numpy(expected[name]).float() for name in ("pred_logits", "pred_masks"))
     with torch.no_grad():
         features = model.backbone(model._normalise_and_pad([{"image": image}]).tensor)
         mask_features, _, multi_scale = model.sem_seg_head.pixel_decoder.forward_features(features)
@@ -68,9 +72,15 @@ def case(request: pytest.FixtureRequest, contract_dir: Path, repository: Path) -
         predictions = model.sem_seg_head.predictor(multi_scale, mask_features)
         model.eval()
         result = model([{"image": image, "height": height, "width": width}])[0]
+        padded_size = tuple(model._normalise_and_pad([{"image": image}]).tensor.shape[-2:])
+        geometry = MaskGeometry(padded_size, image_size=(image.shape[1], image.shape[2]), output_size=(height, width))
+        result_of_reference = model._postprocess_one(logits, masks, geometry)
     return {
+        "model": model,
         "expected": expected,
-        "meta": meta,
+        "reference_logits": logits,
+        "reference_masks": geometry.to_output(masks),
+        "result_of_reference": result_of_reference,
         "mask_features": mask_features,
         "multi_scale": multi_scale,
         "predictions": predictions,
@@ -94,45 +104,85 @@ def test_every_prediction(case: dict[str, Any]) -> None:
         _assert_within_range(auxiliary["pred_masks"][0, :, ::8, ::8], expected["aux_pred_masks_sub"][index])
 
 
-def test_semantic_result(case: dict[str, Any]) -> None:
-    scores = case["result"]["sem_seg"]
-    assert np.array_equal(scores.argmax(0).numpy(), case["expected"]["sem_seg_argmax"])
-    _assert_within_range(scores[:, ::8, ::8], case["expected"]["sem_seg_sub"])
-
-
-def test_panoptic_and_instance_results(case: dict[str, Any]) -> None:
-    expected, result = case["expected"], case["result"]
+def test_post_processing_of_the_reference_s_predictions(case: dict[str, Any]) -> None:
+    """No rounding of a network lies between: every pixel is the official one."""
+    expected, result = case["expected"], case["result_of_reference"]
+    assert np.array_equal(result["sem_seg"].argmax(0).numpy(), expected["sem_seg_argmax"])
+    _assert_within_range(result["sem_seg"][:, ::8, ::8], expected["sem_seg_sub"], 1e-5)
     if "panoptic_seg" not in expected:
         assert set(result) == {"sem_seg"}
         return
     ids, segments = result["panoptic_seg"]
-    different = ids.numpy() != expected["panoptic_seg"]
-    assert not (different & ~_undecided_pixels(case)).any()
+    assert np.array_equal(ids.numpy(), expected["panoptic_seg"])
     assert segments == json.loads(str(expected["segments_info"]))
+    instances = result["instances"]
+    assert np.array_equal(instances.pred_classes.numpy(), expected["inst_classes"])
+    assert np.array_equal(instances.pred_masks.flatten(1).numpy(), _instance_masks(expected))
+    assert np.array_equal(instances.pred_masks.sum((1, 2)).numpy(), expected["inst_area"])
+    _assert_within_range(instances.scores, expected["inst_scores"], 1e-5)
 
+
+def test_semantic_result(case: dict[str, Any]) -> None:
+    scores = case["result"]["sem_seg"]
+    best, second = case["result_of_reference"]["sem_seg"].topk(2, dim=0).values
+    _assert_equal_but_for_ties(scores.argmax(0), case["expected"]["sem_seg_argmax"], (best - second) / best.max())
+    _assert_within_range(scores[:, ::8, ::8], case["expected"]["sem_seg_sub"])
+
+
+def test_panoptic_result(case: dict[str, Any]) -> None:
+    expected, result = case["expected"], case["result"]
+    if "panoptic_seg" not in expected:
+        pytest.skip("a semantic model")
+    ids, segments = result["panoptic_seg"]
+    assert segments == json.loads(str(expected["segments_info"]))
+    scores, labels = case["reference_logits"].softmax(-1).max(-1)
+    kept = (labels != case["reference_logits"].shape[-1] - 1) & (scores > case["model"].object_mask_threshold)
+    masks = case["reference_masks"][kept]
+    (best, second), (winner, _) = (scores[kept, None, None] * masks.sigmoid()).topk(2, dim=0)
+    # A pixel is undecided between two queries, or between the winner and void.
+    margin = torch.minimum(best - second, masks.gather(0, winner[None])[0].abs() / _span(masks))
+    _assert_equal_but_for_ties(ids, expected["panoptic_seg"], margin)
+
+
+def test_instance_results(case: dict[str, Any]) -> None:
+    expected, result = case["expected"], case["result"]
+    if "inst_classes" not in expected:
+        pytest.skip("a semantic model")
     instances = result["instances"]
     assert np.array_equal(instances.pred_classes.numpy(), expected["inst_classes"])
     _assert_within_range(instances.scores, expected["inst_scores"])
-    masks = np.unpackbits(expected["inst_masks_packed"], axis=1).astype(bool)
-    # Rounding may move a pixel whose logit is next to 0 across it: at most one in 100 000.
-    assert (instances.pred_masks.flatten(1).numpy() != masks).mean() < 1e-5
+    probabilities = case["reference_logits"].softmax(-1)[:, :-1]
+    pairs = probabilities.flatten().topk(case["model"].test_topk_per_image, sorted=False).indices
+    is_thing = [pair % probabilities.shape[1] in case["model"]._thing_classes for pair in pairs.tolist()]
+    masks = case["reference_masks"][pairs[is_thing] // probabilities.shape[1]]
+    expected_masks = _instance_masks(expected).reshape(masks.shape)
+    _assert_equal_but_for_ties(instances.pred_masks, expected_masks, masks.abs() / _span(masks))
 
 
-def _undecided_pixels(case: dict[str, Any]) -> np.ndarray:
-    """Where two queries are equally good up to float32's rounding of a whole network, so that it decides: (H, W)."""
-    image_size, output_size = case["meta"]["image"], case["meta"]["output"]
-    predictions = case["predictions"]
-    scores, labels = predictions["pred_logits"][0].softmax(-1).max(-1)
-    queries = labels != predictions["pred_logits"].shape[-1] - 1
-    padded = [-(-length // 32) * 32 for length in image_size]
-    masks = F.interpolate(predictions["pred_masks"][:, queries], padded, mode="bilinear")
-    masks = F.interpolate(masks[..., : image_size[0], : image_size[1]], output_size, mode="bilinear")[0]
-    best, second = (scores[queries, None, None] * masks.sigmoid()).topk(2, dim=0).values
-    undecided = best - second < 1e-5
-    assert undecided.float().mean() < 0.005, "the comparison of the other pixels is what counts"
-    return undecided.numpy()
+def _instance_masks(expected: Any) -> np.ndarray:
+    """(N, H * W) bool."""
+    area = expected["sem_seg_argmax"].size
+    return np.unpackbits(expected["inst_masks_packed"], axis=1)[:, :area].astype(bool)
 
 
+def _span(values: Tensor) -> Tensor:
+    return values.max() - values.min()
+
+
+def _assert_equal_but_for_ties(actual: Tensor, expected: np.ndarray, margin: Tensor) -> None:
+    """Only what the reference decided by less than the rounding of a network may differ, and that a few pixels at most.
+
+    Args:
+        actual: (..., H, W).
+        expected: the same shape.
+        margin: the same shape, by how much the reference decided as it did, relative to the range of what it compared.
+    """
+    different = actual.numpy() != expected
+    assert margin[torch.from_numpy(different)].le(ROUNDING).all()
+    assert different.sum() <= 5
+
+
+@pytest.mark.timeout(900)  # each draw computes all ten predictions' losses at the paper's 12,544 points
 def test_loss_terms_within_three_standard_errors(contract_dir: Path, repository: Path) -> None:
     golden = json.loads((contract_dir / "golden" / "r50_panoptic_loss.json").read_text())
     meta = golden["meta"]
@@ -141,7 +191,7 @@ def test_loss_terms_within_three_standard_errors(contract_dir: Path, repository:
     labels, masks = seeded.seeded_targets(meta["case"], *meta["image"], meta["instances"], meta["num_classes"])
     image = seeded.seeded_image(meta["case"], *meta["image"])
     draws: dict[str, list[float]] = {}
-    count = 24
+    count = 20
     with torch.no_grad():
         outputs = model.sem_seg_head(model.backbone(model._normalise_and_pad([{"image": image}]).tensor))
         for draw in range(count):
@@ -149,7 +199,17 @@ def test_loss_terms_within_three_standard_errors(contract_dir: Path, repository:
             for name, value in model.criterion(outputs, [{"labels": labels, "masks": masks}]).items():
                 draws.setdefault(name, []).append(float(value))
     assert set(draws) == set(golden["mean"])
+    deviations, spreads = [], []
     for name, values in draws.items():
-        # Standard error of the difference of two sample means; the expected ones are rounded to five decimals.
-        error = np.sqrt(np.var(values) / count + golden["std"][name] ** 2 / meta["draws"])
-        assert abs(np.mean(values) - golden["mean"][name]) < 3 * error + 2e-5, name
+        # The standard error of the difference of two sample means. The variance is that of both samples together: an
+        # assignment that one draw in twenty finds may be missing in either.
+        variance = (count * np.var(values) + meta["draws"] * golden["std"][name] ** 2) / (count + meta["draws"])
+        error = np.sqrt(variance * (1 / count + 1 / meta["draws"]))
+        difference = abs(np.mean(values) - golden["mean"][name])
+        assert difference < 3 * error + 1e-5, name  # they are rounded to five decimals
+        if golden["std"][name] > 0:
+            deviations.append(difference / error)
+            spreads.append(np.std(values) / golden["std"][name])
+    # What three errors of a single term would hide: a small bias of all terms, or points that are fewer or elsewhere.
+    assert np.sqrt(np.mean(np.square(deviations))) < 1.3
+    assert np.median(spreads) == pytest.approx(1, abs=0.15)

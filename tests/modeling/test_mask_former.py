@@ -1,31 +1,55 @@
-"""The whole model, tiny: batches, sizes, numbers of classes and queries, errors."""
+"""The whole model, tiny: batches, sizes, numbers of classes and queries, void, precision, errors."""
 
+import logging
+import math
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
-from torch import Tensor
+from detectron2.structures import BitMasks, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from mask2former.engine.train_loop import StepTrainer
 
 
-def _training_input(height: int, width: int, count: int) -> dict[str, Any]:
+def training_input(height: int, width: int, count: int, name: str = "a.png") -> dict[str, Any]:
     instances = Instances((height, width))
     instances.gt_classes = torch.zeros(count, dtype=torch.int64)
     instances.gt_masks = torch.rand(count, height, width) > 0.5
-    return {"image": torch.rand(3, height, width) * 255, "instances": instances}
+    return {"image": torch.rand(3, height, width) * 255, "instances": instances, "file_name": name}
 
 
-def test_batched_equals_single(tiny_cfg: CfgNode) -> None:
+@pytest.mark.parametrize("number", [2, 3])
+def test_batched_equals_single(tiny_cfg: CfgNode, number: int) -> None:
     model = build_model(tiny_cfg).eval()
-    images = [torch.rand(3, 64, 96) * 255 for _ in range(2)]
+    images = [torch.rand(3, 64, 96) * 255 for _ in range(number)]
     with torch.no_grad():
         batched = model([{"image": image} for image in images])
         singles = [model([{"image": image}])[0] for image in images]
     for both, one in zip(batched, singles, strict=True):
-        assert torch.allclose(both["sem_seg"], one["sem_seg"], atol=1e-4)
+        torch.testing.assert_close(both["sem_seg"], one["sem_seg"], atol=1e-4, rtol=0)
         assert both["panoptic_seg"][1] == one["panoptic_seg"][1]
+        assert (both["panoptic_seg"][0] != one["panoptic_seg"][0]).float().mean() < 1e-3
+        ours, theirs = (x["instances"][x["instances"].scores.argsort(descending=True)] for x in (both, one))
+        assert len(ours) == len(theirs) > 0
+        torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-4, rtol=0)
+        assert torch.equal(ours.pred_classes, theirs.pred_classes)
+        assert (ours.pred_masks != theirs.pred_masks).float().mean() < 1e-3
+        assert (ours.pred_boxes.tensor == theirs.pred_boxes.tensor).float().mean() > 0.9
+
+
+def test_images_of_a_batch_may_have_sizes_of_their_own(tiny_cfg: CfgNode) -> None:
+    model = build_model(tiny_cfg).eval()
+    with torch.no_grad():
+        first, second = model(
+            [{"image": torch.rand(3, 40, 64)}, {"image": torch.rand(3, 33, 96), "height": 20, "width": 30}]
+        )
+    assert first["sem_seg"].shape == (3, 40, 64)
+    assert second["sem_seg"].shape == (3, 20, 30)
+    assert second["instances"].image_size == (20, 30)
 
 
 @pytest.mark.parametrize(("height", "width"), [(33, 47), (1, 1), (95, 32)])
@@ -39,21 +63,136 @@ def test_odd_sizes(tiny_cfg: CfgNode, height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("classes", "queries"), [(1, 10), (3, 300)])
-def test_one_class_and_many_queries_train(tiny_cfg: CfgNode, classes: int, queries: int) -> None:
+def test_one_class_and_many_queries(tiny_cfg: CfgNode, classes: int, queries: int) -> None:
     tiny_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = classes
     tiny_cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = queries
     tiny_cfg.MODEL.MASK_FORMER.IGNORE_VOID = True
+    tiny_cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False  # whose things have two classes
+    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 250
     model = build_model(tiny_cfg).train()
-    losses: dict[str, Tensor] = model([_training_input(64, 64, 4), _training_input(50, 40, 0)])
+    losses: dict[str, Tensor] = model([training_input(64, 64, 4), training_input(50, 40, 0)])
     assert len(losses) == 3 * tiny_cfg.MODEL.MASK_FORMER.DEC_LAYERS
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    with torch.no_grad():
+        result = model.eval()([{"image": torch.rand(3, 64, 64) * 255}])[0]
+    assert result["sem_seg"].shape == (classes, 64, 64)
+    assert len(result["instances"]) == min(250, classes * queries)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_every_parameter_is_part_of_the_loss(tiny_cfg: CfgNode, count: int) -> None:
+    """Of images without targets too: DistributedDataParallel waits for every gradient."""
+    model = build_model(tiny_cfg).train()
+    sum(model([training_input(32, 32, count)]).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_losses_are_weighted_terms(tiny_cfg: CfgNode) -> None:
+    model, batch = build_model(tiny_cfg).train(), [training_input(64, 64, 2)]
+    torch.manual_seed(3)
+    weighted = model(batch)
+    torch.manual_seed(3)
+    images = model._normalise_and_pad(batch)
+    outputs = model.sem_seg_head(model.backbone(images.tensor))
+    terms = model.criterion(outputs, model._prepare_targets(batch, images))
+    assert set(weighted) == set(terms)
+    for name, value in terms.items():
+        torch.testing.assert_close(weighted[name], value * (2.0 if name.startswith("loss_ce") else 5.0))
 
 
 def test_without_deep_supervision_no_auxiliary_loss(tiny_cfg: CfgNode) -> None:
     tiny_cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION = False
-    losses = build_model(tiny_cfg).train()([_training_input(64, 64, 2)])
+    losses = build_model(tiny_cfg).train()([training_input(64, 64, 2)])
     assert set(losses) == {"loss_ce", "loss_mask", "loss_dice"}
+
+
+@pytest.mark.parametrize("wrap", [lambda masks: masks, BitMasks])
+def test_void_and_padding_are_ignored_if_asked(tiny_cfg: CfgNode, wrap: Any) -> None:
+    small, large = training_input(40, 30, 2), training_input(64, 64, 1)
+    small["instances"].gt_masks = wrap(small["instances"].gt_masks)
+    small["ignore_mask"] = torch.zeros(40, 30, dtype=torch.bool)
+    small["ignore_mask"][:5] = True
+    for ignore_void in (False, True):
+        tiny_cfg.MODEL.MASK_FORMER.IGNORE_VOID = ignore_void
+        model = build_model(tiny_cfg)
+        targets = model._prepare_targets([small, large], model._normalise_and_pad([small, large]))
+        assert [tuple(target["masks"].shape) for target in targets] == [(2, 64, 64), (1, 64, 64)]
+        assert not targets[0]["masks"][:, 40:].any()
+        assert not targets[0]["masks"][:, :, 30:].any()
+        assert all(("ignore_mask" in target) == ignore_void for target in targets)
+    ignored = targets[0]["ignore_mask"]
+    assert ignored[:5].all()
+    assert ignored[40:].all()
+    assert ignored[:, 30:].all()
+    assert not ignored[5:40, :30].any()
+    assert not targets[1]["ignore_mask"].any()
+
+
+def test_a_seeded_run_repeats(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.MODEL.MASK_FORMER.DROPOUT = 0.1
+    runs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        model = build_model(tiny_cfg).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+        for _ in range(2):
+            optimizer.zero_grad()
+            losses = model([training_input(32, 32, 3)])
+            sum(losses.values()).backward()
+            optimizer.step()
+        runs.append({name: value.item() for name, value in losses.items()})
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_query_that_breaks_is_told_and_training_goes_on(
+    tiny_cfg: CfgNode, bad: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build_model(tiny_cfg).train()
+
+    def break_first_query(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return torch.cat([torch.full_like(output[:, :1], bad), output[:, 1:]], dim=1)
+
+    handle = model.sem_seg_head.predictor.mask_embed.register_forward_hook(break_first_query)
+    trainer = StepTrainer(model, [[training_input(64, 64, 3)]] * 2, torch.optim.SGD(model.parameters(), lr=0.001))
+    trainer.iter = 0
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with EventStorage() as storage, caplog.at_level(logging.WARNING):
+        trainer.run_step()
+        assert all(math.isfinite(value) for value, _ in storage.latest().values())
+        assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+        handle.remove()
+        trainer.run_step()
+    assert "matching costs of image a.png are NaN or infinite" in caplog.text
+    assert all(value.isfinite().all() for value in model.parameters())
+    assert not torch.equal(
+        before["sem_seg_head.predictor.class_embed.bias"], model.sem_seg_head.predictor.class_embed.bias
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inference_in_half_precision(tiny_cfg: CfgNode, dtype: torch.dtype) -> None:
+    model = build_model(tiny_cfg).eval()
+    batch = [{"image": torch.rand(3, 64, 96) * 255, "height": 50, "width": 70}]
+    with torch.no_grad():
+        full = model(batch)[0]
+        with torch.autocast("cpu", dtype=dtype):
+            half = model(batch)[0]
+    assert half["sem_seg"].dtype == torch.float32
+    assert (half["sem_seg"] - full["sem_seg"]).abs().mean() < 0.02 * full["sem_seg"].mean()
+    assert half["instances"].scores.isfinite().all()
+    assert half["panoptic_seg"][0].shape == (50, 70)
+
+
+def test_only_what_is_on_is_given(tiny_cfg: CfgNode) -> None:
+    test = tiny_cfg.MODEL.MASK_FORMER.TEST
+    for on, name in (("SEMANTIC_ON", "sem_seg"), ("INSTANCE_ON", "instances"), ("PANOPTIC_ON", "panoptic_seg")):
+        for key in ("SEMANTIC_ON", "INSTANCE_ON", "PANOPTIC_ON"):
+            test[key] = key == on
+        with torch.no_grad():
+            result = build_model(tiny_cfg).eval()([{"image": torch.rand(3, 32, 32)}])[0]
+        assert set(result) == {name}
 
 
 def test_image_of_wrong_shape_is_named(tiny_cfg: CfgNode) -> None:
@@ -62,7 +201,8 @@ def test_image_of_wrong_shape_is_named(tiny_cfg: CfgNode) -> None:
         model([{"image": torch.zeros(1, 8, 8), "file_name": "gray.png"}])
 
 
-def test_features_that_do_not_exist_are_named(tiny_cfg: CfgNode) -> None:
-    tiny_cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res2", "res6"]
-    with pytest.raises(ValueError, match=r"names \['res6'\], but the backbone gives"):
-        build_model(tiny_cfg)
+def test_panoptic_results_need_to_know_the_things(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.DATASETS.TRAIN = ("tests_modeling_without_things",)
+    model = build_model(tiny_cfg).eval()
+    with pytest.raises(ValueError, match=r"\(tests_modeling_without_things\) has no thing_dataset_id_to_contiguous_id"):
+        model([{"image": torch.rand(3, 32, 32)}])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.modeling.postprocessing import (
     MaskGeometry,
@@ -24,7 +25,7 @@ def _random_case(seed: int) -> tuple[Tensor, Tensor, MaskGeometry]:
     def integer(low: int, high: int) -> int:
         return int(torch.randint(low, high, (1,), generator=generator))
 
-    queries, classes = integer(1, 40), integer(2, 6)
+    queries, classes = integer(1, 40), integer(1, 6)
     logits = 4 * torch.randn(queries, classes + 1, generator=generator)
     coarse = 4 * torch.randn(queries, 3, 4, generator=generator) - 1
     masks = F.interpolate(coarse[None], size=(8, 10), mode="bicubic")[0]
@@ -87,16 +88,87 @@ def test_all_tasks_equal_naive_loops(seed: int) -> None:
     assert torch.equal(ids, expected_ids)
     assert segments == expected_segments
 
-    instances = instance_inference(logits, masks, geometry, topk=7)
-    _, pairs = probabilities.flatten().topk(min(7, probabilities.numel()), sorted=False)
+    topk = 1 + seed % 45  # often more than there are pairs
+    instances = instance_inference(logits, masks, geometry, topk=topk)
+    _, pairs = probabilities.flatten().topk(min(topk, probabilities.numel()), sorted=False)
     assert len(instances) == len(pairs)
     for row, pair in enumerate(pairs.tolist()):
         query, label = divmod(pair, probabilities.shape[1])
         mask = resized[query] > 0
         sureness = (resized[query].sigmoid() * mask).sum() / (mask.sum() + 1e-6)
         assert torch.equal(instances.pred_masks[row], mask)
+        assert instances.pred_boxes.tensor[row].tolist() == _naive_box(mask)
         assert instances.pred_classes[row] == label
         assert torch.isclose(instances.scores[row], probabilities[query, label] * sureness, atol=1e-6)
+
+
+def _naive_box(mask: Tensor) -> list[float]:
+    pixels = [(x, y) for y, row in enumerate(mask.tolist()) for x, inside in enumerate(row) if inside]
+    if not pixels:
+        return [0, 0, 0, 0]
+    columns, rows = zip(*pixels, strict=True)
+    return [min(columns), min(rows), max(columns) + 1, max(rows) + 1]
+
+
+def test_no_queries_and_none_that_is_sure() -> None:
+    geometry = MaskGeometry(padded_size=(32, 32), image_size=(30, 20), output_size=(15, 10))
+    nothing = torch.full((4, 4), -9.0)
+    nothing[:, -1] = 9  # "no object"
+    for logits in (torch.zeros(0, 4), nothing):
+        masks = torch.randn(len(logits), 8, 8)
+        ids, segments = panoptic_inference(
+            logits, masks, geometry, thing_classes=THINGS, object_mask_threshold=0.0, overlap_threshold=0.0
+        )
+        assert (ids.shape, ids.dtype, int(ids.abs().max()), segments) == ((15, 10), torch.int32, 0, [])
+        assert semantic_inference(logits, masks, geometry).shape == (3, 15, 10)
+    instances = instance_inference(torch.zeros(0, 4), torch.zeros(0, 8, 8), geometry, topk=5)
+    assert (len(instances), instances.pred_masks.shape) == (0, (0, 15, 10))
+    assert len(instance_inference(nothing, torch.randn(4, 8, 8), geometry, topk=0)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_finished_in_float32(dtype: torch.dtype) -> None:
+    logits, masks, geometry = _random_case(5)
+    logits, masks = logits.to(dtype), masks.to(dtype)
+    with torch.autocast("cpu", dtype=dtype):
+        semantic = semantic_inference(logits, masks, geometry)
+        instances = instance_inference(logits, masks, geometry, topk=5)
+    assert semantic.dtype == instances.scores.dtype == torch.float32
+    torch.testing.assert_close(semantic, semantic_inference(logits.float(), masks.float(), geometry))
+    expected = instance_inference(logits.float(), masks.float(), geometry, topk=5)
+    assert torch.equal(instances.pred_masks, expected.pred_masks)
+    torch.testing.assert_close(instances.scores, expected.scores)
+
+
+class _LargestFloats(TorchDispatchMode):
+    """Watches every operation for the largest floating-point tensor that it makes, in numbers."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else [result]
+        floats = [x.numel() for x in made if isinstance(x, Tensor) and x.is_floating_point()]
+        self.largest = max([self.largest, *floats])
+        return result
+
+
+@pytest.mark.parametrize("sure_queries", [3, 200])
+def test_few_masks_of_the_output_s_size_exist_at_a_time(sure_queries: int) -> None:
+    logits = torch.full((200, 6), -9.0)
+    logits[:sure_queries, 0] = 9
+    logits[sure_queries:, -1] = 9
+    masks, size = torch.randn(200, 4, 4), (64, 64)
+    geometry = MaskGeometry(padded_size=size, image_size=size, output_size=size)
+    at_once = min(sure_queries, 16) * 64 * 64
+    with _LargestFloats() as panoptic:
+        panoptic_inference(logits, masks, geometry, thing_classes={0}, object_mask_threshold=0.5, overlap_threshold=0.0)
+    with _LargestFloats() as instance:
+        instance_inference(logits, masks, geometry, topk=sure_queries)
+    with _LargestFloats() as semantic:
+        semantic_inference(logits, masks, geometry)
+    assert panoptic.largest == instance.largest == at_once
+    assert semantic.largest == 16 * 64 * 64  # every query counts there
 
 
 def test_semantic_before_inference_resizes_scores() -> None:
@@ -109,10 +181,14 @@ def test_semantic_before_inference_resizes_scores() -> None:
 
 
 def test_instances_of_allowed_classes_only() -> None:
-    logits, masks, geometry = _random_case(3)
-    classes = instance_inference(logits, masks, geometry, topk=50, allowed_classes={1}).pred_classes
-    assert len(classes) > 0
-    assert (classes == 1).all()
+    _, masks, geometry = _random_case(3)
+    logits = torch.randn(len(masks), 4)
+    every = instance_inference(logits, masks, geometry, topk=20)
+    some = instance_inference(logits, masks, geometry, topk=20, allowed_classes={0, 2})
+    kept = every.pred_classes != 1
+    assert 0 < len(some) < len(every)
+    assert torch.equal(some.pred_classes, every.pred_classes[kept])
+    assert torch.equal(some.pred_masks, every.pred_masks[kept])
 
 
 def test_boxes_are_tight() -> None:

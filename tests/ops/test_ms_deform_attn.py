@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask2former.ops import MSDeformAttn, ms_deform_attn, ms_deform_attn_reference
+from mask2former.ops import MSDeformAttn, fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_reference
 
 SHAPES = [(3, 4), (2, 2), (1, 5)]
 
@@ -56,6 +56,68 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(
         lambda v, x, w: ms_deform_attn_reference(v, SHAPES, x, w), (value, locations, weights)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_locations_and_weights_may_be_in_half_precision_too(dtype: torch.dtype) -> None:
+    value, locations, weights = (x.to(dtype) for x in _inputs(dtype))
+    output = ms_deform_attn_reference(value, SHAPES, locations, weights)
+    expected = _naive(value, locations, weights)  # of what the rounded numbers say, in float64
+    assert output.dtype == dtype
+    assert ((output.double() - expected).abs() <= torch.finfo(dtype).eps * expected.abs() + 2e-6).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gradients_are_those_of_float64_rounded(dtype: torch.dtype) -> None:
+    inputs = _inputs(dtype)
+    direction = torch.randn(2, 5, 6, dtype=dtype)
+    gradients = []
+    for precision in (dtype, torch.float64):
+        leaves = [x.to(torch.promote_types(x.dtype, precision)).detach().requires_grad_() for x in inputs]
+        output = ms_deform_attn_reference(leaves[0], SHAPES, leaves[1], leaves[2])
+        gradients.append(torch.autograd.grad(output, leaves, direction.to(output.dtype)))
+    for ours, exact, leaf in zip(*gradients, inputs, strict=True):
+        assert ours.dtype == leaf.dtype
+        resolution = torch.finfo(leaf.dtype).eps
+        assert ((ours.double() - exact).abs() <= resolution * exact.abs() + 2e-5).all()
+
+
+def test_memory_order_does_not_matter() -> None:
+    value, locations, weights = _inputs()
+    expected = ms_deform_attn_reference(value, SHAPES, locations, weights)
+    strided = (value.transpose(1, 2).contiguous().transpose(1, 2), locations.flip(-1).flip(-1), weights.mT.clone().mT)
+    output = ms_deform_attn_reference(strided[0], SHAPES, *strided[1:])
+    assert not strided[0].is_contiguous()
+    assert output.is_contiguous()
+    torch.testing.assert_close(output, expected)
+
+
+def test_points_outside_are_worth_nothing() -> None:
+    value, locations, weights = _inputs()
+    assert not ms_deform_attn_reference(value, SHAPES, locations + 5, weights).any()
+
+
+def test_fused_form_is_softmax_and_offsets_in_pixels() -> None:
+    value, offsets, logits = _inputs(torch.float64)
+    offsets, logits = 2 * offsets - 1, 3 * logits
+    points = torch.rand(1, 5, 1, 2, dtype=torch.float64)
+    weights = logits.flatten(-2).softmax(-1).view_as(logits)
+    locations = torch.empty_like(offsets)
+    for level, (height, width) in enumerate(SHAPES):
+        locations[..., level, :, 0] = points[:, :, :, None, 0] + offsets[..., level, :, 0] / width
+        locations[..., level, :, 1] = points[:, :, :, None, 1] + offsets[..., level, :, 1] / height
+    fused = fused_ms_deform_attn(value, SHAPES, points, offsets, logits)
+    torch.testing.assert_close(fused, _naive(value, locations, weights))
+
+
+def test_gradients_of_the_module() -> None:
+    module = MSDeformAttn(embed_dim=4, num_levels=len(SHAPES), num_heads=2, num_points=2).double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    query, value = torch.randn(1, 2, 4, dtype=torch.float64), torch.randn(1, 21, 4, dtype=torch.float64)
+    points = torch.rand(1, 2, 1, 2, dtype=torch.float64)
+    inputs = tuple(x.requires_grad_() for x in (query, points, value))
+    assert torch.autograd.gradcheck(lambda q, p, v: module(q, p, v, SHAPES), inputs)
 
 
 def test_wrong_shapes_are_named() -> None:

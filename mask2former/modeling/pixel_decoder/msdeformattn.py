@@ -1,6 +1,5 @@
 """The paper's pixel decoder: multi-scale deformable attention (Section 3.2.2 and Section 4.1)."""
 
-import math
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
@@ -15,6 +14,8 @@ from .deformable_encoder import MSDeformAttnTransformerEncoder
 from .top_down import Norm, TopDownPath
 
 __all__ = ["MSDeformAttnPixelDecoder"]
+
+_NUM_GROUPS = 32  # of every group norm, as in Detectron2's "GN"
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -58,18 +59,26 @@ class MSDeformAttnPixelDecoder(TopDownPath):
             num_feature_levels: maps handed to the Transformer decoder, from the coarsest on.
 
         Raises:
-            ValueError: if a feature is missing, or there are fewer maps than ``num_feature_levels``.
+            ValueError: if features are missing, none has the stride ``common_stride``, there are fewer maps than
+                ``num_feature_levels``, or ``conv_dim`` is not a multiple of 32.
         """
         super().__init__(conv_dim=conv_dim, norm=norm, upsample_mode="bilinear")
         shapes = dict(sorted(input_shape.items(), key=lambda item: item[1].stride))
-        missing = sorted(set(transformer_in_features) - set(shapes))
-        if missing:
-            raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES names {missing}, but the features "
-                f"given by MODEL.SEM_SEG_HEAD.IN_FEATURES are {list(shapes)}; add them there or leave them out here."
-            )
         # Coarse to fine, the order of every list in this module.
         self.transformer_in_features = [name for name in reversed(shapes) if name in transformer_in_features]
+        finest_stride = _check_features(shapes, transformer_in_features, common_stride)
+        lateral_features = [name for name, shape in shapes.items() if common_stride <= shape.stride < finest_stride]
+        num_maps = len(self.transformer_in_features) + len(lateral_features)
+        if num_feature_levels > num_maps:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.NUM_FEATURE_LEVELS is {num_feature_levels}, but the pixel decoder makes {num_maps} "
+                f"maps from {list(shapes)}; lower it or add features."
+            )
+        if conv_dim % _NUM_GROUPS:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.CONVS_DIM is {conv_dim}, but group norm takes channels in {_NUM_GROUPS} groups; "
+                f"choose a multiple of {_NUM_GROUPS}."
+            )
         self.num_feature_levels = num_feature_levels
 
         self.input_proj = nn.ModuleList(
@@ -85,21 +94,12 @@ class MSDeformAttnPixelDecoder(TopDownPath):
             dropout=transformer_dropout,
         )
         self.pe_layer = PositionEmbeddingSine(conv_dim // 2)
-
         self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
         weight_init.c2_xavier_fill(self.mask_features)
 
-        finest_stride = shapes[self.transformer_in_features[-1]].stride
-        num_fpn_levels = int(math.log2(finest_stride) - math.log2(common_stride))
-        for index, name in list(enumerate(list(shapes)[:num_fpn_levels], start=1))[::-1]:
+        # Index from the finest, as in the checkpoints' names, and feature; visited from coarse to fine.
+        for index, name in list(enumerate(lateral_features, start=1))[::-1]:
             self.add_level(index, name, shapes[name].channels)
-
-        num_maps = len(self.transformer_in_features) + num_fpn_levels
-        if num_feature_levels > num_maps:
-            raise ValueError(
-                f"MODEL.MASK_FORMER.NUM_FEATURE_LEVELS is {num_feature_levels}, but the pixel decoder makes {num_maps} "
-                f"maps from {list(shapes)}; lower it or add features."
-            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -154,4 +154,22 @@ def _projection(in_channels: int, conv_dim: int) -> nn.Sequential:
     nn.init.xavier_uniform_(conv.weight, gain=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv, nn.GroupNorm(32, conv_dim))
+    return nn.Sequential(conv, nn.GroupNorm(_NUM_GROUPS, conv_dim))
+
+
+def _check_features(shapes: dict[str, ShapeSpec], transformer_in_features: list[str], common_stride: int) -> int:
+    """The finest stride that the encoder refines, after a check that every feature that is asked for is there."""
+    missing = sorted(set(transformer_in_features) - set(shapes))
+    if missing or not transformer_in_features:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES names {missing or 'nothing'}, but the "
+            f"features given by MODEL.SEM_SEG_HEAD.IN_FEATURES are {list(shapes)}; make the two agree."
+        )
+    finest_stride = min(shapes[name].stride for name in transformer_in_features)
+    strides = [shape.stride for shape in shapes.values() if shape.stride <= finest_stride]
+    if common_stride not in strides:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.COMMON_STRIDE is {common_stride}, but a per-pixel embedding can be made at the "
+            f"strides {strides}; choose one of them, or add a feature of that stride to MODEL.SEM_SEG_HEAD.IN_FEATURES."
+        )
+    return finest_stride
