@@ -1,4 +1,4 @@
-"""Metadata is in pyproject.toml. This file is for what that cannot say: the compiled operators."""
+"""Metadata is in pyproject.toml. This file is for what that cannot say: compiled operators, files from outside."""
 
 import importlib.util
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from setuptools import Command, setup
 from setuptools.command.build import build
+from setuptools.command.build_py import build_py
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -47,6 +48,16 @@ class BuildOps(Command):
         return {}
 
 
+class BuildPy(build_py):
+    """Takes along what names of the model zoo need; a checkout has it beside the package."""
+
+    def run(self) -> None:
+        super().run()
+        for folder in ("configs", "model_zoo"):
+            if not self.editable_mode and Path(folder).is_dir():
+                self.copy_tree(folder, str(Path(self.build_lib, "mask2former", folder)))
+
+
 class BdistWheel(bdist_wheel):
     """A wheel with the library is for one platform, but for every Python: the library does not know of Python."""
 
@@ -56,4 +67,4 @@ class BdistWheel(bdist_wheel):
 
 
 build.sub_commands = [*build.sub_commands, ("build_ops", None)]
-setup(cmdclass={"build_ops": BuildOps, "bdist_wheel": BdistWheel})
+setup(cmdclass={"build_py": BuildPy, "build_ops": BuildOps, "bdist_wheel": BdistWheel})

@@ -76,7 +76,7 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _predict(args: argparse.Namespace) -> int:
     """Segment what can be read; 0 if that is all."""
     output = Path(args.output)
-    options = {"task": args.task, "threshold": args.threshold, "size": args.size}
+    options = {"task": args.task, "threshold": args.threshold, "size": args.size, "batch_size": args.batch_size}
     videos = [given for given in args.input if is_video(given)]
     pictures, complaints = find_pictures([given for given in args.input if given not in videos])
     for complaint in complaints:
@@ -97,9 +97,9 @@ def _predict(args: argparse.Namespace) -> int:
         return 1
     done = not complaints
     if pictures:
-        done &= save_pictures(model, pictures, output, batch_size=args.batch_size, **options)
+        done &= save_pictures(model, pictures, output, **options)
     for video, writer in zip(opened, writers, strict=True):
-        done &= save_video(model, video, writer, batch_size=args.batch_size, **options)
+        done &= save_video(model, video, writer, **options)
     return 0 if done else 1
 
 

@@ -40,6 +40,27 @@ _MASK_FORMER_KEYS = {
     "mask_weight": "MASK_WEIGHT",
     "dice_weight": "DICE_WEIGHT",
 }
+# Files leave out what is at their default.
+_DEFAULTS = {
+    "feature_size": 256,
+    "mask_feature_size": 256,
+    "encoder_layers": 6,
+    "encoder_feedforward_dim": 1024,
+    "num_attention_heads": 8,
+    "common_stride": 4,
+    "hidden_dim": 256,
+    "dim_feedforward": 2048,
+    "decoder_layers": 10,
+    "num_queries": 100,
+    "dropout": 0.0,
+    "pre_norm": False,
+    "enforce_input_projection": False,
+    "no_object_weight": 0.1,
+    "class_weight": 2.0,
+    "mask_weight": 5.0,
+    "dice_weight": 5.0,
+    "backbone_config": {"model_type": "swin", "depths": [2, 2, 18, 2]},
+}
 _SWIN_KEYS = (
     "embed_dim",
     "depths",
@@ -112,7 +133,8 @@ def read_folder(folder: Path) -> CfgNode:
         FileNotFoundError: there are no weights.
         ValueError: the model is another than Mask2Former with a Swin or ResNet, or has a setting that ours has not.
     """
-    theirs = json.loads((folder / "config.json").read_text("utf-8"))
+    written = json.loads((folder / "config.json").read_text("utf-8"))
+    theirs = _DEFAULTS | {key: value for key, value in written.items() if value is not None}
     if theirs.get("model_type") != "mask2former":
         raise ValueError(f"{folder}: config.json is of a {theirs.get('model_type')!r} model, expected 'mask2former'.")
     if theirs.get("activation_function", "relu") != "relu":
@@ -120,7 +142,7 @@ def read_folder(folder: Path) -> CfgNode:
     cfg = get_cfg()
     add_maskformer2_config(cfg)
     _set_model(cfg, theirs)
-    _set_backbone(cfg, theirs.get("backbone_config") or {"model_type": "swin"}, folder)
+    _set_backbone(cfg, theirs["backbone_config"], folder)
     file = folder / "preprocessor_config.json"
     _set_preprocessing(cfg, json.loads(file.read_text("utf-8")) if file.is_file() else {})
     _set_classes(cfg, theirs, str(folder))
@@ -133,13 +155,10 @@ def _set_model(cfg: CfgNode, theirs: Mapping[str, Any]) -> None:
     head, mask_former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
     head.NAME, head.PIXEL_DECODER_NAME, head.NORM = "MaskFormerHead", "MSDeformAttnPixelDecoder", "GN"
     head.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    head.TRANSFORMER_ENC_LAYERS = 6
     mask_former.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"
-    mask_former.DEC_LAYERS, mask_former.DROPOUT = 10, 0.0
     for section, keys in ((head, _HEAD_KEYS), (mask_former, _MASK_FORMER_KEYS)):
         for their_key, our_key in keys.items():
-            if their_key in theirs:
-                section[our_key] = type(section[our_key])(theirs[their_key])
+            section[our_key] = type(section[our_key])(theirs[their_key])  # JSON has 2 for 2.0
     test = mask_former.TEST
     # What transformers and the official release post-process with.
     test.OBJECT_MASK_THRESHOLD = test.OVERLAP_THRESHOLD = 0.8

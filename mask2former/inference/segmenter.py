@@ -104,10 +104,10 @@ class Segmenter:
             ValueError: a picture cannot be read, or an argument is out of range.
             TypeError: something is no picture.
         """
+        request = self._request(task, threshold, size, batch_size)
         if is_single(images):
-            request = self._request(task, threshold, size)
             return self._segment(request, [self._prepare(request, images)])[0]
-        return list(self._stream(iterate_sources(images), self._request(task, threshold, size), batch_size=batch_size))
+        return list(self._stream(iterate_sources(images), request, batch_size=batch_size))
 
     def stream(
         self,
@@ -133,12 +133,17 @@ class Segmenter:
         Yields:
             One result a picture or frame, in order. Frames come as :attr:`Result.image`.
         """
-        request = self._request(task, threshold, size)  # at once, not when the first result is asked for
+        request = self._request(task, threshold, size, batch_size)  # at once, not when the first result is asked for
         pictures = _frames(source) if is_video(source) else iterate_sources(source)
         return self._stream(pictures, request, batch_size=batch_size, on_error=on_error)
 
     def check_options(
-        self, *, task: Task | Sequence[Task] | None = None, threshold: float | None = None, size: int | None = None
+        self,
+        *,
+        task: Task | Sequence[Task] | None = None,
+        threshold: float | None = None,
+        size: int | None = None,
+        batch_size: int = 1,
     ) -> tuple[Task, ...]:
         """The tasks that :meth:`predict` would do with these options.
 
@@ -154,6 +159,8 @@ class Segmenter:
             raise ValueError(f"threshold is {threshold}, expected 0 to 1.")
         if size is not None and size < 0:
             raise ValueError(f"size is {size}, expected pixels of the shorter edge, or 0 for pictures as they are.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
         return tasks
 
     def _stream(
@@ -164,9 +171,6 @@ class Segmenter:
         batch_size: int,
         on_error: Callable[[Exception], None] | None = None,
     ) -> Iterator[Result]:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
-
         def prepared() -> Iterator[tuple[Picture, dict[str, Any]] | Exception]:
             for picture in pictures:
                 try:
@@ -186,8 +190,10 @@ class Segmenter:
         for batch in _batches(readable(), batch_size):
             yield from self._segment(request, batch)
 
-    def _request(self, task: Task | Sequence[Task] | None, threshold: float | None, size: int | None) -> _Request:
-        tasks = self.check_options(task=task, threshold=threshold, size=size)
+    def _request(
+        self, task: Task | Sequence[Task] | None, threshold: float | None, size: int | None, batch_size: int = 1
+    ) -> _Request:
+        tasks = self.check_options(task=task, threshold=threshold, size=size, batch_size=batch_size)
         if threshold is not None and tasks == ("semantic",):
             logger.warning("a confidence threshold has no effect on semantic segmentation")
         return _Request(

@@ -137,32 +137,6 @@ class MaskFormer(nn.Module):
         """Where the model is, and where images are moved to."""
         return self.pixel_mean.device
 
-    def with_outputs(
-        self, tasks: Collection[str], *, object_mask_threshold: float | None = None, panoptic_scores: bool = False
-    ) -> "MaskFormer":
-        """This model with other results: the same modules and weights, and this one stays as it is.
-
-        Args:
-            tasks: of "panoptic", "instance" and "semantic", what to give.
-            object_mask_threshold: as in ``__init__``; None keeps this model's.
-            panoptic_scores: give panoptic segments a ``score`` in 0..1.
-
-        Raises:
-            ValueError: if panoptic results are asked for and the metadata does not say which classes are things.
-        """
-        if "panoptic" in tasks and not hasattr(self.metadata, "thing_dataset_id_to_contiguous_id"):
-            raise ValueError(
-                f"the data set {self.metadata.get('name', '(none)')} does not say which classes are things, so there "
-                "is no panoptic result; ask for task 'semantic' or 'instance'."
-            )
-        model = copy.copy(self)
-        model.panoptic_on, model.instance_on = "panoptic" in tasks, "instance" in tasks
-        model.semantic_on = "semantic" in tasks
-        model.panoptic_scores = panoptic_scores
-        if object_mask_threshold is not None:
-            model.object_mask_threshold = object_mask_threshold
-        return model
-
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Segment images, or compute the training loss.
 
@@ -192,6 +166,32 @@ class MaskFormer(nn.Module):
             targets = self._prepare_targets(batched_inputs, images)
             return self._weigh(self.criterion(outputs, targets))
         return self._postprocess(outputs, batched_inputs, images)
+
+    def with_outputs(
+        self, tasks: Collection[str], *, object_mask_threshold: float | None = None, panoptic_scores: bool = False
+    ) -> "MaskFormer":
+        """This model with other results: the same modules and weights, and this one stays as it is.
+
+        Args:
+            tasks: of "panoptic", "instance" and "semantic", what to give.
+            object_mask_threshold: as in ``__init__``; None keeps this model's.
+            panoptic_scores: give panoptic segments a ``score`` in 0..1.
+
+        Raises:
+            ValueError: if panoptic results are asked for and the metadata does not say which classes are things.
+        """
+        if "panoptic" in tasks and not hasattr(self.metadata, "thing_dataset_id_to_contiguous_id"):
+            raise ValueError(
+                f"the data set {self.metadata.get('name', '(none)')} does not say which classes are things, so there "
+                "is no panoptic result; ask for task 'semantic' or 'instance'."
+            )
+        model = copy.copy(self)
+        model.panoptic_on, model.instance_on = "panoptic" in tasks, "instance" in tasks
+        model.semantic_on = "semantic" in tasks
+        model.panoptic_scores = panoptic_scores
+        if object_mask_threshold is not None:
+            model.object_mask_threshold = object_mask_threshold
+        return model
 
     def _segment_by_size(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Segment the images of each size apart, so that none is padded because of another."""

@@ -149,6 +149,7 @@ class TestOptions:
             ({"task": "depth"}, "task is 'depth'; give --task or task="),
             ({"threshold": 1.5}, r"threshold is 1\.5, expected 0 to 1"),
             ({"size": -1}, "size is -1, expected pixels"),
+            ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
         ],
     )
     def test_out_of_range(self, colours: m2f.Segmenter, rgb: np.ndarray, options: dict[str, Any], message: str) -> None:
@@ -156,10 +157,6 @@ class TestOptions:
             colours.predict(rgb, **options)
         with pytest.raises(ValueError, match=message):
             colours.stream([rgb], **options)  # at once, before the first result
-
-    def test_batch_size_out_of_range(self, colours: m2f.Segmenter, rgb: np.ndarray) -> None:
-        with pytest.raises(ValueError, match="batch_size is 0"):
-            colours.predict([rgb], batch_size=0)
 
     def test_threshold_means_nothing_to_semantic_results(
         self, colours: m2f.Segmenter, rgb: np.ndarray, caplog: pytest.LogCaptureFixture

@@ -1,0 +1,139 @@
+"""What ``load`` understands: configurations, names, checkpoints, folders."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.utils.file_io import PathManager
+
+import mask2former as m2f
+from mask2former.engine.setup import load_config
+from mask2former.inference.loading import model_config
+from mask2former.inference.zoo import ZooEntry, zoo
+
+
+@pytest.fixture
+def training(tiny_config: Path, tmp_path: Path) -> Path:
+    """What a training leaves: config.yaml, checkpoints, and the name of the last."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    cfg = load_config(str(tiny_config), ["MODEL.WEIGHTS", "a_backbone.pkl"])
+    (folder / "config.yaml").write_text(cfg.dump())
+    shutil.copy(tiny_config.parent / "model.pth", folder / "model_final.pth")
+    (folder / "last_checkpoint").write_text("model_final.pth")
+    return folder
+
+
+def test_configuration_with_weights(tiny_config: Path, photograph: np.ndarray, tmp_path: Path) -> None:
+    bare = yaml.safe_load(tiny_config.read_text())
+    weights = bare["MODEL"].pop("WEIGHTS")
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(bare))
+    expected = m2f.load(tiny_config).predict(photograph)
+    for model in (
+        m2f.load(tmp_path / "bare.yaml", weights),
+        m2f.load(str(tmp_path / "bare.yaml"), opts=["MODEL.WEIGHTS", weights]),
+        m2f.load(load_config(str(tmp_path / "bare.yaml")), weights=weights),
+        m2f.load(load_config(str(tiny_config)), device="cpu"),
+    ):
+        assert model.predict(photograph).to_coco() == expected.to_coco()
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS is empty; name a trained model: .*weights= in Python"):
+        m2f.load(tmp_path / "bare.yaml")
+
+
+def test_configuration_of_the_caller_is_left_alone(tiny_config: Path) -> None:
+    cfg = load_config(str(tiny_config))
+    before = cfg.dump()
+    model = m2f.load(cfg, opts=["INPUT.MIN_SIZE_TEST", "32"])
+    assert cfg.dump() == before
+    assert model.cfg.INPUT.MIN_SIZE_TEST == 32
+    assert model.cfg.is_frozen()
+
+
+def test_output_folder_of_a_training(training: Path) -> None:
+    assert str(training / "model_final.pth") == model_config(training).MODEL.WEIGHTS
+    shutil.copy(training / "model_final.pth", training / "model_best.pth")
+    assert str(training / "model_best.pth") == model_config(training).MODEL.WEIGHTS
+    assert model_config(training, "other.pth").MODEL.WEIGHTS == "other.pth"
+    assert m2f.load(training).default_tasks == ("panoptic",)
+
+
+def test_checkpoint_beside_its_configuration(training: Path) -> None:
+    path = training / "model_final.pth"
+    assert str(path) == model_config(path).MODEL.WEIGHTS
+    assert model_config(path).MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
+
+
+def test_checkpoint_of_the_zoo_is_known_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "model_final_94dc52.pkl").touch()
+    cfg = model_config(tmp_path / "model_final_94dc52.pkl")
+    assert str(tmp_path / "model_final_94dc52.pkl") == cfg.MODEL.WEIGHTS
+    assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.RESNETS.DEPTH) == (133, 50)
+
+
+def test_shipped_model() -> None:
+    cfg = model_config("nuclei/panoptic/Lite0")
+    assert model_config(cfg.MODEL.WEIGHTS).MODEL.SEM_SEG_HEAD.NUM_CLASSES == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
+
+
+def test_zoo_downloads_only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(PathManager, "get_local_path", lambda address: asked.append(address) or "cached.pkl")
+    assert model_config("coco/panoptic/R50").MODEL.WEIGHTS == "cached.pkl"
+    assert asked == [zoo()["coco/panoptic/R50"].checkpoint]
+    assert model_config("coco/panoptic/R50", "mine.pth").MODEL.WEIGHTS == "mine.pth"
+    assert model_config("coco/panoptic/R50", opts=["MODEL.WEIGHTS", "mine.pth"]).MODEL.WEIGHTS == "mine.pth"
+    assert len(asked) == 1
+
+
+def test_a_name_of_the_zoo_from_end_to_end(
+    tiny_config: Path, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = ZooEntry("toys/panoptic/R18", str(tiny_config), "https://example.org/model.pth")
+    monkeypatch.setitem(zoo(), entry.name, entry)
+    local = str(tiny_config.parent / "model.pth")
+    monkeypatch.setattr(PathManager, "get_local_path", lambda address, **_: local if "://" in address else address)
+    found = m2f.load("toys/panoptic/r18").predict(photograph)
+    assert found.to_coco() == m2f.load(tiny_config).predict(photograph).to_coco()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        ("absent.yaml", r"there is no configuration .*absent\.yaml"),
+        ("coco/panoptik/R50", r"no name of the model zoo \(the closest are coco/panoptic/R50, .*list_models"),
+        ("empty/", r"is a folder without config\.yaml .* or config\.json"),
+        ("new/config.yaml", "has no checkpoint yet"),
+        ("lonely.pth", r"without a config\.yaml beside it, .*load\(CONFIG, weights=CHECKPOINT\)"),
+    ],
+)
+def test_what_is_no_model(tmp_path: Path, make: str, message: str) -> None:
+    path = tmp_path / make
+    if make in ("lonely.pth", "new/config.yaml"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("VERSION: 2")
+        path = path.parent if make.startswith("new") else path
+    elif make.endswith("/"):
+        path.mkdir()
+    with pytest.raises(FileNotFoundError, match=message):
+        m2f.load(path if path.exists() or make == "absent.yaml" else make)
+
+
+def test_missing_weights(tiny_config: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS: there is no file nowhere\.pth; name a trained model"):
+        m2f.load(tiny_config, "nowhere.pth")
+
+
+def test_weights_of_another_number_of_classes(tiny_config: Path) -> None:
+    with pytest.raises(ValueError, match=r"lacks \d+ parameters of the head, .*class_embed.* the first"):
+        m2f.load(tiny_config, opts=["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"])
+
+
+def test_weights_of_a_backbone_alone(tiny_config: Path, tmp_path: Path) -> None:
+    state = torch.load(tiny_config.parent / "model.pth", weights_only=True)["model"]
+    backbone = {name: tensor for name, tensor in state.items() if name.startswith("backbone.")}
+    torch.save({"model": backbone}, tmp_path / "backbone.pth")
+    with pytest.raises(ValueError, match="is not a trained model of this configuration"):
+        m2f.load(tiny_config, tmp_path / "backbone.pth")

@@ -1,0 +1,208 @@
+"""Results in their own form, and in those of other tools."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data import MetadataCatalog
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+
+import mask2former as m2f
+from mask2former.inference.result_files import plan_outputs
+from tests.colour_model import DATASET
+
+Save = Callable[..., Path]
+TASKS = ("panoptic", "instance", "semantic")
+
+
+@pytest.fixture
+def result(config_file: Path, save: Save) -> m2f.Result:
+    """Of the colour model's picture, (48, 64): an apple (20 x 20 at 4, 6), a berry (10 x 8 at 40, 30) and grass."""
+    return m2f.load(config_file).predict(save("fruit.png"), task=TASKS)
+
+
+@pytest.fixture
+def masks(picture: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: picture[..., channel] > 128 for name, channel in (("apple", 2), ("berry", 0), ("grass", 1))}
+
+
+class TestOwnForm:
+    def test_panoptic(self, result: m2f.Result, masks: dict[str, np.ndarray]) -> None:
+        panoptic = result.panoptic
+        assert (panoptic.ids.shape, panoptic.ids.dtype) == ((48, 64), np.int32)
+        found = [(s.id, s.category_id, s.name, s.isthing, s.score, s.area) for s in panoptic.segments]
+        assert found == [
+            (1, 0, "apple", True, 0.9, 400),
+            (2, 1, "berry", True, 0.6, 80),
+            (3, 2, "grass", False, 0.95, 48 * 64 - 480),
+        ]
+        for segment in panoptic.segments:
+            np.testing.assert_array_equal(panoptic.mask(segment), masks[segment.name])
+
+    def test_instances(self, result: m2f.Result, masks: dict[str, np.ndarray]) -> None:
+        instances = result.instances
+        assert len(instances) == 2
+        assert instances.names == ["apple", "berry"]
+        assert instances.classes.tolist() == [0, 1]
+        assert instances.scores.tolist() == pytest.approx([0.9, 0.6])
+        assert (instances.boxes.shape, instances.boxes.dtype) == ((2, 4), np.float32)
+        for name, mask, rle in zip(instances.names, instances.masks, instances.rle(), strict=True):
+            np.testing.assert_array_equal(mask, masks[name])
+            np.testing.assert_array_equal(mask_util.decode(rle), masks[name])
+
+    def test_semantic(self, result: m2f.Result, masks: dict[str, np.ndarray]) -> None:
+        semantic = result.semantic
+        assert semantic.names == ["apple", "berry", "grass"]
+        assert semantic.scores.shape == (3, 48, 64)
+        assert semantic.labels.dtype == np.int32
+        for label, name in enumerate(semantic.names):
+            np.testing.assert_array_equal(semantic.labels == label, masks[name])
+
+    def test_what_was_not_predicted(self, config_file: Path, picture: np.ndarray) -> None:
+        only_panoptic = m2f.load(config_file).predict(picture)
+        with pytest.raises(
+            ValueError, match=r'no instance result.* asked for panoptic; ask for it with task="instance"'
+        ):
+            _ = only_panoptic.instances
+        with pytest.raises(ValueError, match="no semantic result"):
+            only_panoptic.to_coco(task="semantic")
+
+    def test_no_segment(self, config_file: Path) -> None:
+        black = m2f.load(config_file).predict(
+            np.zeros((8, 9, 3), np.uint8), task=("panoptic", "instance"), threshold=1.0
+        )
+        assert black.panoptic.segments == []
+        assert not black.panoptic.ids.any()
+        assert black.instances.masks.shape == (0, 8, 9)
+        assert black.instances.rle() == []
+        assert black.to_coco() == black.to_coco(task="instance") == []
+        np.testing.assert_array_equal(black.draw(), black.image)
+
+
+class TestCoco:
+    @pytest.mark.parametrize("task", TASKS)
+    def test_pycocotools_reads_it(self, result: m2f.Result, masks: dict[str, np.ndarray], task: str) -> None:
+        annotations = json.loads(json.dumps(result.to_coco(7, task=task)))
+        names = ["apple", "berry", "grass"][: 2 if task == "instance" else 3]
+        assert [a["category_name"] for a in annotations] == names
+        assert {a["image_id"] for a in annotations} == {7}
+        truth = COCO()
+        truth.dataset = {
+            "images": [{"id": 7, "height": 48, "width": 64}],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
+            "annotations": [],
+        }
+        truth.createIndex()
+        assert [a["area"] for a in annotations] == [masks[name].sum() for name in names]
+        for annotation in truth.loadRes(annotations).dataset["annotations"]:
+            expected = masks[annotation["category_name"]]
+            np.testing.assert_array_equal(truth.annToMask(annotation), expected)
+            assert annotation["bbox"] == list(cv2.boundingRect(expected.astype(np.uint8)))
+
+    def test_category_ids_are_the_data_sets_own(self, result: m2f.Result, monkeypatch: pytest.MonkeyPatch) -> None:
+        metadata = MetadataCatalog.get(DATASET)
+        monkeypatch.setattr(metadata, "thing_dataset_id_to_contiguous_id", {17: 0, 30: 1}, raising=False)
+        monkeypatch.setattr(metadata, "stuff_dataset_id_to_contiguous_id", {17: 0, 30: 1, 92: 2}, raising=False)
+        for task, ids in (("panoptic", [17, 30, 92]), ("instance", [17, 30]), ("semantic", [17, 30, 92])):
+            assert [a["category_id"] for a in result.to_coco(task=task)] == ids
+
+
+@dataclass
+class FakeDetections:
+    """The arguments that supervision.Detections takes."""
+
+    xyxy: Any
+    mask: Any = None
+    confidence: Any = None
+    class_id: Any = None
+    data: Any = None
+
+    @classmethod
+    def empty(cls) -> "FakeDetections":
+        return cls(np.empty((0, 4)))
+
+
+class TestSupervision:
+    @pytest.fixture
+    def _installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = ModuleType("supervision")
+        module.Detections = FakeDetections
+        monkeypatch.setitem(sys.modules, "supervision", module)
+
+    @pytest.mark.usefixtures("_installed")
+    def test_arguments(self, result: m2f.Result, masks: dict[str, np.ndarray]) -> None:
+        detections = result.to_supervision(task="instance")
+        assert detections.xyxy.tolist() == [[4, 6, 24, 26], [40, 30, 50, 38]]
+        assert detections.confidence.tolist() == pytest.approx([0.9, 0.6])
+        assert detections.class_id.tolist() == [0, 1]
+        assert detections.data["class_name"].tolist() == ["apple", "berry"]
+        assert detections.mask.dtype == bool
+        np.testing.assert_array_equal(detections.mask, [masks["apple"], masks["berry"]])
+
+    @pytest.mark.usefixtures("_installed")
+    def test_semantic_has_no_confidence(self, result: m2f.Result) -> None:
+        assert result.to_supervision(task="semantic").confidence is None
+
+    @pytest.mark.usefixtures("_installed")
+    def test_nothing_found(self, config_file: Path, picture: np.ndarray) -> None:
+        found = m2f.load(config_file).predict(picture, task="instance", threshold=1.0).to_supervision()
+        assert len(found.xyxy) == 0
+
+    def test_missing(self, result: m2f.Result, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "supervision", None)
+        with pytest.raises(ModuleNotFoundError, match="pip install supervision"):
+            result.to_supervision()
+
+    def test_the_real_package(self, result: m2f.Result) -> None:
+        supervision = pytest.importorskip("supervision")
+        detections = result.to_supervision(task="panoptic")
+        assert isinstance(detections, supervision.Detections)
+        assert detections.area.tolist() == [400, 80, 48 * 64 - 480]
+
+
+class TestFiles:
+    def test_save_into_a_folder(self, result: m2f.Result, tmp_path: Path) -> None:
+        files = result.save(tmp_path / "out")
+        assert [path.name for path in (files.drawing, files.json, files.ids)] == [
+            "fruit.png",
+            "fruit.json",
+            "fruit_ids.png",
+        ]
+        np.testing.assert_array_equal(cv2.imread(str(files.drawing))[:, :, ::-1], result.draw())
+        np.testing.assert_array_equal(cv2.imread(str(files.ids), cv2.IMREAD_UNCHANGED), result.panoptic.ids)
+        record = json.loads(files.json.read_text())
+        assert (record["file_name"], record["task"], record["id_map"]) == ("fruit.png", "panoptic", "fruit_ids.png")
+        assert [s["score"] for s in record["segments"]] == [0.9, 0.6, 0.95]
+
+    def test_save_as_a_file(self, result: m2f.Result, tmp_path: Path) -> None:
+        files = result.save(tmp_path / "deep" / "drawn.jpg", task="instance")
+        assert {path.name for path in (tmp_path / "deep").iterdir()} == {"drawn.jpg", "drawn.json"}
+        assert json.loads(files.json.read_text())["task"] == "instance"
+
+    def test_save_an_array(self, config_file: Path, picture: np.ndarray, tmp_path: Path) -> None:
+        m2f.load(config_file).predict(picture).save(tmp_path / "out")
+        assert (tmp_path / "out" / "picture.json").exists()
+
+    def test_never_overwrites_the_picture(self, result: m2f.Result) -> None:
+        before = result.path.read_bytes()
+        with pytest.raises(ValueError, match=r"fruit\.png would be overwritten"):
+            result.save(result.path.parent)
+        assert result.path.read_bytes() == before
+
+    def test_drawings_differ_by_task(self, result: m2f.Result) -> None:
+        drawings = [result.draw(task=task) for task in TASKS]
+        assert all(drawing.shape == (48, 64, 3) for drawing in drawings)
+        np.testing.assert_array_equal(drawings[1][0], result.image[0])  # instances leave the grass alone
+        assert np.any(drawings[0] != drawings[1])
+
+    def test_several_pictures_do_not_fit_into_one_file(self) -> None:
+        with pytest.raises(ValueError, match=r"out\.png is one file, but there are 2 pictures"):
+            plan_outputs([Path("a.png"), Path("b.png")], Path("out.png"))

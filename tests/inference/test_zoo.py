@@ -1,0 +1,75 @@
+"""Names of published models, and their downloads."""
+
+import hashlib
+import json
+import urllib.error
+from pathlib import Path
+
+import pytest
+from detectron2.utils.file_io import PathManager
+
+import mask2former as m2f
+from mask2former.inference.zoo import download, find_entry, installed_file, suggest_names, zoo
+
+
+def test_every_configuration_is_there() -> None:
+    for entry in zoo().values():
+        assert installed_file(entry.config).is_file()
+        assert entry.checkpoint.startswith("https://") or installed_file(entry.checkpoint).is_file()
+
+
+def test_table_is_the_official_one(contract_dir: Path) -> None:
+    official = json.loads((contract_dir / "model_zoo.json").read_text())
+    ours = {entry.config.removeprefix("configs/"): entry for entry in zoo().values() if "://" in entry.checkpoint}
+    assert ours.keys() == official.keys()
+    for config, row in official.items():
+        assert ours[config].checkpoint == row["checkpoint"]
+        assert ours[config].metrics
+        assert all(float(row[name]) == value for name, value in ours[config].metrics.items())
+
+
+def test_names_say_data_set_task_and_backbone() -> None:
+    assert "coco/panoptic/R50" in m2f.list_models()
+    for name, entry in zoo().items():
+        data, task, backbone = name.split("/")
+        assert data in entry.config
+        assert task in entry.config
+        assert backbone.split("-")[-1].lower() in entry.config.lower() or backbone.startswith("Swin-")
+    assert {name.split("/")[2] for name in zoo() if "swin_large" in zoo()[name].config} == {"Swin-L-IN21k"}
+    assert zoo()["coco/panoptic/R50"].metrics == {"PQ": 51.9, "AP": 41.7, "mIoU": 61.7}
+
+
+def test_find_by_name_in_any_case_and_by_file_name() -> None:
+    entry = find_entry("COCO/Panoptic/r50")
+    assert entry is zoo()["coco/panoptic/R50"]
+    assert find_entry("model_final_94dc52.pkl") is entry
+    assert find_entry("coco/panoptic") is None
+    assert suggest_names("coco/panoptik/R50")[0] == "coco/panoptic/R50"
+    assert suggest_names("?")
+
+
+def test_download_is_kept_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model.pkl"
+    file.write_bytes(b"weights")
+    monkeypatch.setattr(PathManager, "get_local_path", lambda address: str(file))
+    assert download("https://example.org/model.pkl") == str(file)
+    assert download("https://example.org/model.pkl", sha256=hashlib.sha256(b"weights").hexdigest()) == str(file)
+    with pytest.raises(ValueError, match=r"R50 from https://example\.org/model\.pkl has SHA-256 \w{64}, expected abc"):
+        download("https://example.org/model.pkl", sha256="abc", name="R50")
+    assert not file.exists()
+
+
+def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(address: str) -> str:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(PathManager, "get_local_path", fail)
+    with pytest.raises(
+        OSError, match=r"coco/panoptic/R50 cannot be downloaded from https.*Name or service.*weights=FILE"
+    ):
+        m2f.load("coco/panoptic/R50")
+
+
+def test_file_that_is_not_installed() -> None:
+    with pytest.raises(FileNotFoundError, match=r"configs/absent\.yaml is part of Mask2Former's repository"):
+        installed_file("configs/absent.yaml")

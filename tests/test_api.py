@@ -1,0 +1,53 @@
+"""``import mask2former as m2f``: what is there, and what importing it costs."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mask2former as m2f
+from mask2former import api
+
+
+def test_names_are_at_the_top() -> None:
+    for name in ("load", "list_models", "Segmenter", "Result"):
+        assert getattr(m2f, name) is getattr(api, name)
+        assert name in m2f.__all__
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        _ = m2f.laod
+
+
+def test_everything_public_is_documented() -> None:
+    for name in api.__all__:
+        assert inspect.getdoc(getattr(api, name)), name
+    for method in ("predict", "stream"):
+        assert "batch_size" in inspect.getdoc(getattr(api.Segmenter, method))
+
+
+def test_import_is_cheap_and_needs_no_compiled_operator() -> None:
+    code = (
+        "import sys, mask2former as m2f\n"
+        "import torch\n"
+        "loaded = [name for name in sys.modules if name.startswith(('mask2former.inference', 'mask2former.engine'))]\n"
+        "assert not loaded, loaded\n"
+        "m2f.load\n"
+        "from mask2former.ops import _library\n"
+        "assert _library._load_library.cache_info().currsize == 0\n"
+        "assert 'transformers' not in sys.modules and 'huggingface_hub' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_documented_names_exist(repository: Path) -> None:
+    page = (repository / "docs" / "api.md").read_text()
+    of_result = set(re.findall(r"result\.(\w+)", page))
+    assert of_result >= {"panoptic", "instances", "semantic", "to_coco", "to_supervision", "draw", "save"}
+    known = {*dir(api.Result), *api.Result.__dataclass_fields__}
+    assert not of_result - known
+    assert all(hasattr(api.Segmenter, name) for name in re.findall(r"model\.([a-z]\w+)\(", page))
+    arguments = inspect.signature(api.Segmenter.predict).parameters
+    assert all(f"`{name}`" in page for name in arguments if name not in ("self", "images"))

@@ -1,0 +1,170 @@
+"""The command ``mask2former``."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import mask2former as m2f
+from mask2former import cli
+from mask2former.engine.convert import convert_file
+from mask2former.inference.video import VideoWriter, open_video, read_frames
+from tests.colour_model import _colours, config_file, picture, save, weights  # noqa: F401
+from tests.tiny_model import tiny_config  # noqa: F401
+
+Save = Callable[..., Path]
+
+
+@pytest.fixture
+def run(config_file: Path) -> Callable[..., int]:  # noqa: F811
+    """Run ``mask2former predict`` with the colour model."""
+    return lambda *words: cli.main(["predict", *map(str, words), "--model", str(config_file)])
+
+
+class TestPredict:
+    def test_pictures(
+        self,
+        run: Callable[..., int],
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        save("folder/b.png"), save("folder/c.png")
+        inputs = (save("a.png"), tmp_path / "folder")
+        assert run(*inputs, "--output", tmp_path / "out", "--task", "instance", "--threshold", 0.7) == 0
+        for name in "abc":
+            (segment,) = json.loads((tmp_path / "out" / f"{name}.json").read_text())["segments"]
+            assert (segment["category_name"], segment["area"]) == ("apple", 400)
+        assert capsys.readouterr().out.splitlines()[0].startswith("a.png: 1 segments -> ")
+
+    def test_video(self, run: Callable[..., int], picture: np.ndarray, tmp_path: Path) -> None:  # noqa: F811
+        with VideoWriter(tmp_path / "clip.avi", 10) as writer:
+            for _ in range(3):
+                writer.write(picture)
+        assert run(tmp_path / "clip.avi", "--output", tmp_path / "out", "--batch-size", 2) == 0
+        assert len(list(read_frames(open_video(str(tmp_path / "out" / "clip.mp4"))))) == 3
+
+    def test_one_bad_input_among_good_ones(
+        self,
+        run: Callable[..., int],
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        assert run(save("a.png"), "absent.png", "--output", tmp_path / "out") == 1
+        assert capsys.readouterr().err == "error: absent.png: no such file\n"
+        assert (tmp_path / "out" / "a.json").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--model", "coco/panoptik/R50"], "there is no model 'coco/panoptik/R50'"),
+            (["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
+            (["--threshold", "3"], "threshold is 3.0, expected 0 to 1"),
+            (["--opts", "INPUT.FORMAT", "YUV"], 'INPUT.FORMAT is "YUV"'),
+        ],
+    )
+    def test_errors_have_one_line(
+        self,
+        config_file: Path,  # noqa: F811
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        words: list[str],
+        message: str,
+    ) -> None:
+        given = ["predict", str(save("a.png")), "--output", str(tmp_path / "out"), "--model", str(config_file)]
+        assert cli.main([*given, *words]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+
+
+class TestTrainAndEval:
+    @pytest.mark.parametrize(("command", "eval_only"), [("train", False), ("eval", True)])
+    def test_arguments_are_those_of_train_net(
+        self, command: str, eval_only: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = []
+        monkeypatch.setattr(cli, "run", seen.append)
+        words = [command, "--config-file", "a.yaml", "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "5"]
+        assert cli.main(words) == 0
+        (args,) = seen
+        assert (args.config_file, args.num_gpus, args.resume, args.eval_only) == ("a.yaml", 2, True, eval_only)
+        assert args.opts == ["SOLVER.MAX_ITER", "5"]
+
+
+class TestConvert:
+    def test_there_and_back(self, tiny_config: Path, tmp_path: Path) -> None:  # noqa: F811
+        pytest.importorskip("safetensors")
+        ours = torch.load(tiny_config.parent / "model.pth", weights_only=True)["model"]
+        head = {name: tensor for name, tensor in ours.items() if name.startswith("sem_seg_head.")}
+        torch.save({"model": head, "optimizer": {"state": {}}, "iteration": 3}, tmp_path / "ours.pth")
+        there, back = str(tmp_path / "theirs.safetensors"), str(tmp_path / "back.pth")
+        assert cli.main(["convert", str(tmp_path / "ours.pth"), there, "--to", "huggingface"]) == 0
+        assert cli.main(["convert", there, back]) == 0
+        loaded = torch.load(back, weights_only=True)
+        assert loaded.keys() == {"model"}
+        assert loaded["model"].keys() == head.keys()
+        assert all(torch.equal(loaded["model"][name], tensor) for name, tensor in head.items())
+
+    def test_older_names_become_todays(self, tmp_path: Path) -> None:
+        old = {
+            "sem_seg_head.predictor.static_query.weight": torch.ones(2),
+            "sem_seg_head.layer_1.weight": torch.ones(1),
+        }
+        torch.save({"model": old}, tmp_path / "old.pth")
+        assert convert_file(tmp_path / "old.pth", tmp_path / "new.pth") == 2
+        assert torch.load(tmp_path / "new.pth", weights_only=True)["model"].keys() == {
+            "sem_seg_head.predictor.query_feat.weight",
+            "sem_seg_head.pixel_decoder.layer_1.weight",
+        }
+
+    @pytest.mark.parametrize(
+        ("source", "target", "message"),
+        [
+            ("a.pth", "b.onnx", "cannot write weights of type '.onnx', only .pth and .safetensors"),
+            ("a.pth", "a.pth", "would be overwritten by its own conversion"),
+            ("absent.pth", "b.pth", "there is no file"),
+        ],
+    )
+    def test_errors(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, target: str, message: str
+    ) -> None:
+        torch.save({"model": {"sem_seg_head.a": torch.ones(1)}}, tmp_path / "a.pth")
+        assert cli.main(["convert", str(tmp_path / source), str(tmp_path / target)]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == m2f.list_models()
+    assert "PQ 51.9, AP 41.7, mIoU 61.7" in next(line for line in lines if line.startswith("coco/panoptic/R50 "))
+
+
+def test_help_names_every_command(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mask2former.cli", "--help"], capture_output=True, text=True, check=True, cwd=repository
+    )
+    for command in ("predict", "train", "eval", "convert", "models"):
+        assert f"    {command} " in done.stdout
+    assert cv2.__name__ not in done.stderr
+
+
+def test_documented_commands_parse(repository: Path) -> None:
+    pages = [(repository / page).read_text() for page in ("docs/api.md", "README.md")]
+    commands = [
+        shlex.split(line) for page in pages for line in page.splitlines() if re.match("mask2former [a-z]", line)
+    ]
+    assert {command[1] for command in commands} == {"predict", "train", "eval", "convert", "models"}
+    for command in commands:
+        assert cli.get_parser().parse_args(command[1:]).run
