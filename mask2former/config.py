@@ -64,6 +64,7 @@ def _add_head_keys(cfg: CN) -> None:
     mask_former.TRANSFORMER_IN_FEATURE = "res5"
     # Scales of the pixel decoder that the Transformer decoder visits in turn (hard-coded to 3 in the official release).
     mask_former.NUM_FEATURE_LEVELS = 3
+    # Segments that can be found in one image; PerPixelBaselinePlusHead has one for each class (official).
     mask_former.NUM_OBJECT_QUERIES = 100
     mask_former.HIDDEN_DIM = 256
     mask_former.NHEADS = 8
