@@ -11,7 +11,7 @@ TEST_PROCESSES ?= 2
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 INPUTS := pyproject.toml setup.py constraints.txt tools/install_detectron2.py mask2former/ops/_build.py \
-  $(wildcard mask2former/ops/csrc/*)
+  $(wildcard mask2former/ops/csrc/*.* mask2former/ops/csrc/cuda/*)
 
 .PHONY: help demo test lint typecheck layers unit clean
 

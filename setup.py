@@ -23,7 +23,7 @@ class BuildOps(Command):
 
     def initialize_options(self) -> None:
         self.build_lib = None
-        self.library: Path | None = None
+        self.libraries: list[Path] = []
 
     def finalize_options(self) -> None:
         self.set_undefined_options("build_py", ("build_lib", "build_lib"))
@@ -32,17 +32,23 @@ class BuildOps(Command):
         spec = importlib.util.spec_from_file_location("build_ops", OPS / "_build.py")
         build_ops = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(build_ops)
+        folder = OPS if self.editable_mode else Path(self.build_lib) / OPS
         try:
-            self.library = build_ops.build(OPS if self.editable_mode else Path(self.build_lib) / OPS)
+            self.libraries.append(build_ops.build(folder))
         except build_ops.BuildError as error:
             print(f"Mask2Former installs without its native operators, and runs more slowly: {error}", file=sys.stderr)
+            return
+        try:
+            self.libraries.append(build_ops.build_cuda(folder))
+        except build_ops.BuildError as error:
+            print(f"Mask2Former installs without its operators for NVIDIA's GPUs: {error}", file=sys.stderr)
 
     # What setuptools asks of a step of a build.
     def get_source_files(self) -> list[str]:
-        return [str(path) for path in sorted((OPS / "csrc").iterdir())]
+        return [str(path) for path in sorted((OPS / "csrc").rglob("*")) if path.is_file()]
 
     def get_outputs(self) -> list[str]:
-        return [] if self.library is None or self.editable_mode else [str(self.library)]
+        return [] if self.editable_mode else [str(library) for library in self.libraries]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
@@ -62,7 +68,7 @@ class BdistWheel(bdist_wheel):
     """A wheel with the library is for one platform, but for every Python: the library does not know of Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        self.root_is_pure = self.get_finalized_command("build_ops").library is None
+        self.root_is_pure = not self.get_finalized_command("build_ops").libraries
         return ("py3", "none", super().get_tag()[2])
 
 

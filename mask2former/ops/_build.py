@@ -1,19 +1,23 @@
-"""How the native operators are compiled.
+"""How the native operators are compiled: a library for the CPU, and one for NVIDIA's GPUs where CUDA's compiler is.
 
-Needs PyTorch's headers and GCC or Clang with C++17. The library uses PyTorch's stable ABI only, so that it serves every
-PyTorch from 2.11 on and every Python. This file is also run by setup.py, so it imports nothing of this package.
+Needs PyTorch's headers and GCC or Clang with C++17; for the GPU also nvcc, of the CUDA version of PyTorch, but no GPU.
+The libraries use PyTorch's stable ABI only, so that they serve every PyTorch from 2.11 on and every Python. This file
+is also run by setup.py, so it imports nothing of this package.
 """
 
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["BuildError", "build", "library_name"]
+__all__ = ["BuildError", "build", "build_cuda", "cuda_library_name", "library_name"]
 
 _HERE = Path(__file__).resolve().parent
 _SOURCES = _HERE / "csrc"
@@ -26,6 +30,10 @@ _INSTRUCTION_SETS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512",
 }
 
+_NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=2"]
+# Ampere, Hopper, and what can be compiled from Hopper's code when it is loaded.
+_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+
 
 class BuildError(Exception):
     """Says in one line why the library cannot be built."""
@@ -33,10 +41,19 @@ class BuildError(Exception):
 
 def library_name() -> str:
     """The library's file name, with a digest of what it is made of: a library of other sources is never loaded."""
+    return f"libmask2former_ops-{_digest(_SOURCES.glob('*.[hc]*'))}.so"
+
+
+def cuda_library_name() -> str:
+    """The same of the CUDA library."""
+    return f"libmask2former_ops_cuda-{_digest([_SOURCES / 'schemas.h', *(_SOURCES / 'cuda').glob('*.*')])}.so"
+
+
+def _digest(sources: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in [Path(__file__), *sorted(_SOURCES.glob("*.[hc]*"))]:
+    for path in [Path(__file__), *sorted(sources)]:
         digest.update(path.read_bytes())
-    return f"libmask2former_ops-{digest.hexdigest()[:12]}.so"
+    return digest.hexdigest()[:12]
 
 
 def build(folder: Path = _HERE) -> Path:
@@ -50,15 +67,48 @@ def build(folder: Path = _HERE) -> Path:
     """
     compiler = _find_compiler()
     torch_folder = _find_torch()
+    with _new_library(folder, library_name()) as linked:
+        objects = _compile(compiler, torch_folder, linked.parent)
+        _run([*compiler, "-shared", *objects, "-o", str(linked), f"-L{torch_folder / 'lib'}", "-ltorch_cpu"])
+    return folder / library_name()
+
+
+def build_cuda(folder: Path = _HERE) -> Path:
+    """Compiles the CUDA library into ``folder``, in place of older ones.
+
+    ``CUDA_HOME`` says where CUDA is, and ``TORCH_CUDA_ARCH_LIST`` for which GPUs to compile, as for all extensions of
+    PyTorch.
+
+    Returns:
+        The library's path.
+
+    Raises:
+        BuildError: if something that it needs is missing, or a compiler fails.
+    """
+    compiler = _find_compiler()
+    torch_folder = _find_torch()
+    nvcc = _find_nvcc()
+    with _new_library(folder, cuda_library_name()) as linked:
+        bindings, kernels = linked.with_name("bindings.o"), linked.with_name("kernels.o")
+        include = f"-I{torch_folder / 'include'}"
+        source = str(_SOURCES / "cuda/ms_deform_attn_cuda.cpp")
+        _run([*compiler, *_FLAGS, "-DUSE_CUDA", _STABLE_ABI, include, "-c", source, "-o", str(bindings)])
+        _run([nvcc, *_NVCC_FLAGS, *_gpu_flags(), include, "-c", str(_SOURCES / "cuda/kernels.cu"), "-o", str(kernels)])
+        libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-ltorch_cuda"]
+        _run([nvcc, "-shared", str(bindings), str(kernels), "-o", str(linked), *libraries])
+    return folder / cuda_library_name()
+
+
+@contextmanager
+def _new_library(folder: Path, name: str) -> Iterator[Path]:
+    """Where to make a library, which takes the place of older ones in ``folder`` if that succeeds."""
     folder.mkdir(parents=True, exist_ok=True)
     # The finished library is moved into place, so that processes that build at the same time cannot see half of one.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as temporary:
-        objects = _compile(compiler, torch_folder, Path(temporary))
-        linked = Path(temporary) / library_name()
-        _run([*compiler, "-shared", *objects, "-o", str(linked), f"-L{torch_folder / 'lib'}", "-ltorch_cpu"])
-        for old in folder.glob("libmask2former_ops-*.so"):
+        yield Path(temporary) / name
+        for old in folder.glob(f"{name.split('-')[0]}-*.so"):
             old.unlink(missing_ok=True)
-        return linked.replace(folder / linked.name)
+        (Path(temporary) / name).replace(folder / name)
 
 
 def _find_compiler() -> list[str]:
@@ -87,6 +137,39 @@ def _find_torch() -> Path:
     return folder
 
 
+def _find_nvcc() -> str:
+    import torch
+
+    if torch.version.cuda is None:
+        raise BuildError(f"PyTorch {torch.__version__} is a build without CUDA")
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = str(Path(home) / "bin/nvcc") if home else shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if nvcc is None:
+        raise BuildError("no nvcc was found (install the CUDA toolkit, or set CUDA_HOME to where it is)")
+    version = re.search(r"release (\d+)\.\d+", _run([nvcc, "--version"]))
+    major = torch.version.cuda.split(".")[0]
+    if version is None or version[1] != major:
+        found = "an unknown version" if version is None else version[0]
+        raise BuildError(
+            f"{nvcc} is {found}, but PyTorch {torch.__version__} needs CUDA {major} (set CUDA_HOME to one)"
+        )
+    return nvcc
+
+
+def _gpu_flags() -> list[str]:
+    """What tells nvcc for which GPUs to compile."""
+    flags = []
+    for name in re.split(r"[;\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or _CUDA_ARCHITECTURES):
+        match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
+        if match is None:
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST has {name!r}; write numbers, as in {_CUDA_ARCHITECTURES!r}")
+        number = match[1] + match[2]
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if match[3]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
 def _compile(compiler: list[str], torch_folder: Path, folder: Path) -> list[str]:
     """Compiles every object file; the kernels once per instruction set."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -101,7 +184,8 @@ def _compile(compiler: list[str], torch_folder: Path, folder: Path) -> list[str]
     return objects
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
+    """The command's standard output."""
     try:
         result = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
@@ -109,3 +193,4 @@ def _run(command: list[str]) -> None:
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines() or ["?"]
         raise BuildError(f"{shlex.join(command)} failed: {errors[0]}")
+    return result.stdout

@@ -7,6 +7,7 @@ The environment variable ``MASK2FORMER_OPS`` says what to use:
 - ``jit``: the native operators, compiled at first use into the user's cache where they have not been built.
 """
 
+import ctypes
 import functools
 import logging
 import os
@@ -17,12 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._build import BuildError, build, library_name
+from ._build import BuildError, build, build_cuda, cuda_library_name, library_name
 
 __all__ = ["has_native_kernel", "native_fused_ms_deform_attn", "native_ms_deform_attn"]
 
 _PACKAGE = Path(__file__).resolve().parent
 _MODES = ("auto", "reference", "jit")
+_DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.float16, torch.bfloat16),
+}
 _HOW_TO_BUILD = "build it with: python -m mask2former.ops.build"
 _logger = logging.getLogger(__name__)
 
@@ -30,11 +35,11 @@ _logger = logging.getLogger(__name__)
 def has_native_kernel(value: Tensor) -> bool:
     """Whether the native operators take ``value``: device and dtype fit, nothing is exported, the library is there."""
     return (
-        value.device.type == "cpu"
-        and value.dtype in (torch.float32, torch.bfloat16)
+        value.dtype in _DTYPES.get(value.device.type, ())
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()
         and load_library()
+        and (value.device.type == "cpu" or load_cuda_library(value.device.index))
     )
 
 
@@ -59,36 +64,71 @@ def load_library() -> bool:
     return _load_library()
 
 
+@torch.compiler.assume_constant_result
+def load_cuda_library(device: int) -> bool:
+    """The same for the GPU with this number; :func:`load_library` comes first, for it brings the schemas."""
+    return _load_cuda_library() is not None and _has_code_for(device)
+
+
 @functools.cache
 def _load_library() -> bool:
     mode = os.environ.get("MASK2FORMER_OPS", "auto")
     if mode not in _MODES:
         raise ValueError(f"MASK2FORMER_OPS is {mode!r}; set it to one of {', '.join(_MODES)}, or not at all.")
-    if mode == "reference":
-        return False
-    try:
-        path = _find_library(mode)
-        if path is None:
-            _logger.warning("Deformable attention runs slowly: its native library is not built; %s", _HOW_TO_BUILD)
-            return False
-        torch.ops.load_library(path)
-    except (BuildError, OSError) as error:
-        _logger.warning("Deformable attention runs slowly: no native library: %s; %s", error, _HOW_TO_BUILD)
+    if mode == "reference" or _load(mode) is None:
         return False
     _register()
-    _logger.info("Loaded %s", path)
     return True
 
 
-def _find_library(mode: str) -> Path | None:
+@functools.cache
+def _load_cuda_library() -> Path | None:
+    """Where the CUDA library is, if it could be loaded; AMD's GPUs call themselves CUDA devices too."""
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return None
+    return _load(os.environ.get("MASK2FORMER_OPS", "auto"), cuda=True)
+
+
+@functools.cache
+def _has_code_for(device: int) -> bool:
+    if ctypes.CDLL(str(_load_cuda_library())).mask2former_has_code_for(device):
+        return True
+    major, minor = torch.cuda.get_device_capability(device)
+    _logger.warning(
+        "Deformable attention runs slowly on %s: its native library has no code for this GPU; build it with: "
+        "TORCH_CUDA_ARCH_LIST=%d.%d python -m mask2former.ops.build",
+        torch.cuda.get_device_name(device),
+        major,
+        minor,
+    )
+    return False
+
+
+def _load(mode: str, *, cuda: bool = False) -> Path | None:
+    """Finds and loads a library, or says why not."""
+    where, how = (" on the GPU", f"{_HOW_TO_BUILD} (which needs nvcc)") if cuda else ("", _HOW_TO_BUILD)
+    try:
+        path = _find_library(mode, cuda=cuda)
+        if path is None:
+            _logger.warning("Deformable attention runs slowly%s: its native library is not built; %s", where, how)
+            return None
+        torch.ops.load_library(path)
+    except (BuildError, OSError) as error:
+        _logger.warning("Deformable attention runs slowly%s: no native library: %s; %s", where, error, how)
+        return None
+    _logger.info("Loaded %s", path)
+    return path
+
+
+def _find_library(mode: str, *, cuda: bool = False) -> Path | None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mask2former"
-    name = library_name()
+    name = cuda_library_name() if cuda else library_name()
     for folder in (_PACKAGE, cache):
         if (folder / name).is_file():
             return folder / name
     if mode == "jit":
         _logger.info("Compiling the native operators into %s", cache)
-        return build(cache)
+        return build_cuda(cache) if cuda else build(cache)
     return None
 
 
@@ -102,7 +142,9 @@ def _register() -> None:
         torch.library.register_fake(f"mask2former::{name}", _forward_fake)
         torch.library.register_fake(f"mask2former::{name}_backward", _backward_fake)
         torch.library.register_autograd(f"mask2former::{name}", backward, setup_context=_setup_context)
-        _REGISTRATIONS.impl(name, functools.partial(_autocast, getattr(torch.ops.mask2former, name)), "AutocastCPU")
+        operator = getattr(torch.ops.mask2former, name)
+        for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+            _REGISTRATIONS.impl(name, functools.partial(_autocast, device, operator), key)
 
 
 # Below, `geometry` is what an operator takes after the value and the spatial shapes: locations (N, Q, M, L, P, 2) and
@@ -114,7 +156,7 @@ def _forward_fake(value: Tensor, spatial_shapes: list[int], *geometry: Tensor) -
 
 
 def _backward_fake(
-    grad_output: Tensor, value: Tensor, spatial_shapes: list[int], *geometry: Tensor
+    grad_output: Tensor, value: Tensor, spatial_shapes: list[int], *geometry: Tensor, deterministic: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     offsets, attention = geometry[-2:]
     return value.new_empty(value.shape), offsets.new_empty(offsets.shape), attention.new_empty(attention.shape)
@@ -128,7 +170,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     value, *geometry = ctx.saved_tensors
     grad_value, *grad_geometry = torch.ops.mask2former.ms_deform_attn_backward(
-        grad_output, value, ctx.spatial_shapes, *geometry
+        grad_output, value, ctx.spatial_shapes, *geometry, deterministic=torch.are_deterministic_algorithms_enabled()
     )
     return grad_value, None, *grad_geometry
 
@@ -136,7 +178,12 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 def _fused_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     value, reference_points, *geometry = ctx.saved_tensors
     grad_value, grad_offsets, grad_logits = torch.ops.mask2former.fused_ms_deform_attn_backward(
-        grad_output, value, ctx.spatial_shapes, reference_points, *geometry
+        grad_output,
+        value,
+        ctx.spatial_shapes,
+        reference_points,
+        *geometry,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     grad_points = None
     if ctx.needs_input_grad[2]:
@@ -146,7 +193,9 @@ def _fused_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return grad_value, None, grad_points, grad_offsets, grad_logits
 
 
-def _autocast(operator: Callable[..., Tensor], value: Tensor, spatial_shapes: list[int], *geometry: Tensor) -> Tensor:
+def _autocast(
+    device: str, operator: Callable[..., Tensor], value: Tensor, spatial_shapes: list[int], *geometry: Tensor
+) -> Tensor:
     """Values stay in the dtype that autocast gave them; all else needs float32's resolution."""
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(device, enabled=False):
         return operator(value, spatial_shapes, *(x.float() for x in geometry))

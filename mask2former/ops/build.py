@@ -2,7 +2,7 @@
 
 import sys
 
-from ._build import BuildError, build
+from ._build import BuildError, build, build_cuda
 
 
 def main() -> None:
@@ -11,6 +11,10 @@ def main() -> None:
         print(f"Built {build()}")
     except BuildError as error:
         sys.exit(f"Mask2Former's native operators were not built: {error}")
+    try:
+        print(f"Built {build_cuda()}")
+    except BuildError as error:
+        print(f"No operators for NVIDIA's GPUs: {error}")
 
 
 if __name__ == "__main__":

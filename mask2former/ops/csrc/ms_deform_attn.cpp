@@ -1,7 +1,8 @@
-// The operators mask2former::ms_deform_attn and its backward on CPU: schemas, checks, threads, choice of instructions.
+// The operators mask2former::ms_deform_attn and its backward on CPU: checks, threads, choice of instructions.
 //
 // Only libtorch's stable ABI is used, so one library serves every torch from 2.11 on and every Python.
 #include "ms_deform_attn.h"
+#include "schemas.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -211,8 +212,9 @@ Tensor forward(Tensor value, Shapes shapes, Tensor locations, Tensor weights) {
   return run_forward(Inputs(value, shapes, nullptr, locations, weights));
 }
 
+// Here sums have one order only, so the operators' flag `deterministic` changes nothing.
 std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor locations,
-                                            Tensor weights) {
+                                            Tensor weights, bool) {
   return run_backward(grad_output, Inputs(value, shapes, nullptr, locations, weights));
 }
 
@@ -221,27 +223,14 @@ Tensor fused_forward(Tensor value, Shapes shapes, Tensor reference, Tensor offse
 }
 
 std::tuple<Tensor, Tensor, Tensor> fused_backward(Tensor grad_output, Tensor value, Shapes shapes, Tensor reference,
-                                                  Tensor offsets, Tensor logits) {
+                                                  Tensor offsets, Tensor logits, bool) {
   return run_backward(grad_output, Inputs(value, shapes, &reference, offsets, logits));
 }
 
 }  // namespace
 }  // namespace mask2former
 
-STABLE_TORCH_LIBRARY(mask2former, library) {
-  library.def(
-      "ms_deform_attn(Tensor value, int[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> "
-      "Tensor");
-  library.def(
-      "ms_deform_attn_backward(Tensor grad_output, Tensor value, int[] spatial_shapes, Tensor sampling_locations, "
-      "Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
-  library.def(
-      "fused_ms_deform_attn(Tensor value, int[] spatial_shapes, Tensor reference_points, Tensor sampling_offsets, "
-      "Tensor attention_logits) -> Tensor");
-  library.def(
-      "fused_ms_deform_attn_backward(Tensor grad_output, Tensor value, int[] spatial_shapes, Tensor reference_points, "
-      "Tensor sampling_offsets, Tensor attention_logits) -> (Tensor, Tensor, Tensor)");
-}
+STABLE_TORCH_LIBRARY(mask2former, library) { mask2former::define_operators(library); }
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CPU, library) {
   library.impl("ms_deform_attn", TORCH_BOX(&mask2former::forward));

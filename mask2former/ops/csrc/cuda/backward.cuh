@@ -1,0 +1,157 @@
+// The kernels that differentiate. They locate the samples anew from what the forward kernels were given.
+#pragma once
+
+#include "lanes.cuh"
+#include "samples.cuh"
+#include "value_gradient.cuh"
+
+namespace mask2former {
+namespace cuda {
+
+// The gradients of a (query, head)'s attention: of the weights, or through the softmax of the logits.
+template <int kSlots>
+MASK2FORMER_DEVICE void store_attention(const Problem& problem, const Item& item, const Slots<kSlots>& slots,
+                                        const float (&grad)[kSlots]) {
+  float mean = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) mean += slots.attention[i] * grad[i];
+  mean = sum<kLanes>(mean);
+  if (!item.exists)
+    return;
+  float* to = problem.grad_attention + item.number * (kLanes * kSlots) + item.lane;
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    to[kLanes * i] = problem.reference == nullptr ? grad[i] : slots.attention[i] * (grad[i] - mean);
+  }
+}
+
+// For one corner: the lane's part of the product of its value with the output's gradient; adds to the value's gradient.
+template <typename Sums, typename Scalar, int kVectors>
+MASK2FORMER_DEVICE float differentiate_corner(const Sums& sums, const Scalar* value, int64_t row, float weight,
+                                              const Channels<Scalar, kLanes, kVectors>& grad) {
+  using Row = Channels<Scalar, kLanes, kVectors>;
+  Row corner;
+  corner.load(value + row);
+  float product = 0.0f;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+#pragma unroll
+    for (int c = 0; c < Row::kWidth; ++c) product += grad.vector[v][c] * corner.vector[v][c];
+  }
+  if (weight != 0.0f) {  // most corners outside a level would burden the pixels at its edge
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+#pragma unroll
+      for (int c = 0; c < Row::kWidth; c += 4) {
+        const float4 summands = {weight * grad.vector[v][c], weight * grad.vector[v][c + 1],
+                                 weight * grad.vector[v][c + 2], weight * grad.vector[v][c + 3]};
+        sums.add(row + v * Row::kStride + c, summands);
+      }
+    }
+  }
+  return product;
+}
+
+// The sizes that Mask2Former has, as in forward_kernel.
+template <typename Scalar, typename Sums, int kSlots, int kVectors>
+__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ Problem problem) {
+  using Row = Channels<Scalar, kLanes, kVectors>;
+  const Sums sums(problem);
+  const Item item = item_of_tile(problem);
+  const Slots<kSlots> slots(problem, item);
+  const int32_t row_stride = problem.num_heads * problem.head_dim;
+  const Scalar* value = static_cast<const Scalar*>(problem.value);
+  const int64_t first_row = static_cast<int64_t>(item.image) * problem.num_pixels * row_stride +
+                            item.head * problem.head_dim + item.lane * Row::kWidth;
+  Row grad;
+  grad.load(static_cast<const Scalar*>(problem.grad_output) + item.number * problem.head_dim + item.lane * Row::kWidth);
+  float grad_attention[kSlots];
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const int32_t index = i * kLanes / problem.num_points;
+    const Level& level = problem.levels[index];
+    const Frame frame = frame_of(problem, item, index);
+    const Sample sample = locate(frame, level, slots.offset[i]);
+    Corners own(sample, level, slots.attention[i]);
+    if (!item.exists) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) own.weight[k] = 0.0f;
+    }
+    float products[4][kLanes];  // of this lane's channels
+#pragma unroll
+    for (int owner = 0; owner < kLanes; ++owner) {
+      const Corners corners = broadcast(own, owner);
+      int32_t pixel[4];
+      corners.pixels(level.width, pixel);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int64_t row = first_row + static_cast<int64_t>(pixel[k]) * row_stride;
+        products[k][owner] = differentiate_corner(sums, value, row, corners.weight[k], grad);
+      }
+    }
+    float product[4];  // of all channels, for the lane's own sample
+#pragma unroll
+    for (int k = 0; k < 4; ++k) product[k] = sum_to_owners<kLanes>(products[k], item.lane);
+    const SampleGradient result(sample, frame, slots.attention[i], product);
+    grad_attention[i] = result.attention;
+    if (item.exists) {
+      float2* to = reinterpret_cast<float2*>(problem.grad_offsets);
+      to[item.number * (kLanes * kSlots) + kLanes * i + item.lane] = result.offset;
+    }
+  }
+  store_attention(problem, item, slots, grad_attention);
+}
+
+// Any sizes, one sample at a time.
+template <typename Scalar, typename Sums>
+__global__ void __launch_bounds__(kThreads) backward_any_kernel(const __grid_constant__ Problem problem) {
+  const Sums sums(problem);
+  const Item item = item_in_order(problem);
+  const AnySamples samples(problem, item);
+  const int32_t row_stride = problem.num_heads * problem.head_dim;
+  const Scalar* value = static_cast<const Scalar*>(problem.value);
+  const Scalar* grad_output = static_cast<const Scalar*>(problem.grad_output) + item.number * problem.head_dim;
+  const int64_t first_row =
+      static_cast<int64_t>(item.image) * problem.num_pixels * row_stride + item.head * problem.head_dim;
+  float* grad_offsets = problem.grad_offsets + item.number * problem.num_samples * 2;
+  float* grad_attention = problem.grad_attention + item.number * problem.num_samples;
+  float mean = 0.0f;
+  for (int32_t s = 0; s < problem.num_samples; ++s) {
+    const Level& level = problem.levels[s / problem.num_points];
+    const Frame frame = frame_of(problem, item, s / problem.num_points);
+    const float attention = samples.weight(problem, item, s);
+    const Sample sample = locate(frame, level, samples.offset(problem, item, s));
+    const Corners corners(sample, level, attention);
+    int32_t pixel[4];
+    corners.pixels(level.width, pixel);
+    float product[4] = {};
+    for (int32_t channel = item.lane; channel < problem.head_dim; channel += kAnyLanes) {
+      const float grad = static_cast<float>(grad_output[channel]);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int64_t at = first_row + static_cast<int64_t>(pixel[k]) * row_stride + channel;
+        product[k] += grad * static_cast<float>(value[at]);
+        if (item.exists && corners.weight[k] != 0.0f)
+          sums.add(at, corners.weight[k] * grad);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) product[k] = sum<kAnyLanes>(product[k]);
+    const SampleGradient result(sample, frame, attention, product);
+    mean += attention * result.attention;
+    if (item.exists && s % kAnyLanes == item.lane) {
+      grad_offsets[2 * s] = result.offset.x;
+      grad_offsets[2 * s + 1] = result.offset.y;
+      grad_attention[s] = result.attention;
+    }
+  }
+  if (problem.reference == nullptr || !item.exists)
+    return;
+  // Through the softmax. A lane reads only what it has written itself.
+  for (int32_t s = item.lane; s < problem.num_samples; s += kAnyLanes) {
+    grad_attention[s] = samples.weight(problem, item, s) * (grad_attention[s] - mean);
+  }
+}
+
+}  // namespace cuda
+}  // namespace mask2former

@@ -1,0 +1,93 @@
+// The kernels that interpolate.
+#pragma once
+
+#include "lanes.cuh"
+#include "samples.cuh"
+
+namespace mask2former {
+namespace cuda {
+
+// The sizes that Mask2Former has: kLanes * kSlots samples, rows of kLanes * kVectors * 16 bytes. Every lane locates
+// kSlots samples, tells the others of them, and interpolates its own channels of all.
+template <typename Scalar, int kSlots, int kVectors>
+__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ Problem problem) {
+  using Row = Channels<Scalar, kLanes, kVectors>;
+  const Item item = item_of_tile(problem);
+  const Slots<kSlots> slots(problem, item);
+  const int32_t row_stride = problem.num_heads * problem.head_dim;
+  const Scalar* value = static_cast<const Scalar*>(problem.value) +
+                        static_cast<int64_t>(item.image) * problem.num_pixels * row_stride +
+                        item.head * problem.head_dim + item.lane * Row::kWidth;
+  Row result = {};
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    // The points of a level are a multiple of kLanes, so a slot has one level.
+    const int32_t index = i * kLanes / problem.num_points;
+    const Level& level = problem.levels[index];
+    const Sample sample = locate(frame_of(problem, item, index), level, slots.offset[i]);
+    const Corners own(sample, level, slots.attention[i]);
+#pragma unroll
+    for (int owner = 0; owner < kLanes; ++owner) {
+      const Corners corners = broadcast(own, owner);
+      int32_t pixel[4];
+      corners.pixels(level.width, pixel);
+      Row corner[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) corner[k].load(value + static_cast<int64_t>(pixel[k]) * row_stride);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+#pragma unroll
+        for (int v = 0; v < kVectors; ++v) {
+#pragma unroll
+          for (int c = 0; c < Row::kWidth; ++c) result.vector[v][c] += corners.weight[k] * corner[k].vector[v][c];
+        }
+      }
+    }
+  }
+  if (item.exists) {
+    result.store(static_cast<Scalar*>(problem.output) + item.number * problem.head_dim + item.lane * Row::kWidth);
+  }
+}
+
+// Any sizes: a lane interpolates every kAnyLanes-th channel, up to kBlock of them at a time.
+template <typename Scalar>
+__global__ void __launch_bounds__(kThreads) forward_any_kernel(const __grid_constant__ Problem problem) {
+  constexpr int kBlock = 4;
+  const Item item = item_in_order(problem);
+  const AnySamples samples(problem, item);
+  const int32_t row_stride = problem.num_heads * problem.head_dim;
+  const Scalar* value = static_cast<const Scalar*>(problem.value) +
+                        static_cast<int64_t>(item.image) * problem.num_pixels * row_stride +
+                        item.head * problem.head_dim;
+  Scalar* output = static_cast<Scalar*>(problem.output) + item.number * problem.head_dim;
+  for (int32_t first = item.lane; first < problem.head_dim; first += kBlock * kAnyLanes) {
+    float sums[kBlock] = {};
+    for (int32_t s = 0; s < problem.num_samples; ++s) {
+      const Level& level = problem.levels[s / problem.num_points];
+      const Frame frame = frame_of(problem, item, s / problem.num_points);
+      const Corners corners(locate(frame, level, samples.offset(problem, item, s)), level,
+                            samples.weight(problem, item, s));
+      int32_t pixel[4];
+      corners.pixels(level.width, pixel);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const Scalar* row = value + static_cast<int64_t>(pixel[k]) * row_stride;
+#pragma unroll
+        for (int i = 0; i < kBlock; ++i) {
+          const int32_t channel = first + i * kAnyLanes;
+          if (channel < problem.head_dim)
+            sums[i] += corners.weight[k] * static_cast<float>(row[channel]);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBlock; ++i) {
+      const int32_t channel = first + i * kAnyLanes;
+      if (item.exists && channel < problem.head_dim)
+        output[channel] = static_cast<Scalar>(sums[i]);
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace mask2former

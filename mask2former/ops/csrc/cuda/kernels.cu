@@ -1,0 +1,134 @@
+// Chooses and launches the kernels.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "backward.cuh"
+#include "forward.cuh"
+#include "problem.h"
+
+namespace mask2former {
+namespace cuda {
+namespace {
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(int64_t blocks, cudaStream_t stream, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
+
+bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// The 32 channels of a head, in multiples of 16 bytes for each lane; the samples of 3 levels with 4 points for each lane.
+template <typename Scalar>
+constexpr int kVectorsOf = 32 * sizeof(Scalar) / (16 * kLanes);
+constexpr int kSlots = 12 / kLanes;
+
+// Whether the sizes are those of the fast kernels, and the memory is aligned for them.
+template <typename Scalar, int kVectors>
+bool is_fast(const Problem& problem) {
+  return problem.head_dim * sizeof(Scalar) == 16 * kVectors * kLanes && problem.num_samples == kLanes * kSlots &&
+         problem.num_points % kLanes == 0 && is_aligned(problem.value) && is_aligned(problem.offsets) &&
+         is_aligned(problem.grad_output);
+}
+
+int64_t tile_blocks(const Problem& problem) {
+  return static_cast<int64_t>(problem.num_images) * problem.num_tiles * problem.num_heads;
+}
+
+int64_t any_blocks(const Problem& problem) {
+  return blocks_for(static_cast<int64_t>(problem.num_images) * problem.num_queries * problem.num_heads * kAnyLanes);
+}
+
+template <typename Scalar>
+cudaError_t forward(const Problem& problem, cudaStream_t stream) {
+  constexpr int kVectors = kVectorsOf<Scalar>;
+  if (is_fast<Scalar, kVectors>(problem))
+    return launch(tile_blocks(problem), stream, forward_kernel<Scalar, kSlots, kVectors>, problem);
+  return launch(any_blocks(problem), stream, forward_any_kernel<Scalar>, problem);
+}
+
+template <typename Scalar, typename Sums>
+cudaError_t backward(const Problem& problem, cudaStream_t stream) {
+  constexpr int kVectors = kVectorsOf<Scalar>;
+  if (is_fast<Scalar, kVectors>(problem))
+    return launch(tile_blocks(problem), stream, backward_kernel<Scalar, Sums, kSlots, kVectors>, problem);
+  return launch(any_blocks(problem), stream, backward_any_kernel<Scalar, Sums>, problem);
+}
+
+template <typename Scalar>
+cudaError_t raise_magnitude(const Scalar* values, int64_t count, uint32_t* result, cudaStream_t stream) {
+  const int64_t blocks = std::min<int64_t>(blocks_for(count), 1024);
+  return launch(blocks, stream, magnitude_kernel<Scalar>, values, count, result);
+}
+
+template <typename Scalar>
+cudaError_t deterministic_backward(const Problem& problem, cudaStream_t stream) {
+  const int64_t items = static_cast<int64_t>(problem.num_images) * problem.num_queries * problem.num_heads;
+  cudaError_t error = raise_magnitude(static_cast<const Scalar*>(problem.grad_output), items * problem.head_dim,
+                                      problem.magnitudes, stream);
+  if (error == cudaSuccess && problem.reference == nullptr)
+    error = raise_magnitude(problem.attention, items * problem.num_samples, problem.magnitudes + 1, stream);
+  if (error == cudaSuccess)
+    error = backward<Scalar, FixedSums>(problem, stream);
+  const int64_t values =
+      static_cast<int64_t>(problem.num_images) * problem.num_pixels * problem.num_heads * problem.head_dim;
+  if (error == cudaSuccess)
+    error = launch(blocks_for(values), stream, round_kernel<Scalar>, problem, values);
+  return error;
+}
+
+template <typename Scalar>
+cudaError_t any_backward(const Problem& problem, cudaStream_t stream) {
+  return problem.grad_value == nullptr ? deterministic_backward<Scalar>(problem, stream)
+                                       : backward<Scalar, FloatSums>(problem, stream);
+}
+
+}  // namespace
+
+const char* run_forward(const Problem& problem, Type type, void* stream) {
+  const cudaStream_t on = static_cast<cudaStream_t>(stream);
+  switch (type) {
+    case Type::kHalf:
+      return message(forward<Half>(problem, on));
+    case Type::kBFloat16:
+      return message(forward<BFloat16>(problem, on));
+    default:
+      return message(forward<float>(problem, on));
+  }
+}
+
+const char* run_backward(const Problem& problem, Type type, void* stream) {
+  const cudaStream_t on = static_cast<cudaStream_t>(stream);
+  switch (type) {
+    case Type::kHalf:
+      return message(any_backward<Half>(problem, on));
+    case Type::kBFloat16:
+      return message(any_backward<BFloat16>(problem, on));
+    default:
+      return message(any_backward<float>(problem, on));
+  }
+}
+
+}  // namespace cuda
+}  // namespace mask2former
+
+// Whether the library has code for a GPU, 0 or 1: it is compiled for some architectures only. Called by name.
+extern "C" __attribute__((visibility("default"))) int mask2former_has_code_for(int device) {
+  int current = 0;
+  if (cudaGetDevice(&current) != cudaSuccess || cudaSetDevice(device) != cudaSuccess)
+    return 0;
+  cudaFuncAttributes attributes;
+  void (*const kernel)(mask2former::cuda::Problem) = mask2former::cuda::forward_any_kernel<float>;
+  const bool found = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) == cudaSuccess;
+  cudaGetLastError();  // the failure is no error of anything that follows
+  cudaSetDevice(current);
+  return found;
+}

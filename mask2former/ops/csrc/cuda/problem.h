@@ -1,0 +1,66 @@
+// What the dispatcher side (ms_deform_attn_cuda.cpp) and the kernels (kernels.cu) agree on.
+//
+// Shapes and words are those of ../ms_deform_attn.h: N images, S pixels of all levels, M heads, D channels per head,
+// Q queries, L levels, P points; a "sample" is one of the L * P points of a (query, head), an "item", and is
+// interpolated from four "corners".
+#pragma once
+
+#include <cstdint>
+
+namespace mask2former {
+namespace cuda {
+
+constexpr int kMaxLevels = 64;
+constexpr int kThreads = 256;  // of a block
+
+// Lanes that share a (query, head) where its sizes suit the fast kernels, and where they do not. Four times 16 bytes
+// are the 32 channels of a head in half precision.
+#ifndef MASK2FORMER_LANES
+#define MASK2FORMER_LANES 4
+#endif
+constexpr int kLanes = MASK2FORMER_LANES, kAnyLanes = 8;
+
+// If the queries are the levels' pixels, a block of the fast kernels takes a rectangle of them.
+constexpr int kQueriesPerBlock = kThreads / kLanes, kTileWidth = 8, kTileHeight = kQueriesPerBlock / kTileWidth;
+
+struct Level {
+  int32_t height, width;
+  int32_t first_pixel;  // in the value
+  int32_t first_tile;   // of the level's tiles among those of an image; only where the queries are tiled
+};
+
+// Sizes and contiguous arrays of one call. It is passed to the kernels by value: reading it costs no memory access.
+// Scalar is the type of the value, for void pointers.
+struct Problem {
+  int32_t num_images, num_pixels, num_heads, head_dim, num_queries, num_levels, num_points;
+  int32_t num_samples;  // L * P
+  int32_t num_tiles;    // in an image
+  bool tiled;           // whether the queries are the levels' pixels, to be taken in squares
+  Level levels[kMaxLevels];
+
+  const void* value;       // (N, S, M, D) Scalar
+  const float* offsets;    // (N, Q, M, L, P, 2): locations in 0..1; fused: offsets in pixels
+  const float* attention;  // (N, Q, M, L, P): weights; fused: logits
+  const float* reference;  // null; fused: (1 or N, Q, 1 or L, 2) reference points in 0..1
+  int64_t reference_image_stride, reference_query_stride, reference_level_stride;
+  void* output;  // (N, Q, M, D) Scalar, forward only
+
+  // Backward only.
+  const void* grad_output;  // (N, Q, M, D) Scalar
+  float* grad_offsets;      // like offsets
+  float* grad_attention;    // like attention
+  float* grad_value;        // (N, S, M, D), zeros at first; deterministic: null
+  // Deterministic only: sums of fixed-point numbers do not depend on their order. All are zeros at first.
+  int64_t* fixed_grad_value;  // (N, S, M, D)
+  uint32_t* magnitudes;       // the bits of max |grad_output| and max |weights|; whether a summand was not finite
+  void* rounded_grad_value;   // (N, S, M, D) Scalar, the result
+};
+
+enum class Type { kFloat, kHalf, kBFloat16 };
+
+// Enqueue the kernels on a cudaStream_t. Return null, or what went wrong.
+const char* run_forward(const Problem& problem, Type type, void* stream);
+const char* run_backward(const Problem& problem, Type type, void* stream);
+
+}  // namespace cuda
+}  // namespace mask2former

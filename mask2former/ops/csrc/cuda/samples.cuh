@@ -1,0 +1,239 @@
+// From the offsets and attention of a (query, head) to the corners of its samples and their weights.
+//
+// The arithmetic is that of ../samples.h, so that CPU and GPU agree: no branches on where a sample lies, weight 0 for
+// a corner outside its level, and a NaN goes on into the weights and so into the output.
+#pragma once
+
+#include "lanes.cuh"
+#include "problem.h"
+
+namespace mask2former {
+namespace cuda {
+
+// A (query, head) and the group of lanes that works on it.
+struct Item {
+  int32_t image, query, head;
+  int64_t number;  // among all of the call
+  int lane;
+  bool exists;  // else the lanes only keep others company: they read what is there, and write nothing
+
+  MASK2FORMER_DEVICE Item(const Problem& problem, int32_t image_, int32_t query_, int32_t head_, int lane_, bool exists_)
+      : image(image_),
+        query(query_),
+        head(head_),
+        number((static_cast<int64_t>(image_) * problem.num_queries + query_) * problem.num_heads + head_),
+        lane(lane_),
+        exists(exists_) {}
+};
+
+// Where a level's offsets count from and in what, for one query: position in pixels = start + scale * offset.
+struct Frame {
+  float start_x, start_y, scale_x, scale_y;
+};
+
+MASK2FORMER_DEVICE Frame frame_of(const Problem& problem, const Item& item, int32_t level) {
+  const float width = static_cast<float>(problem.levels[level].width);
+  const float height = static_cast<float>(problem.levels[level].height);
+  // Half a pixel, because positions count from the centre of the first pixel.
+  if (problem.reference == nullptr)
+    return {-0.5f, -0.5f, width, height};
+  const float* point = problem.reference + item.image * problem.reference_image_stride +
+                       item.query * problem.reference_query_stride + level * problem.reference_level_stride;
+  return {__ldg(point) * width - 0.5f, __ldg(point + 1) * height - 0.5f, 1.0f, 1.0f};
+}
+
+// Along one axis: the two pixels around a sample, clamped to the level, and for each
+struct Axis {
+  int32_t pixel[2];
+  float inside[2];  // 1 if it is in the level, else 0
+  float weight[2];  // its share of the sample's value; 0 outside the level
+};
+
+MASK2FORMER_DEVICE Axis locate_on_axis(float position, int32_t size) {
+  // From two pixels beyond either end on nothing is read any more, and up to there the conversion to integers is safe.
+  const float end = static_cast<float>(size);
+  position = position < -2.0f ? -2.0f : position;
+  position = position > end ? end : position;
+  const float first = floorf(position == position ? position : 0.0f);
+  const float fraction = position - first;
+  const float weight[2] = {1.0f - fraction, fraction};
+  Axis axis;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int32_t pixel = static_cast<int32_t>(first) + i;
+    const int32_t at_least_0 = pixel < 0 ? 0 : pixel;
+    axis.pixel[i] = at_least_0 < size ? at_least_0 : size - 1;
+    axis.inside[i] = axis.pixel[i] == pixel ? 1.0f : 0.0f;
+    axis.weight[i] = axis.inside[i] * weight[i];
+  }
+  return axis;
+}
+
+// What the lane that owns a sample knows of it.
+struct Sample {
+  Axis x, y;
+};
+
+MASK2FORMER_DEVICE Sample locate(const Frame& frame, const Level& level, float2 offset) {
+  return {locate_on_axis(frame.start_x + frame.scale_x * offset.x, level.width),
+          locate_on_axis(frame.start_y + frame.scale_y * offset.y, level.height)};
+}
+
+// What all lanes need of a sample, in five words. Corner k is (row k / 2, column k % 2) of the 2 x 2 pixels around it.
+struct Corners {
+  float weight[4];  // bilinear, times attention; 0 outside the level
+  uint32_t packed;  // 4 * the first corner's pixel, + 2 if the second row is another one, + 1 if the second column is
+
+  Corners() = default;
+  MASK2FORMER_DEVICE Corners(const Sample& sample, const Level& level, float attention) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float row_weight = attention * sample.y.weight[row];
+      weight[2 * row] = row_weight * sample.x.weight[0];
+      weight[2 * row + 1] = row_weight * sample.x.weight[1];
+    }
+    const uint32_t pixel = level.first_pixel + sample.y.pixel[0] * level.width + sample.x.pixel[0];
+    packed = 4 * pixel + 2 * (sample.y.pixel[1] - sample.y.pixel[0]) + (sample.x.pixel[1] - sample.x.pixel[0]);
+  }
+
+  // The row of the value for each corner, counted in pixels.
+  MASK2FORMER_DEVICE void pixels(int32_t width, int32_t (&pixel)[4]) const {
+    pixel[0] = static_cast<int32_t>(packed >> 2);
+    pixel[1] = pixel[0] + static_cast<int32_t>(packed & 1u);
+    const int32_t down = (packed & 2u) != 0 ? width : 0;
+    pixel[2] = pixel[0] + down;
+    pixel[3] = pixel[1] + down;
+  }
+};
+
+MASK2FORMER_DEVICE Corners broadcast(const Corners& corners, int owner) {
+  Corners result;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) result.weight[k] = broadcast<kLanes>(corners.weight[k], owner);
+  result.packed = broadcast<kLanes>(corners.packed, owner);
+  return result;
+}
+
+// From the products of the output's gradient with the value of every corner, summed over channels, to the gradients
+// of a sample's offset and attention.
+struct SampleGradient {
+  float2 offset;
+  float attention;
+
+  MASK2FORMER_DEVICE SampleGradient(const Sample& sample, const Frame& frame, float weight, const float (&product)[4]) {
+    const Axis &x = sample.x, &y = sample.y;
+    // The value in the row or column of corners.
+    const float upper = x.weight[0] * product[0] + x.weight[1] * product[1];
+    const float lower = x.weight[0] * product[2] + x.weight[1] * product[3];
+    const float left = y.weight[0] * product[0] + y.weight[1] * product[2];
+    const float right = y.weight[0] * product[1] + y.weight[1] * product[3];
+    attention = y.weight[0] * upper + y.weight[1] * lower;
+    offset.x = weight * frame.scale_x * (x.inside[1] * right - x.inside[0] * left);
+    offset.y = weight * frame.scale_y * (y.inside[1] * lower - y.inside[0] * upper);
+  }
+};
+
+// ---- Samples in registers: sample kLanes * i + lane is slot i of its owner ----
+
+template <int kSlots>
+struct Slots {
+  float2 offset[kSlots];
+  float attention[kSlots];  // weights, for the fused operator after the softmax
+
+  MASK2FORMER_DEVICE Slots(const Problem& problem, const Item& item) {
+    const int64_t first = item.number * (kLanes * kSlots) + item.lane;
+    const float2* offsets = reinterpret_cast<const float2*>(problem.offsets);
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      offset[i] = __ldg(offsets + first + kLanes * i);
+      attention[i] = __ldg(problem.attention + first + kLanes * i);
+    }
+    if (problem.reference != nullptr)
+      softmax();
+  }
+
+  MASK2FORMER_DEVICE void softmax() {
+    float max = attention[0];
+#pragma unroll
+    for (int i = 1; i < kSlots; ++i) max = fmaxf(max, attention[i]);
+    max = largest<kLanes>(max);
+    float total = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      attention[i] = expf(attention[i] - max);
+      total += attention[i];
+    }
+    const float scale = 1.0f / sum<kLanes>(total);
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) attention[i] *= scale;
+  }
+};
+
+// ---- Samples in memory, any number of them: every lane locates each one when it is its turn ----
+
+struct AnySamples {
+  float max = 0.0f, scale = 1.0f;  // weight = scale * exp(logit - max), for the fused operator
+
+  MASK2FORMER_DEVICE AnySamples(const Problem& problem, const Item& item) {
+    if (problem.reference == nullptr)
+      return;
+    const float* logits = problem.attention + item.number * problem.num_samples;
+    max = __ldg(logits);
+    for (int32_t s = item.lane; s < problem.num_samples; s += kAnyLanes) max = fmaxf(max, __ldg(logits + s));
+    max = largest<kAnyLanes>(max);
+    float total = 0.0f;
+    for (int32_t s = item.lane; s < problem.num_samples; s += kAnyLanes) total += expf(__ldg(logits + s) - max);
+    scale = 1.0f / sum<kAnyLanes>(total);
+  }
+
+  MASK2FORMER_DEVICE float weight(const Problem& problem, const Item& item, int32_t sample) const {
+    const float attention = __ldg(problem.attention + item.number * problem.num_samples + sample);
+    return problem.reference == nullptr ? attention : scale * expf(attention - max);
+  }
+
+  MASK2FORMER_DEVICE float2 offset(const Problem& problem, const Item& item, int32_t sample) const {
+    const float* offsets = problem.offsets + 2 * (item.number * problem.num_samples + sample);
+    return {__ldg(offsets), __ldg(offsets + 1)};
+  }
+};
+
+// ---- Which (query, head) a thread works on ----
+
+// In the fast kernels: the heads of a tile of queries follow each other, then the tiles. The queries of a tile, of one
+// head, find each other's pixels in the cache: a rectangle of the level, or just the next ones in order.
+MASK2FORMER_DEVICE Item item_of_tile(const Problem& problem) {
+  const int32_t block = static_cast<int32_t>(blockIdx.x);
+  const int32_t head = block % problem.num_heads;
+  const int32_t image = block / problem.num_heads / problem.num_tiles;
+  const int32_t tile = block / problem.num_heads % problem.num_tiles;
+  const int32_t group = static_cast<int32_t>(threadIdx.x) / kLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  if (!problem.tiled) {
+    const int32_t query = tile * kQueriesPerBlock + group;
+    const bool exists = query < problem.num_queries;
+    return Item(problem, image, exists ? query : problem.num_queries - 1, head, lane, exists);
+  }
+  int32_t index = 0;
+  while (index + 1 < problem.num_levels && tile >= problem.levels[index + 1].first_tile) ++index;
+  const Level& level = problem.levels[index];
+  const int32_t tiles_in_row = (level.width + kTileWidth - 1) / kTileWidth;
+  const int32_t x = (tile - level.first_tile) % tiles_in_row * kTileWidth + group % kTileWidth;
+  const int32_t y = (tile - level.first_tile) / tiles_in_row * kTileHeight + group / kTileWidth;
+  const bool exists = x < level.width && y < level.height;
+  return Item(problem, image, level.first_pixel + (exists ? y * level.width + x : 0), head, lane, exists);
+}
+
+// In the kernels for any sizes: items one after the other.
+MASK2FORMER_DEVICE Item item_in_order(const Problem& problem) {
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t items = static_cast<int64_t>(problem.num_images) * problem.num_queries * problem.num_heads;
+  const bool exists = thread / kAnyLanes < items;
+  const int64_t number = exists ? thread / kAnyLanes : items - 1;
+  const int64_t query = number / problem.num_heads;
+  return Item(problem, static_cast<int32_t>(query / problem.num_queries),
+              static_cast<int32_t>(query % problem.num_queries), static_cast<int32_t>(number % problem.num_heads),
+              static_cast<int>(thread % kAnyLanes), exists);
+}
+
+}  // namespace cuda
+}  // namespace mask2former

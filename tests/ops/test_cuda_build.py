@@ -1,0 +1,133 @@
+"""Compiling the CUDA operators, which needs nvcc but no GPU."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mask2former.ops import _build as build
+
+# Loads the two libraries, and says for which devices the dispatcher then has kernels.
+LOAD = """
+import sys, torch
+for library in sys.argv[1:]:
+    torch.ops.load_library(library)
+has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+for name in ("ms_deform_attn", "fused_ms_deform_attn"):
+    for operator in ("mask2former::" + name, "mask2former::" + name + "_backward"):
+        print(has_kernel(operator, "CPU"), has_kernel(operator, "CUDA"))
+"""
+
+
+@pytest.fixture
+def fake_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Makes a compiler that says it is of some version, for a PyTorch with CUDA 13.2."""
+
+    def make(version: str) -> None:
+        nvcc = tmp_path / "bin/nvcc"
+        nvcc.parent.mkdir(exist_ok=True)
+        nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, {version}'\n")
+        nvcc.chmod(0o755)
+
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    return make
+
+
+def test_compiles_without_warnings_and_spills(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For all GPUs that are compiled for by default; and the library loads where there is no GPU."""
+    try:
+        build._find_nvcc()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    output = []
+
+    def run(command: list[str]) -> str:
+        result = subprocess.run(command, capture_output=True, text=True)
+        output.append(result.stderr)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    monkeypatch.setattr(build, "_run", run)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    strict = ["-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra", "-Xptxas=-v"]
+    monkeypatch.setattr(build, "_NVCC_FLAGS", [*build._NVCC_FLAGS, *strict])
+    library = build.build_cuda(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [build.cuda_library_name()]
+
+    kernels = re.findall(
+        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers",
+        "".join(output),
+        re.DOTALL,
+    )
+    assert {architecture for _, architecture, _, _ in kernels} == {"sm_80", "sm_90"}
+    assert sum("backward_kernel" in name for name, *_ in kernels) == 2 * 6  # dtypes, ways to add
+    assert sum("forward_kernel" in name for name, *_ in kernels) == 2 * 3
+    for name, architecture, spilled, registers in kernels:
+        assert int(spilled) == 0, (name, architecture)
+        # A multiprocessor has 65536 of them: for four blocks of 256 threads, or three where it differentiates.
+        assert int(registers) <= (64 if "forward" in name else 80), (name, architecture)
+
+    cpu_library = build._HERE / build.library_name()
+    if cpu_library.is_file():
+        command = [sys.executable, "-c", LOAD, cpu_library, library]
+        assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == 4 * "True True\n"
+
+
+def test_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_nvcc: Callable[[str], None]
+) -> None:
+    with pytest.raises(build.BuildError, match=r"bin/nvcc cannot be run"):
+        build._find_nvcc()
+    fake_nvcc("release 12.8, V12.8.61")
+    with pytest.raises(
+        build.BuildError, match=r"bin/nvcc is release 12.8, but PyTorch .* needs CUDA 13 \(set CUDA_HOM"
+    ):
+        build._find_nvcc()
+    fake_nvcc("no number")
+    with pytest.raises(build.BuildError, match="is an unknown version, but"):
+        build._find_nvcc()
+    fake_nvcc("release 13.0, V13.0.88")
+    assert build._find_nvcc() == str(tmp_path / "bin/nvcc")
+    monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(build.BuildError, match="no nvcc was found"):
+        build._find_nvcc()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(build.BuildError, match="is a build without CUDA"):
+        build._find_nvcc()
+
+
+def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    assert build._gpu_flags() == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 10.0a+PTX")
+    assert build._gpu_flags() == [
+        "-gencode=arch=compute_75,code=sm_75",
+        "-gencode=arch=compute_100a,code=sm_100a",
+        "-gencode=arch=compute_100a,code=compute_100a",
+    ]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Ampere")
+    with pytest.raises(build.BuildError, match=r"TORCH_CUDA_ARCH_LIST has 'Ampere'; write numbers, as in '8\.0;9\.0"):
+        build._gpu_flags()
+
+
+def test_the_name_follows_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = build.cuda_library_name()
+    copy = shutil.copytree(build._SOURCES, tmp_path / "csrc")
+    monkeypatch.setattr(build, "_SOURCES", copy)
+    assert build.cuda_library_name() == name
+    (copy / "vector.h").write_text("changed, but the CPU's")
+    assert build.cuda_library_name() == name
+    (copy / "cuda/lanes.cuh").write_text("changed")
+    assert build.cuda_library_name() != name
