@@ -1,0 +1,184 @@
+#!/usr/bin/env python
+"""Figure 3 of the paper: the masks that learnable queries propose before any layer has seen the image.
+
+    python tools/visualize_queries.py --config-file FILE --output out/queries MODEL.WEIGHTS model_final.pth
+
+Writes the class-agnostic average recall with 100 proposals (AR@100, of COCO's annotations) of the queries and of some
+of the layers, as JSON and as a plot, and pictures of what single queries propose.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cv2
+import matplotlib
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, detection_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from mask2former.engine import Trainer, load_config
+from mask2former.engine.checkpointer import Mask2FormerCheckpointer
+from mask2former.modeling.postprocessing import MaskGeometry
+from mask2former.visualization import draw_instances
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+NUM_PROPOSALS = 100
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--output", type=Path, default=Path("output/queries"))
+    parser.add_argument("--layers", type=int, nargs="+", help="0 is the queries; every third layer by default")
+    parser.add_argument("--images", type=int, help="of the first data set of DATASETS.TEST; all by default")
+    parser.add_argument("--pictures", type=int, default=8, help="images that proposals are drawn for")
+    parser.add_argument("--queries", type=int, default=4, help="proposals drawn for each of them")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the configuration")
+    args = parser.parse_args()
+    cfg = load_config(args.config_file, args.opts)
+    model = Trainer.build_model(cfg).eval()
+    Mask2FormerCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    args.output.mkdir(parents=True, exist_ok=True)
+    recall = analyse(cfg, model, args)
+    (args.output / "average_recall.json").write_text(json.dumps(recall, indent=2) + "\n")
+    plot_recall(recall, args.output / "average_recall.png")
+    for layer, value in recall.items():
+        print(f"{layer:20} AR@{NUM_PROPOSALS} {value:.1f}")
+
+
+def analyse(cfg: CfgNode, model: Any, args: argparse.Namespace) -> dict[str, float]:
+    """Draw proposals of the first images, and compute AR@100 of each layer.
+
+    Raises:
+        ValueError: if the data set has no COCO annotations, or a layer does not exist.
+    """
+    dataset = cfg.DATASETS.TEST[0]
+    loader = Trainer.build_test_loader(cfg, dataset)  # makes the annotations of a data set of one's own
+    json_file = MetadataCatalog.get(dataset).get("json_file")
+    if json_file is None:
+        raise ValueError(
+            f"data set {dataset!r} names no file of COCO annotations (metadata json_file), which average recall is of; "
+            "choose another DATASETS.TEST."
+        )
+    layers = args.layers or range(0, len(model.sem_seg_head.predictor.transformer_ffn_layers) + 1, 3)
+    proposals: dict[int, list[dict[str, Any]]] = {layer: [] for layer in layers}
+    images = []
+    for batch in itertools.islice(loader, args.images):
+        sample = batch[0]
+        images.append(sample["image_id"])
+        by_layer = propose(model, sample, layers)
+        for layer, (masks, scores) in by_layer.items():
+            proposals[layer] += [_as_coco(sample["image_id"], m, s) for m, s in zip(masks, scores, strict=True)]
+        if len(images) <= args.pictures and 0 in by_layer:
+            picture = draw_proposals(sample, *by_layer[0], count=args.queries)
+            cv2.imwrite(str(args.output / f"{Path(sample['file_name']).stem}.png"), picture[:, :, ::-1])
+    with contextlib.redirect_stdout(io.StringIO()):
+        annotations = COCO(json_file)
+    names = {layer: "learnable queries" if layer == 0 else f"layer {layer}" for layer in layers}
+    return {names[layer]: average_recall(annotations, found, images) for layer, found in proposals.items()}
+
+
+@torch.no_grad()
+def propose(model: Any, sample: dict[str, Any], layers: Sequence[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Predict masks (N, height, width) bool, and their scores (N,), from the best on, after each of some layers.
+
+    A score is the probability of there being an object, times the mean probability inside the mask. Empty masks and all
+    after the first 100 are left out.
+
+    Raises:
+        ValueError: if there is no prediction of a layer.
+    """
+    images = model._normalise_and_pad([sample])
+    predictor = model.sem_seg_head.predictor
+    # Of the decoder alone, not of its layers: all predictions are returned, and there is no dropout.
+    training = mock.patch.object(predictor, "training", True)
+    with training, mock.patch.object(predictor, "deep_supervision", True):
+        outputs = model.sem_seg_head(model.backbone(images.tensor))
+    predictions = [*outputs["aux_outputs"], outputs]
+    # Without learnable query features the first prediction is the first layer's.
+    by_layer = dict(enumerate(predictions, start=0 if predictor.query_feat is not None else 1))
+    missing = [layer for layer in layers if layer not in by_layer]
+    if missing:
+        raise ValueError(f"there are no predictions of the layers {missing}; the model has them of {sorted(by_layer)}.")
+    geometry = MaskGeometry(
+        padded_size=tuple(images.tensor.shape[-2:]),
+        image_size=images.image_sizes[0],
+        output_size=(sample["height"], sample["width"]),
+    )
+    return {layer: _best(by_layer[layer], geometry) for layer in layers}
+
+
+def _best(prediction: dict[str, Tensor], geometry: MaskGeometry) -> tuple[np.ndarray, np.ndarray]:
+    logits = geometry.to_output(prediction["pred_masks"][0])
+    masks = logits > 0
+    area = masks.flatten(1).sum(1)
+    inside = (logits.sigmoid() * masks).flatten(1).sum(1) / area.clamp(min=1)
+    scores = (1 - prediction["pred_logits"][0].float().softmax(-1)[:, -1]) * inside
+    order = scores.argsort(descending=True)
+    order = order[area[order] > 0][:NUM_PROPOSALS]
+    return masks[order].cpu().numpy(), scores[order].cpu().numpy()
+
+
+def _as_coco(image_id: Any, mask: np.ndarray, score: float) -> dict[str, Any]:
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"image_id": image_id, "category_id": 1, "segmentation": rle, "score": float(score)}
+
+
+def average_recall(annotations: COCO, proposals: Sequence[dict[str, Any]], image_ids: Sequence[Any]) -> float:
+    """COCO's AR@100 of masks, in percent, without regard to classes; crowds do not count."""
+    if not proposals:
+        return 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(annotations, annotations.loadRes(list(proposals)), "segm")
+        evaluation.params.useCats = 0
+        evaluation.params.imgIds = list(image_ids)
+        evaluation.params.maxDets = [1, 10, NUM_PROPOSALS]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return 100 * float(evaluation.stats[8])
+
+
+def draw_proposals(sample: dict[str, Any], masks: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
+    """Draw the image and beside it ``count`` proposals of different places, each on the image, RGB."""
+    image = detection_utils.read_image(sample["file_name"], "RGB")
+    panels = [image, *(draw_instances(image, masks[i : i + 1], [0]) for i in select_different(masks, count))]
+    return np.concatenate(panels, axis=1)
+
+
+def select_different(masks: np.ndarray, count: int, most_overlap: float = 0.5) -> list[int]:
+    """Take the first masks that overlap with no earlier one by more than an IoU of ``most_overlap``."""
+    chosen: list[int] = []
+    for index, mask in enumerate(masks):
+        overlaps = [(mask & masks[other]).sum() / (mask | masks[other]).sum() for other in chosen]
+        if len(chosen) < count and all(overlap <= most_overlap for overlap in overlaps):
+            chosen.append(index)
+    return chosen
+
+
+def plot_recall(recall: dict[str, float], path: Path) -> None:
+    """Draw a bar for each layer."""
+    figure, axis = plt.subplots(figsize=(1 + len(recall), 3), layout="constrained")
+    axis.bar_label(axis.bar(list(recall), list(recall.values())), fmt="%.1f")
+    axis.set_ylabel(f"AR@{NUM_PROPOSALS}")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
