@@ -133,6 +133,16 @@ class TestNames:
         assert class_name(METADATA, 1, True) == "dog"
         assert class_name(METADATA, 2, False) == "sky"
 
+    def test_things_whose_ids_have_gaps(self) -> None:
+        metadata = SimpleNamespace(
+            thing_classes=["bed", "person"],
+            stuff_classes=["wall", "bed", "sky", "person"],
+            thing_dataset_id_to_contiguous_id={7: 1, 12: 3},
+        )
+        assert [class_name(metadata, i, True) for i in (1, 3, 2)] == ["bed", "person", "2"]
+        metadata.thing_classes = metadata.stuff_classes  # Mapillary Vistas and Cityscapes list all of them
+        assert [class_name(metadata, i, True) for i in (1, 3)] == ["bed", "person"]
+
     @pytest.mark.parametrize("metadata", [None, SimpleNamespace(), SimpleNamespace(thing_classes=["cat"])])
     def test_id_where_there_is_no_name(self, metadata: SimpleNamespace | None) -> None:
         assert class_name(metadata, 7, True) == "7"

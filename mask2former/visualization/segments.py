@@ -51,8 +51,12 @@ def crop_segment(mask: np.ndarray, class_id: int, isthing: bool, score: float | 
 
 def class_name(metadata: Any, class_id: int, isthing: bool) -> str:
     """The name of a class, or its id as text where the metadata (may be None) does not name it."""
+    unnamed = str(class_id)
     names: Sequence[str] = getattr(metadata, "thing_classes" if isthing else "stuff_classes", None) or ()
-    return names[class_id] if 0 <= class_id < len(names) else str(class_id)
+    things = sorted(getattr(metadata, "thing_dataset_id_to_contiguous_id", {}).values())
+    if isthing and len(names) == len(things):  # ADE20K lists the names of its things alone, whose ids have gaps
+        class_id = things.index(class_id) if class_id in things else -1
+    return names[class_id] if 0 <= class_id < len(names) else unnamed
 
 
 def class_color(metadata: Any, class_id: int) -> np.ndarray:

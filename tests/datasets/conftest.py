@@ -1,5 +1,6 @@
 """Miniature trees, scripts run on them, and the catalogs pointed at them."""
 
+import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ def _register_all(root: Path) -> None:
 def catalogs() -> Iterator[Callable[[Path], None]]:
     """Registers all official data sets below a folder, until the test ends."""
     yield _register_all
-    _register_all(Path("datasets"))
+    _register_all(Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser())
 
 
 @pytest.fixture

@@ -71,11 +71,9 @@ def test_ade20k():
     instance = MetadataCatalog.get("ade20k_instance_val")
     assert instance.thing_classes[:4] == ["bed", "windowpane", "cabinet", "person"]
     assert list(instance.thing_dataset_id_to_contiguous_id.items())[:3] == [(7, 0), (8, 1), (10, 2)]
-    assert [metadata.panoptic_root, metadata.json_file, metadata.sem_seg_root] == [
-        "datasets/ADEChallengeData2016/ade20k_panoptic_val",
-        "datasets/ADEChallengeData2016/ade20k_instance_val.json",
-        "datasets/ADEChallengeData2016/annotations_detectron2/validation",
-    ]
+    assert metadata.panoptic_root.endswith("/ADEChallengeData2016/ade20k_panoptic_val")
+    assert metadata.json_file.endswith("/ADEChallengeData2016/ade20k_instance_val.json")
+    assert metadata.sem_seg_root.endswith("/ADEChallengeData2016/annotations_detectron2/validation")
 
 
 def test_ade20k_full():
@@ -118,31 +116,6 @@ def test_mapillary_vistas():
 
 def test_categories_of_a_table_without_isthing_are_things():
     assert all(category.isthing for category in read_categories("ade20k_instance"))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "ade20k_panoptic_val",
-            r"ade20k_panoptic_val.json, .*: not found. Run .python datasets/prepare_ade20k_pan_seg.py",
-        ),
-        ("ade20k_instance_val", r"ade20k_instance_val.json: not found. Run .python datasets/prepare_ade20k_ins_seg.py"),
-        (
-            "ade20k_full_sem_seg_val",
-            r"annotations_detectron2/validation: not found. Run .*prepare_ade20k_full_sem_seg.py",
-        ),
-        ("coco_2017_test_stuff_10k_sem_seg", r"annotations_detectron2/test: not found. Run .*coco_stuff_10k_v1.0"),
-        (
-            "mapillary_vistas_v2_panoptic_val",
-            r"panoptic_2020.json, .*: not found. They are part of Mapillary Vistas v2.0",
-        ),
-    ],
-)
-def test_missing_data_is_an_error_that_tells_what_makes_it(name, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # no "datasets" there
-    with pytest.raises(FileNotFoundError, match=message):
-        DatasetCatalog.get(name)
 
 
 def test_unused_categories_are_void(tmp_path: Path):
