@@ -38,6 +38,8 @@ class BuildOps(Command):
         except build_ops.BuildError as error:
             print(f"Mask2Former installs without its native operators, and runs more slowly: {error}", file=sys.stderr)
             return
+        if self.editable_mode and (folder / build_ops.cuda_library_name()).is_file():
+            return  # it takes nvcc a minute
         try:
             self.libraries.append(build_ops.build_cuda(folder))
         except build_ops.BuildError as error:

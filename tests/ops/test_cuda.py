@@ -120,6 +120,7 @@ def test_not_contiguous_and_not_aligned() -> None:
 
 @names
 @pytest.mark.parametrize("points", [3, 4])
+@pytest.mark.filterwarnings("ignore:Input #")  # it would like float64, which the kernels do not have
 def test_gradcheck(name: str, points: int) -> None:
     """Numerical gradients in float32, so with large steps: the operator is linear between pixels."""
     function, make = OPERATORS[name]

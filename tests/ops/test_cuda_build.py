@@ -39,6 +39,7 @@ def fake_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str]
     return make
 
 
+@pytest.mark.timeout(1200)  # a minute of work, but it may get little of a machine
 def test_compiles_without_warnings_and_spills(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """For all GPUs that are compiled for by default; and the library loads where there is no GPU."""
     try:
@@ -61,17 +62,15 @@ def test_compiles_without_warnings_and_spills(monkeypatch: pytest.MonkeyPatch, t
     assert [path.name for path in tmp_path.iterdir()] == [build.cuda_library_name()]
 
     kernels = re.findall(
-        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers",
+        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes spill stores",
         "".join(output),
         re.DOTALL,
     )
-    assert {architecture for _, architecture, _, _ in kernels} == {"sm_80", "sm_90"}
+    assert {architecture for _, architecture, _ in kernels} == {"sm_80", "sm_90"}
     assert sum("backward_kernel" in name for name, *_ in kernels) == 2 * 6  # dtypes, ways to add
     assert sum("forward_kernel" in name for name, *_ in kernels) == 2 * 3
-    for name, architecture, spilled, registers in kernels:
-        assert int(spilled) == 0, (name, architecture)
-        # A multiprocessor has 65536 of them: for four blocks of 256 threads, or three where it differentiates.
-        assert int(registers) <= (64 if "forward" in name else 80), (name, architecture)
+    # The number of registers is what __launch_bounds__ allows; what does not fit would be spilled.
+    assert [kernel for kernel in kernels if int(kernel[2])] == []
 
     cpu_library = build._HERE / build.library_name()
     if cpu_library.is_file():

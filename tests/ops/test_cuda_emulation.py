@@ -141,8 +141,9 @@ def test_queries_that_are_pixels(emulation: ctypes.CDLL, name: str, shapes: Shap
     check(name, OPERATORS[name](shapes=shapes, images=2, queries=queries, heads=1))
 
 
+# Several heads, because the gradients of a single softmax may be as small as what rounding leaves of them.
 @names
-@pytest.mark.parametrize(("images", "queries", "heads"), [(1, 0, 2), (0, 3, 2), (1, 1, 1), (1, 70, 1)])
+@pytest.mark.parametrize(("images", "queries", "heads"), [(1, 0, 2), (0, 3, 2), (1, 1, 5), (1, 70, 1)])
 def test_sizes(emulation: ctypes.CDLL, name: str, images: int, queries: int, heads: int) -> None:
     check(name, OPERATORS[name](images=images, queries=queries, heads=heads))
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mask2former.ops import _build as build
 from mask2former.ops import _library
 
 load_library = _library._load_library.__wrapped__  # as at the first call
+load_cuda_library = _library._load_cuda_library.__wrapped__
 
 RUN = """
 import sys, torch
@@ -115,3 +117,69 @@ def test_unknown_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASK2FORMER_OPS", "fast")
     with pytest.raises(ValueError, match="MASK2FORMER_OPS is 'fast'; set it to one of auto, reference, jit"):
         load_library()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PyTorch says where there is a GPU."""
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_says_how_to_build_for_the_gpu(nothing_built: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert load_cuda_library() is None
+    (record,) = caplog.records
+    assert "slowly on the GPU: its native library is not built; build it with: python -m" in record.getMessage()
+    assert record.getMessage().endswith("(which needs nvcc)")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_jit_mode_builds_for_the_gpu(nothing_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASK2FORMER_OPS", "jit")
+    monkeypatch.setattr(_library, "build_cuda", lambda folder: folder / build.cuda_library_name())
+    loaded = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    assert load_cuda_library() == nothing_built / build.cuda_library_name()
+    assert loaded == [nothing_built / build.cuda_library_name()]
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("what", "value"), [("version.cuda", None), ("cuda.is_available", lambda: False)])
+def test_the_cuda_library_is_for_nvidias_gpus(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str, value: object
+) -> None:
+    monkeypatch.setattr(f"torch.{what}", value)
+    assert load_cuda_library() is None
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("has_code", [0, 1])
+def test_a_gpu_that_was_not_compiled_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, has_code: int
+) -> None:
+    library = SimpleNamespace(mask2former_has_code_for=lambda device: has_code)
+    monkeypatch.setattr(_library, "_load_cuda_library", lambda: Path("library.so"))
+    monkeypatch.setattr(_library.ctypes, "CDLL", lambda _: library)
+    assert _library._has_code_for.__wrapped__(0) == bool(has_code)
+    messages = [record.getMessage() for record in caplog.records]
+    assert has_code or "on Tesla T4: its native library has no code for this GPU" in messages[0]
+    assert has_code or messages[0].endswith("TORCH_CUDA_ARCH_LIST=7.5 python -m mask2former.ops.build")
+
+
+@pytest.mark.parametrize("loads", [False, True])
+def test_dtypes_of_the_devices(monkeypatch: pytest.MonkeyPatch, loads: bool) -> None:
+    monkeypatch.setattr(_library, "load_library", lambda: True)
+    monkeypatch.setattr(_library, "load_cuda_library", lambda device: loads and device == 1)
+
+    def has_native_kernel(device: str, dtype: torch.dtype) -> bool:
+        return _library.has_native_kernel(SimpleNamespace(device=torch.device(device), dtype=dtype))
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert has_native_kernel("cpu", dtype) == (dtype != torch.float16)
+        assert has_native_kernel("cuda:1", dtype) == loads
+    assert not has_native_kernel("cuda:1", torch.float64)
+    assert not has_native_kernel("mps", torch.float32)

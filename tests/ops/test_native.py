@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from deformable import SHAPES, Shapes, make_fused_inputs, make_inputs, relative_error, run
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.ops import MSDeformAttn, _library, fused_ms_deform_attn, ms_deform_attn
 from mask2former.ops._build import library_name
@@ -145,6 +147,28 @@ def test_export_has_only_pytorch_operators() -> None:
     program = torch.export.export(module, arguments)
     assert not any("mask2former" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(*arguments), module(*arguments), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("function", [ms_deform_attn, fused_ms_deform_attn])
+def test_the_gradient_is_told_to_be_deterministic(function: Callable[..., Tensor], wanted: bool) -> None:
+    """What the CPU's always is; on CUDA it takes other kernels."""
+    told = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if operator.namespace == "mask2former" and "backward" in str(operator):
+                told.append((kwargs or {}).get("deterministic", False))
+            return operator(*args, **(kwargs or {}))
+
+    inputs = (make_inputs if function is ms_deform_attn else make_fused_inputs)()
+    torch.use_deterministic_algorithms(wanted)
+    try:
+        with Recorder():
+            run(function, *inputs)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert told == [wanted]
 
 
 def test_other_dtypes_take_the_reference() -> None:

@@ -1,10 +1,12 @@
 """Times multi-scale deformable attention against its PyTorch reference and against torch-ms-deform-attn.
 
     python tools/benchmarks/ms_deform_attn.py --json output/ms_deform_attn.json
+    python tools/benchmarks/ms_deform_attn.py --device cuda
 
 Every contender runs in a process of its own. They take turns, one call each, so that whatever else the machine does
-falls on all of them; the figures are medians of the calls, and their ratios. Errors are against float64, of the
-output and of the value's gradient, relative to the largest number. The fused operator's times include the softmax and
+falls on all of them; the figures are medians of the calls, and their ratios. On a GPU a turn is as many calls as fill
+a hundredth of a second, timed by the GPU itself. Errors are against float64, of the output and of the value's
+gradient, relative to the largest number. The fused operator's times include the softmax and
 the locations, which the others are given. torch-ms-deform-attn takes part where it has been installed:
 
     pip install --no-build-isolation torch-ms-deform-attn
@@ -45,6 +47,7 @@ CONTENDERS = {
     "native, fused": ("fused", "float32"),
     "native, bfloat16": ("standard", "bfloat16"),
     "native, fused, bfloat16": ("fused", "bfloat16"),
+    "native, fused, float16": ("fused", "float16"),  # on GPUs only
 }
 
 
@@ -53,23 +56,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=11, help="calls of every contender (default: %(default)s)")
     parser.add_argument("--sizes", nargs="*", choices=list(SIZES), default=list(SIZES), metavar="SIZE")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--contender", help=argparse.SUPPRESS)  # the process of a contender
     arguments = parser.parse_args()
     if arguments.contender:
-        serve(arguments.contender, arguments.sizes[0])
+        serve(arguments.contender, arguments.sizes[0], arguments.device)
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    results = {size: compare(size, arguments.rounds) for size in arguments.sizes}
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a GPU that PyTorch can use, and there is none")
+    if arguments.device == "cuda":
+        print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
+    else:
+        cpu = torch.backends.cpu.get_cpu_capability()
+        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {cpu}")
+    results = {size: compare(size, arguments.rounds, arguments.device) for size in arguments.sizes}
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def compare(size: str, rounds: int) -> dict[str, dict[str, Any]]:
+def contenders_on(device: str) -> list[str]:
+    """Those that can take part."""
+    return [
+        name
+        for name, (function, dtype) in CONTENDERS.items()
+        if (function != "package" or importlib.util.find_spec("torch_ms_deform_attn"))
+        and (dtype != "float16" or device == "cuda")
+    ]
+
+
+def compare(size: str, rounds: int, device: str) -> dict[str, dict[str, Any]]:
     """Times all contenders at one size, and prints a line for each."""
-    contenders = [name for name in CONTENDERS if name != PACKAGE or importlib.util.find_spec("torch_ms_deform_attn")]
-    processes = {name: start(name, size) for name in contenders}
+    processes = {name: start(name, size, device) for name in contenders_on(device)}
     with tempfile.TemporaryDirectory() as folder:
         outputs = {}
         for name, process in processes.items():
@@ -95,7 +114,7 @@ def compare(size: str, rounds: int) -> dict[str, dict[str, Any]]:
             for other in (REFERENCE, PACKAGE)
             if other in results and name.startswith("native")
         ]
-        times = f"{result['forward_ms']:8.2f} ms {result['backward_ms']:8.2f} ms"
+        times = f"{result['forward_ms']:8.3f} ms {result['backward_ms']:8.3f} ms"
         print(f"{name:24} {times}  {result['error']:.0e}   {'; '.join(ratios)}", flush=True)
     return results
 
@@ -105,7 +124,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).abs().max() / expected.abs().max())
 
 
-def start(contender: str, size: str) -> subprocess.Popen[str]:
+def start(contender: str, size: str, device: str) -> subprocess.Popen[str]:
     """Starts the process of a contender."""
     environment = {
         **os.environ,
@@ -114,7 +133,7 @@ def start(contender: str, size: str) -> subprocess.Popen[str]:
         # The threads of one contender must not go on spinning while the next one is timed.
         "OMP_WAIT_POLICY": "passive",
     }
-    command = [sys.executable, __file__, "--contender", contender, "--sizes", size]
+    command = [sys.executable, __file__, "--contender", contender, "--sizes", size, "--device", device]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -129,29 +148,52 @@ def ask(process: subprocess.Popen[str], request: str) -> str:
     return answer
 
 
-def serve(contender: str, size: str) -> None:
+def serve(contender: str, size: str, device: str) -> None:
     """A contender's process: times a call for the lines "forward" and "backward", else saves results to that file."""
-    forward, leaves = make_call(contender, size)
+    forward, leaves = make_call(contender, size, device)
     output = forward()
-    grad_output = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype)
+    grad_output = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
 
     def backward() -> tuple[Tensor, ...]:
         return torch.autograd.grad(output, leaves, grad_output, retain_graph=True)
 
     for request in map(str.strip, sys.stdin):
         if request not in ("forward", "backward"):
-            torch.save([output.detach(), backward()[0]], request)
+            torch.save([output.detach().cpu(), backward()[0].cpu()], request)
             print("saved", flush=True)
             continue
         with torch.set_grad_enabled(request == "backward"):
             call: Callable[[], object] = forward if request == "forward" else backward
             call()  # the caches hold another process's data
-            begin = time.perf_counter()
-            call()
-            print(time.perf_counter() - begin, flush=True)
+            print(gpu_seconds(call) if device == "cuda" else cpu_seconds(call), flush=True)
 
 
-def make_call(contender: str, size: str) -> tuple[Callable[[], Tensor], list[Tensor]]:
+def cpu_seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def gpu_seconds(call: Callable[[], object]) -> float:
+    """How long the GPU is busy with a call, from many calls in a row."""
+    torch.cuda.synchronize()
+    calls = max(1, round(0.01 / gpu_seconds_of(call, 1)))
+    return gpu_seconds_of(call, calls) / calls
+
+
+def gpu_seconds_of(call: Callable[[], object], calls: int) -> float:
+    """How long so many calls take in all."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def make_call(contender: str, size: str, device: str) -> tuple[Callable[[], Tensor], list[Tensor]]:
     """The contender as a function of nothing, and its inputs: an encoder's, whose queries are the pixels."""
     images, heads, head_dim, points, shapes = SIZES[size]
     function, dtype = CONTENDERS[contender]
@@ -167,13 +209,15 @@ def make_call(contender: str, size: str) -> tuple[Callable[[], Tensor], list[Ten
     sizes = torch.tensor([(width, height) for height, width in shapes])
     locations = reference_points[:, :, None, :, None] + offsets / sizes[:, None]
 
-    geometry = [offsets, logits] if function == "fused" else [locations, weights]
-    leaves = [x.requires_grad_() for x in (value.to(getattr(torch, dtype)), *geometry)]
+    # On any device from the same random numbers.
+    geometry = [x.to(device) for x in ((offsets, logits) if function == "fused" else (locations, weights))]
+    reference_points = reference_points.to(device)
+    leaves = [x.requires_grad_() for x in (value.to(device, getattr(torch, dtype)), *geometry)]
     if function == "package":
         package = importlib.import_module("torch_ms_deform_attn").ms_deform_attn
         areas = torch.tensor([0] + [height * width for height, width in shapes[:-1]])
-        level_start_index = areas.cumsum(0)
-        return lambda: package(leaves[0], torch.tensor(shapes), level_start_index, *leaves[1:]), leaves
+        level_start_index, spatial_shapes = areas.cumsum(0).to(device), torch.tensor(shapes, device=device)
+        return lambda: package(leaves[0], spatial_shapes, level_start_index, *leaves[1:]), leaves
     from mask2former.ops import fused_ms_deform_attn, ms_deform_attn
 
     if function == "fused":

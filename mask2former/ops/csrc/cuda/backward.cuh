@@ -54,7 +54,7 @@ MASK2FORMER_DEVICE float differentiate_corner(const Sums& sums, const Scalar* va
 
 // The sizes that Mask2Former has, as in forward_kernel.
 template <typename Scalar, typename Sums, int kSlots, int kVectors>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ Problem problem) {
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks) backward_kernel(const __grid_constant__ Problem problem) {
   using Row = Channels<Scalar, kLanes, kVectors>;
   const Sums sums(problem);
   const Item item = item_of_tile(problem);
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
 
 // Any sizes, one sample at a time.
 template <typename Scalar, typename Sums>
-__global__ void __launch_bounds__(kThreads) backward_any_kernel(const __grid_constant__ Problem problem) {
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks) backward_any_kernel(const __grid_constant__ Problem problem) {
   const Sums sums(problem);
   const Item item = item_in_order(problem);
   const AnySamples samples(problem, item);

@@ -13,6 +13,10 @@ namespace cuda {
 constexpr int kMaxLevels = 64;
 constexpr int kThreads = 256;  // of a block
 
+// Blocks on a multiprocessor at a time, for which its 65536 registers must be enough. Reading here and there, the
+// kernels need many threads to read at once; with more blocks than these, their variables would be spilled to memory.
+constexpr int kForwardBlocks = 4, kBackwardBlocks = 3;
+
 // Lanes that share a (query, head) where its sizes suit the fast kernels, and where they do not. Four times 16 bytes
 // are the 32 channels of a head in half precision.
 #ifndef MASK2FORMER_LANES
