@@ -11,11 +11,10 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 from video import prefetch, read_frames
 
-from mask2former.engine.checkpointer import Mask2FormerCheckpointer
+from mask2former.engine.checkpointer import CompleteCheckpointer
 from mask2former.visualization import Task, draw_predictions
 
 __all__ = ["Predictor", "VisualizationDemo", "choose_task"]
@@ -87,9 +86,8 @@ class Predictor:
         """
         if cfg.INPUT.FORMAT not in ("RGB", "BGR", "L"):
             raise ValueError(f'INPUT.FORMAT is "{cfg.INPUT.FORMAT}", expected "RGB", "BGR" or "L"')
-        _check_weights(cfg.MODEL.WEIGHTS)
         self.model = build_model(cfg).eval()
-        _CompleteCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        CompleteCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self._format = cfg.INPUT.FORMAT
 
@@ -139,26 +137,3 @@ def _with_task(cfg: CfgNode, task: Task, threshold: float | None) -> CfgNode:
         test.OBJECT_MASK_THRESHOLD = threshold
     cfg.freeze()
     return cfg
-
-
-def _check_weights(path: str) -> None:
-    if not path:
-        raise FileNotFoundError("MODEL.WEIGHTS is empty: name a trained model, --opts MODEL.WEIGHTS model.pth")
-    if "://" not in path and not PathManager.isfile(path):
-        raise FileNotFoundError(
-            f"MODEL.WEIGHTS: there is no file {path}; name a trained model, --opts MODEL.WEIGHTS model.pth"
-        )
-
-
-class _CompleteCheckpointer(Mask2FormerCheckpointer):
-    """Refuses weights of a backbone alone: with them, the result would be noise."""
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        incompatible = super()._load_model(checkpoint)
-        missing = [key for key in incompatible.missing_keys if key.startswith("sem_seg_head.")]
-        if missing:
-            raise ValueError(
-                f"MODEL.WEIGHTS lacks {len(missing)} parameters of the head, {missing[0]} the first: it is not a "
-                "trained model of this configuration. Name one that is: --opts MODEL.WEIGHTS model.pth"
-            )
-        return incompatible

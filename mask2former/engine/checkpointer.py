@@ -16,7 +16,7 @@ from mask2former.modeling.checkpoint_compat import convert_checkpoint
 
 from .weight_files import file_in_folder, read_pickle, read_safetensors, read_torch
 
-__all__ = ["Mask2FormerCheckpointer"]
+__all__ = ["CompleteCheckpointer", "Mask2FormerCheckpointer"]
 
 # What a checkpoint may leave out: constants, and settings that the configuration holds.
 OPTIONAL = ("criterion.empty_weight", "relative_position_index", "num_batches_tracked", "pixel_mean", "pixel_std")
@@ -72,6 +72,29 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         if report := describe(incompatible):
             self.logger.warning(f"The checkpoint does not fit the model in all.{report}")
+
+
+class CompleteCheckpointer(Mask2FormerCheckpointer):
+    """For using a model: refuses no weights, and weights of a backbone alone, with which results would be noise."""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        remedy = "name a trained model, --opts MODEL.WEIGHTS model.pth"
+        if not path:
+            raise FileNotFoundError(f"MODEL.WEIGHTS is empty: {remedy}")
+        if "://" not in path and not os.path.exists(path):
+            raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {path}; {remedy}")
+        return super().load(path, *args, **kwargs)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
+        incompatible = super()._load_model(checkpoint)
+        missing = [key for key in incompatible.missing_keys if key.startswith("sem_seg_head.")]
+        missing += [key for key, *_ in incompatible.incorrect_shapes if key.startswith("sem_seg_head.")]
+        if missing:
+            raise ValueError(
+                f"MODEL.WEIGHTS lacks {len(missing)} parameters of the head, {missing[0]} the first: it is not a "
+                "trained model of this configuration. Name one that is: --opts MODEL.WEIGHTS model.pth"
+            )
+        return incompatible
 
 
 def describe(incompatible: _IncompatibleKeys) -> str:
