@@ -91,8 +91,9 @@ def fused_ms_deform_attn(
     dtype = torch.promote_types(value.dtype, torch.float32)
     offsets, logits = sampling_offsets.to(dtype), attention_logits.to(dtype)
     weights = logits.flatten(-2).softmax(-1).view(logits.shape)
-    pixels = offsets.new_tensor([(width, height) for height, width in spatial_shapes])  # (L, 2)
-    locations = reference_points[:, :, None, :, None, :] + offsets / pixels[:, None]
+    # Filled, not made of a list: an exported graph keeps the sizes symbolic, and a GPU is not waited for.
+    pixels = torch.stack([offsets.new_full((), size) for height, width in spatial_shapes for size in (width, height)])
+    locations = reference_points[:, :, None, :, None, :] + offsets / pixels.view(-1, 1, 2)
     return ms_deform_attn(value, spatial_shapes, locations, weights)
 
 

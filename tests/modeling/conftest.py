@@ -11,6 +11,11 @@ TOY_DATASET = "tests_modeling_toy"
 
 @pytest.fixture
 def tiny_cfg() -> CfgNode:
+    """See :func:`make_tiny_cfg`."""
+    return make_tiny_cfg()
+
+
+def make_tiny_cfg() -> CfgNode:
     """A model of the paper's structure, a few hundred times smaller, for three classes, two of them things."""
     MetadataCatalog.get(TOY_DATASET).thing_dataset_id_to_contiguous_id = {1: 0, 2: 1}
     cfg = get_cfg()

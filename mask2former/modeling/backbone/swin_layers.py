@@ -144,7 +144,10 @@ class SwinBlock(nn.Module):
         mask = None
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
-            mask = shifted_window_mask(rows, columns, size, shift, x.device, x.dtype)
+            # In a graph that is being recorded, sizes are symbols: it must compute the mask anew from each.
+            recording = torch.compiler.is_exporting() or torch.jit.is_tracing()
+            make_mask = shifted_window_mask.__wrapped__ if recording else shifted_window_mask
+            mask = make_mask(rows, columns, size, shift, x.device, x.dtype)
         x = x.view(n, rows, size, columns, size, dim).transpose(2, 3).reshape(n, rows * columns, size**2, dim)
         x = self.attn(x, mask)  # (N, windows, L, C)
         x = x.view(n, rows, columns, size, size, dim).transpose(2, 3).reshape(n, rows * size, columns * size, dim)

@@ -97,7 +97,7 @@ class MSDeformAttnTransformerEncoder(nn.Module):
         Returns:
             L maps of the same shapes.
         """
-        spatial_shapes = [(int(x.shape[-2]), int(x.shape[-1])) for x in features]
+        spatial_shapes = [(x.shape[-2], x.shape[-1]) for x in features]
         tokens = torch.cat([x.flatten(2) for x in features], dim=2).transpose(1, 2)  # (N, S, C)
         pos = torch.cat(
             [p.flatten(2).transpose(1, 2) + embed for p, embed in zip(positions, self.level_embed, strict=True)], dim=1

@@ -1,0 +1,24 @@
+"""Trained models as files for other programs: ONNX, TorchScript, ``torch.export`` and AOTInductor."""
+
+from .check import compare_with_model
+from .formats import ExportFormat, export_graph
+from .graph import ExportGraph, InputType, PostProcessing
+from .info import ExportInfo
+from .quantize import Quantization, quantize_onnx
+from .runtime import ExportedModel, load_exported
+from .segmenter import use_exported_network
+
+__all__ = [
+    "ExportFormat",
+    "ExportGraph",
+    "ExportInfo",
+    "ExportedModel",
+    "InputType",
+    "PostProcessing",
+    "Quantization",
+    "compare_with_model",
+    "export_graph",
+    "load_exported",
+    "quantize_onnx",
+    "use_exported_network",
+]

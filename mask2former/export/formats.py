@@ -1,0 +1,119 @@
+"""Writing a graph in one of four formats, each with its :class:`ExportInfo` inside."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .graph import INPUT_NAME, MAX_BATCH, MAX_SIZE, MIN_SIZE, OUTPUT_NAMES, ExportGraph, InputType
+from .info import INFO_KEY, ExportInfo
+
+__all__ = ["ONNX_OPSET", "ExportFormat", "export_graph"]
+
+ExportFormat = Literal["onnx", "torchscript", "torch_export", "aoti"]
+
+# The first in which all of the graph is standard and Resize is PyTorch's; ONNX Runtime has run it since 1.17.
+ONNX_OPSET = 20
+# What is recorded; any other batch and size will do later. Two images and odd sides, so that no length is 1 or a
+# multiple by chance, which the exporter might take for a rule.
+_SAMPLE_BATCH, _SAMPLE_HEIGHT, _SAMPLE_WIDTH = 2, 100, 136
+
+
+def export_graph(graph: ExportGraph, path: str | Path, export_format: ExportFormat, info: ExportInfo) -> None:
+    """Write a model.
+
+    Args:
+        graph: what is exported.
+        path: the file; for "aoti" it must end in ``.pt2``.
+        export_format: "onnx" for ONNX Runtime and others; "torchscript" for LibTorch; "torch_export" for
+            ``torch.export.load``; "aoti", compiled by AOTInductor for the device that the graph is on.
+        info: what the file says about itself.
+
+    Raises:
+        ValueError: if the format is unknown, or the file's name does not suit it.
+    """
+    if export_format not in get_args(ExportFormat):
+        raise ValueError(f"format is {export_format!r}, expected one of {', '.join(get_args(ExportFormat))}.")
+    if export_format == "aoti" and Path(path).suffix != ".pt2":
+        raise ValueError(f"AOTInductor packages end in .pt2, but the output is {path}; name it {Path(path).stem}.pt2.")
+    sample = _sample(graph, info.input_type)
+    with torch.no_grad():
+        _WRITERS[export_format](graph, sample, Path(path), info)
+
+
+def _sample(graph: ExportGraph, input_type: InputType) -> Tensor:
+    channels = len(graph.pixel_mean)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randint(256, (_SAMPLE_BATCH, channels, _SAMPLE_HEIGHT, _SAMPLE_WIDTH), generator=generator)
+    return sample.to(graph.pixel_mean.device, getattr(torch, input_type))
+
+
+def _export_program(graph: ExportGraph, sample: Tensor) -> torch.export.ExportedProgram:
+    free = torch.export.Dim.DYNAMIC
+    side = free(min=MIN_SIZE, max=MAX_SIZE)
+    return torch.export.export(
+        graph,
+        (sample,),
+        dynamic_shapes={INPUT_NAME: {0: free(min=1, max=MAX_BATCH), 2: side, 3: side}},
+        strict=False,
+        # What cannot be proved for every size (that a padded side is a multiple, for one) is checked at run time.
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+
+
+def _write_onnx(graph: ExportGraph, sample: Tensor, path: Path, info: ExportInfo) -> None:
+    _require_onnx()
+    program = torch.onnx.export(
+        _export_program(graph, sample),
+        (sample,),
+        input_names=[INPUT_NAME],
+        output_names=list(OUTPUT_NAMES[graph.postprocessing]),
+        opset_version=ONNX_OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props[INFO_KEY] = info.to_json()
+    program.save(path)
+
+
+def _write_torchscript(graph: ExportGraph, sample: Tensor, path: Path, info: ExportInfo) -> None:
+    with warnings.catch_warnings():
+        # Checks of shapes become constants, as they should: what they compare follows from the model.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
+        traced = torch.jit.trace(graph, (sample,), check_trace=False)
+        torch.jit.save(traced, str(path), _extra_files={INFO_KEY: info.to_json()})
+
+
+def _write_torch_export(graph: ExportGraph, sample: Tensor, path: Path, info: ExportInfo) -> None:
+    torch.export.save(_export_program(graph, sample), path, extra_files={INFO_KEY: info.to_json()})
+
+
+def _write_aoti(graph: ExportGraph, sample: Tensor, path: Path, info: ExportInfo) -> None:
+    import torch._inductor
+
+    torch._inductor.aoti_compile_and_package(
+        _export_program(graph, sample),
+        package_path=str(path),
+        inductor_configs={"aot_inductor.metadata": {INFO_KEY: info.to_json()}},
+    )
+
+
+_WRITERS: dict[ExportFormat, Callable[[ExportGraph, Tensor, Path, ExportInfo], None]] = {
+    "onnx": _write_onnx,
+    "torchscript": _write_torchscript,
+    "torch_export": _write_torch_export,
+    "aoti": _write_aoti,
+}
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(f"exporting ONNX needs {e.name}: pip install 'mask2former[export]'.") from e

@@ -1,0 +1,107 @@
+"""8-bit integers for ONNX files on CPUs, by ONNX Runtime's quantisation."""
+
+import contextlib
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .graph import INPUT_NAME
+from .info import INFO_KEY, ExportInfo
+
+__all__ = ["Quantization", "quantize_onnx"]
+
+Quantization = Literal["dynamic", "static"]
+
+# Only products with a weight. Those of two activations decide where queries attend and which pixels a mask has; they
+# stay in floating point, as does the sampling of deformable attention.
+_OPTIONS = {"MatMulConstBOnly": True, "DefaultTensorType": 1}
+_TYPES = {"dynamic": ["MatMul", "Gemm"], "static": ["Conv", "MatMul", "Gemm"]}
+
+
+def quantize_onnx(
+    source: Path, target: Path, quantization: Quantization, calibration: Iterable[np.ndarray] = ()
+) -> None:
+    """Write ``source`` with 8-bit weights, one scale a channel.
+
+    Args:
+        source: an ONNX file in float32.
+        target: the file to write.
+        quantization: "dynamic" quantises linear layers, with the range of their inputs found at run time; "static"
+            convolutions too, with ranges seen in the calibration.
+        calibration: for "static", batches (N, C, H, W) of the file's input type.
+
+    Raises:
+        ValueError: if a static quantisation has no pictures to calibrate with.
+    """
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    reader = _Reader(calibration) if quantization == "static" else None
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared = Path(folder) / "prepared.onnx"
+        # Folds constants, and batch norms into convolutions; shapes with symbols are more than its inference bears.
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        arguments: dict[str, Any] = {
+            "op_types_to_quantize": _TYPES[quantization],
+            "per_channel": True,
+            "reduce_range": True,  # 7 bits: sums of 8 saturate on processors without VNNI
+            "weight_type": QuantType.QInt8,
+            "extra_options": _OPTIONS,
+        }
+        if reader is None:
+            quantize_dynamic(prepared, target, **arguments)
+        else:
+            quantize_static(
+                prepared,
+                target,
+                reader,
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                **arguments,
+            )
+    _copy_info(source, target, f"int8 {quantization}")
+
+
+class _Reader:
+    """Hands batches to ONNX Runtime's calibration, one a call and None after the last."""
+
+    def __init__(self, batches: Iterable[np.ndarray]) -> None:
+        self._batches: Iterator[np.ndarray] = iter(batches)
+        self._first = next(self._batches, None)
+        if self._first is None:
+            raise ValueError(
+                "static quantisation needs pictures to calibrate with, and there are none; name a folder of some tens "
+                "of typical ones, or quantise dynamically."
+            )
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch, self._first = self._first, None
+        batch = next(self._batches, None) if batch is None else batch
+        return None if batch is None else {INPUT_NAME: batch}
+
+
+def _copy_info(source: Path, target: Path, precision: str) -> None:
+    import onnx
+
+    texts = {entry.key: entry.value for entry in onnx.load(source, load_external_data=False).metadata_props}
+    info = dataclasses.replace(ExportInfo.from_json(texts.get(INFO_KEY), source), precision=precision)
+    model = onnx.load(target)
+    onnx.helper.set_model_props(model, {INFO_KEY: info.to_json()})
+    onnx.save(model, target)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice to do what is done: its logger is the root."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

@@ -1,0 +1,199 @@
+"""Exported files compute what the model computes, at other batches and sizes than the recorded one."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from mask2former.export import (
+    ExportFormat,
+    ExportGraph,
+    ExportInfo,
+    PostProcessing,
+    compare_with_model,
+    export_graph,
+    load_exported,
+)
+from mask2former.modeling import MaskFormer
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+Build = Callable[[str], tuple[CfgNode, MaskFormer]]
+Export = Callable[..., Path]
+# Two programs that add in another order.
+ROUNDING = 1e-4
+
+
+def _assert_equal_to_model(path: Path, model: MaskFormer, batches: list[Tensor], tolerance: float = ROUNDING) -> None:
+    errors = compare_with_model(load_exported(path), model, batches)
+    assert errors
+    assert all(error < tolerance for error in errors.values()), errors
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["resnet", "swin", "nuclei"])
+def test_onnx(kind: str, build: Build, export: Export, batches: list[Tensor]) -> None:
+    _assert_equal_to_model(export(kind, "onnx"), build(kind)[1], batches)
+
+
+@pytest.mark.timeout(900)
+def test_onnx_is_standard_and_of_any_size(export: Export) -> None:
+    import onnx
+
+    model = onnx.load(export("resnet", "onnx"))
+    onnx.checker.check_model(model)
+    assert {opset.domain for opset in model.opset_import} <= {"", "ai.onnx"}
+    assert not model.functions
+    assert sum(node.op_type == "GridSample" for node in model.graph.node) == 3, "one for each level"
+    batch, channels, height, width = model.graph.input[0].type.tensor_type.shape.dim
+    assert channels.dim_value == 3
+    assert all(size.dim_param and not size.dim_value for size in (batch, height, width))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["resnet", "swin"])
+def test_torchscript(kind: str, build: Build, export: Export, batches: list[Tensor]) -> None:
+    _assert_equal_to_model(export(kind, "torchscript"), build(kind)[1], batches)
+
+
+@pytest.mark.timeout(900)
+def test_torch_export(build: Build, export: Export, batches: list[Tensor]) -> None:
+    _assert_equal_to_model(export("resnet", "torch_export"), build("resnet")[1], batches)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("postprocessing", ["semantic", "panoptic", "instance"])
+def test_postprocessing_inside(
+    postprocessing: PostProcessing, build: Build, export: Export, batches: list[Tensor]
+) -> None:
+    _assert_equal_to_model(export("resnet", "torchscript", postprocessing), build("resnet")[1], batches)
+
+
+class _OneConvolution(nn.Module):
+    """Predictions that depend on the picture, without a network that takes long to export."""
+
+    def __init__(self, num_queries: int, num_classes: int) -> None:
+        super().__init__()
+        self.masks = nn.Conv2d(3, num_queries, 4, stride=4)
+        self.classes = nn.Linear(3, num_queries * (num_classes + 1))
+        self.num_classes = num_classes
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        classes = self.classes(images.mean(dim=(2, 3))).unflatten(1, (-1, self.num_classes + 1))
+        return classes * 4, self.masks(images) * 8
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("postprocessing", ["semantic", "panoptic", "instance"])
+@pytest.mark.parametrize("export_format", ["onnx", "torch_export", "aoti"])
+def test_postprocessing_in_every_format(
+    export_format: ExportFormat, postprocessing: PostProcessing, build: Build, tmp_path: Path, batches: list[Tensor]
+) -> None:
+    if export_format == "aoti" and (shutil.which("g++") is None or postprocessing != "panoptic"):
+        pytest.skip("AOTInductor needs a compiler, and takes long")
+    cfg, model = build("resnet")
+    model.object_mask_threshold, model.overlap_threshold = 0.3, 0.4
+    info = ExportInfo.from_config(cfg, model, postprocessing=postprocessing, input_type="float32", precision="float32")
+    graph = ExportGraph(model, postprocessing)
+    graph.network = _OneConvolution(20, model.sem_seg_head.num_classes)
+    path = tmp_path / "model.pt2"
+    export_graph(graph, path, export_format, info)
+    exported = load_exported(path)
+    for batch in batches:
+        with torch.no_grad():
+            expected = graph(batch.float())
+        found = exported(batch.float())
+        assert expected[0].unique().numel() > 1
+        for value, (name, output) in zip(expected, found.items(), strict=True):
+            if value.dtype.is_floating_point:
+                torch.testing.assert_close(output, value, atol=1e-4, rtol=1e-4, msg=name)
+            else:
+                assert (output != value).float().mean() < 1e-3, name
+
+
+@pytest.mark.timeout(900)
+def test_float16(build: Build, export: Export, batches: list[Tensor]) -> None:
+    import onnx
+
+    half, full = export("resnet", "onnx", half=True), export("resnet", "onnx")
+    _assert_equal_to_model(half, build("resnet")[1], batches, tolerance=0.05)
+    types = {tensor.data_type for tensor in onnx.load(half).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    assert half.stat().st_size < 0.7 * full.stat().st_size  # the backbone is most of it
+
+
+@pytest.mark.timeout(900)
+def test_a_file_describes_itself(export: Export) -> None:
+    for export_format in ("onnx", "torchscript", "torch_export"):
+        info = load_exported(export("resnet", export_format)).info
+        assert (info.postprocessing, info.input_type, info.channels, info.precision) == (
+            "none",
+            "uint8",
+            "BGR",
+            "float32",
+        )
+        assert info.thing_classes == [0, 1]
+        assert info.pixel_std == [58.0, 57.0, 57.0]
+        assert info.class_names == ["0", "1", "2"]
+
+
+def test_the_comparison_notices_a_difference(build: Build, export: Export, batches: list[Tensor]) -> None:
+    for postprocessing in ("none", "semantic", "panoptic", "instance"):
+        _, model = build("resnet")
+        with torch.no_grad():
+            model.sem_seg_head.predictor.class_embed.bias += torch.tensor([4.0, 0.0, 0.0, 0.0])
+        errors = compare_with_model(load_exported(export("resnet", "torchscript", postprocessing)), model, batches)
+        assert max(errors.values()) > 0.05, (postprocessing, errors)
+
+
+def test_unsuitable_images(export: Export) -> None:
+    exported = load_exported(export("resnet", "torchscript"))
+    with pytest.raises(ValueError, match=r"takes images \(N, 3, H, W\) of torch.uint8, got \(3, 64, 64\)"):
+        exported(torch.zeros(3, 64, 64))
+
+
+def test_files_of_something_else(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*; write one with tools/export_model.py"):
+        load_exported(tmp_path / "absent.onnx")
+    (tmp_path / "text.onnx").write_text("not a model")
+    with pytest.raises(ValueError, match=r"text.onnx is not a model that ONNX Runtime can open"):
+        load_exported(tmp_path / "text.onnx")
+    torch.jit.save(torch.jit.script(nn.ReLU()), str(tmp_path / "relu.pt"))
+    with pytest.raises(ValueError, match=r"relu.pt is not a model that this version exported.*Export it again"):
+        load_exported(tmp_path / "relu.pt")
+
+
+def test_what_cannot_be_exported(build: Build, tmp_path: Path) -> None:
+    cfg, model = build("resnet")
+    with pytest.raises(ValueError, match="'things', expected one of none, semantic, panoptic, instance"):
+        ExportGraph(model, "things")
+    with pytest.raises(ValueError, match=r"in training mode.*call model.eval"):
+        ExportGraph(model.train())
+    model.eval()
+    info = ExportInfo.from_config(cfg, model, postprocessing="none", input_type="uint8", precision="float32")
+    with pytest.raises(ValueError, match="format is 'caffe', expected one of onnx, torchscript, torch_export, aoti"):
+        export_graph(ExportGraph(model), tmp_path / "x", "caffe", info)
+    with pytest.raises(ValueError, match=r"AOTInductor packages end in .pt2, .*name it model.pt2"):
+        export_graph(ExportGraph(model), tmp_path / "model.bin", "aoti", info)
+    model.size_divisibility = 0
+    with pytest.raises(ValueError, match=r"multiple of 0; set MODEL.MASK_FORMER.SIZE_DIVISIBILITY to 32"):
+        ExportGraph(model)
+    model.size_divisibility = 32
+    model.metadata = type(model.metadata)(name="classless")
+    with pytest.raises(ValueError, match="'classless' does not say which of its classes are things"):
+        ExportGraph(model, "panoptic")
+
+
+def test_input_type_of_numbers(build: Build) -> None:
+    """Bytes and floats of the same values are one picture."""
+    _, model = build("resnet")
+    graph = ExportGraph(model)
+    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 64, 64), dtype=np.uint8))
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(graph(batch), graph(batch.float()), strict=True))
