@@ -26,9 +26,14 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 def test_an_error_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(KeyError), whole_file(path) as unfinished:
-        unfinished.write_text("half")
-        raise KeyError
+
+    def write_half() -> None:
+        with whole_file(path) as unfinished:
+            unfinished.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_half()
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "old"
 
@@ -67,7 +72,7 @@ def _pid(_: int) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_in_a_process_is_raised(workers, tmp_path):
-    with pytest.raises(ValueError, match="math domain error|invalid literal"):
+    with pytest.raises(ValueError, match="invalid literal"):
         Job(tmp_path, workers).map(int, ["1", "x", "3"], "Reading")
 
 

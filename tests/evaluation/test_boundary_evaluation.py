@@ -15,7 +15,7 @@ from mask2former.evaluation.boundary_evaluation import boundary_ap, boundary_of
 def naive_boundary(mask: np.ndarray, ratio: float = 0.02) -> np.ndarray:
     """The pixels of the mask from which d steps to a neighbour (of eight) can leave it or the picture."""
     height, width = mask.shape
-    distance = max(1, int(round(ratio * (height**2 + width**2) ** 0.5)))
+    distance = max(1, round(ratio * (height**2 + width**2) ** 0.5))
     result = np.zeros(mask.shape, dtype=bool)
     for row, column in np.argwhere(mask):
         for y in range(row - distance, row + distance + 1):
