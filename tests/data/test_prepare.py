@@ -27,13 +27,13 @@ def test_an_error_keeps_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
 
-    def fail() -> None:
+    def write_half() -> None:
         with whole_file(path) as unfinished:
             unfinished.write_text("half")
             raise KeyError
 
     with pytest.raises(KeyError):
-        fail()
+        write_half()
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "old"
 

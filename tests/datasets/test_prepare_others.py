@@ -120,7 +120,7 @@ def test_coco_stuff_of_version_1_0_without_h5py(tmp_path, prepare, monkeypatch):
     path.write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM" + bytes(512))
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(
-        SystemExit, match=r"000077\.mat is of COCO-Stuff 10k version 1.0, which needs h5py: pip install h5py"
+        SystemExit, match=r"000077.mat is of COCO-Stuff 10k version 1.0, which needs h5py: pip install h5py"
     ):
         prepare("prepare_coco_stuff_10k_v1.0_sem_seg", tmp_path)
 
@@ -129,7 +129,7 @@ def test_coco_stuff_of_an_unknown_value(tmp_path, prepare):
     trees.write_coco_stuff(tmp_path)
     path = tmp_path / "coco/coco_stuff_10k/annotations/COCO_train2014_000000000077.mat"
     trees.scipy.io.savemat(path, {"S": np.full((48, 64), 12, dtype=np.uint8)})  # a street sign: in no image of COCO
-    with pytest.raises(SystemExit, match=r"000077\.mat: has the value 12, which COCO-Stuff 10k does not use"):
+    with pytest.raises(SystemExit, match=r"000077.mat: has the value 12, which COCO-Stuff 10k does not use"):
         prepare("prepare_coco_stuff_10k_v1.0_sem_seg", tmp_path)
 
 
