@@ -23,13 +23,15 @@ def add_maskformer2_config(cfg: CN) -> None:
         return
     if "SINGLE_CATEGORY_MAX_AREA" not in cfg.INPUT.CROP:  # the official scripts call add_deeplab_config themselves
         add_deeplab_config(cfg)
-    _add_head_keys(cfg)
+    _add_pixel_decoder_keys(cfg)
+    _add_transformer_decoder_keys(cfg)
+    _add_loss_and_test_keys(cfg)
     _add_backbone_keys(cfg)
     _add_data_keys(cfg)
     _add_solver_keys(cfg)
 
 
-def _add_head_keys(cfg: CN) -> None:
+def _add_pixel_decoder_keys(cfg: CN) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     # Channels of the per-pixel embedding, and so of a query's mask embedding (official).
     head.MASK_DIM = 256
@@ -53,6 +55,8 @@ def _add_head_keys(cfg: CN) -> None:
     # Hidden width of the encoder's feed-forward network (hard-coded to 1024 in the official release).
     head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = 1024
 
+
+def _add_transformer_decoder_keys(cfg: CN) -> None:
     cfg.MODEL.MASK_FORMER = CN()
     mask_former = cfg.MODEL.MASK_FORMER
     # A name in the TRANSFORMER_DECODER registry: "MultiScaleMaskedTransformerDecoder" is Mask2Former's,
@@ -95,6 +99,9 @@ def _add_head_keys(cfg: CN) -> None:
     # Images are padded to a multiple of this; a negative value takes the backbone's own (official).
     mask_former.SIZE_DIVISIBILITY = 32
 
+
+def _add_loss_and_test_keys(cfg: CN) -> None:
+    mask_former = cfg.MODEL.MASK_FORMER
     # Training loss (Section 3.3; official up to IMPORTANCE_SAMPLE_RATIO).
     mask_former.DEEP_SUPERVISION = True
     mask_former.NO_OBJECT_WEIGHT = 0.1

@@ -10,7 +10,7 @@ import pytest
 import torch
 from analyze_model import COCO_SIZE, build_without_weights, count_operations, count_parameters
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import deform_conv2d
@@ -47,6 +47,14 @@ def _total(model: nn.Module, size: tuple[int, int], as_published: bool = False) 
 def test_operations_are_the_papers_within_3_percent(name: str) -> None:
     model = build_without_weights(_config(name))
     assert _total(model, COCO_SIZE, as_published=True) / 1e9 == pytest.approx(PUBLISHED[name], rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "name", sorted({f"ablations/{path.name}" for path in (REPOSITORY / "configs" / "ablations").glob("*.yaml")})
+)
+def test_every_row_can_be_built(name: str) -> None:
+    with torch.device("meta"):
+        assert count_parameters(META_ARCH_REGISTRY.get("MaskFormer")(_config(name))) > 40e6
 
 
 def test_parameters_and_what_it_costs_as_it_runs() -> None:

@@ -163,11 +163,6 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         Raises:
             ValueError: if the number of maps is not L.
         """
-        if len(multi_scale_features) != self.num_feature_levels:
-            raise ValueError(
-                f"this decoder visits {self.num_feature_levels} scales (MODEL.MASK_FORMER.NUM_FEATURE_LEVELS), but the "
-                f"pixel decoder gave {len(multi_scale_features)}."
-            )
         scales = self.arrange_scales(self._prepare_scales(multi_scale_features, mask_features))
         query_pos = self.query_embed.weight[None]  # (1, Q, C)
         x = torch.zeros_like(query_pos) if self.query_feat is None else self.query_feat.weight
@@ -193,9 +188,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                     attend = _attention_mask(mask_embedding.detach(), scale.gate)
             if self.self_attention_first:
                 x = self_attention(x, query_pos)
-                x = cross_attention(x, query_pos, scale, attend)
-            else:
-                x = cross_attention(x, query_pos, scale, attend)
+            x = cross_attention(x, query_pos, scale, attend)
+            if not self.self_attention_first:
                 x = self_attention(x, query_pos)
             x = ffn(x)
 
@@ -205,6 +199,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return output
 
     def _prepare_scales(self, features: list[Tensor], mask_features: Tensor) -> list[Scale]:
+        if len(features) != self.num_feature_levels:
+            raise ValueError(
+                f"this decoder visits {self.num_feature_levels} scales (MODEL.MASK_FORMER.NUM_FEATURE_LEVELS), but the "
+                f"pixel decoder gave {len(features)}."
+            )
         scales = []
         for level, project, embed in zip(self.feature_levels, self.input_proj, self.level_embed.weight, strict=True):
             height, width = features[level].shape[-2:]
