@@ -16,7 +16,7 @@ from mask2former.modeling.checkpoint_compat import convert_checkpoint
 
 from .weight_files import file_in_folder, read_pickle, read_safetensors, read_torch
 
-__all__ = ["Mask2FormerCheckpointer", "tensors_of"]
+__all__ = ["Mask2FormerCheckpointer", "read_weights"]
 
 # What a checkpoint may leave out: constants, and settings that the configuration holds.
 OPTIONAL = ("criterion.empty_weight", "relative_position_index", "num_batches_tracked", "pixel_mean", "pixel_std")
@@ -44,17 +44,11 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        loaded = read_torch(f)
-        if not isinstance(loaded, dict):
-            raise ValueError(f"{f} holds a {type(loaded).__name__}, expected a state_dict or {{'model': state_dict}}.")
-        for key in ("state_dict", "model_state"):
-            if "model" not in loaded and key in loaded:
-                loaded["model"] = loaded.pop(key)
-        return loaded
+        return _with_model_key(f, read_torch(f))
 
     def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
         model = self.model.state_dict()
-        weights = tensors_of(checkpoint["model"])
+        weights = _tensors(checkpoint["model"])
         converted = convert_checkpoint(weights, model)
         if any(name in model for name in converted):
             checkpoint["model"] = converted
@@ -72,6 +66,23 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         if report := describe(incompatible):
             self.logger.warning(f"The checkpoint does not fit the model in all.{report}")
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of any form, as they are named there, without what else it holds.
+
+    Args:
+        path: a ``.pth``, ``.pkl``, ``.safetensors`` or ``.bin`` file, or a folder of ``save_pretrained``.
+
+    Raises:
+        ValueError: if it holds anything but tensors.
+    """
+    if os.path.isdir(path):
+        path = file_in_folder(path)
+    if path.endswith(".safetensors"):
+        return read_safetensors(path)
+    loaded = _from_zoo(read_pickle(path)) if path.endswith(".pkl") else _with_model_key(path, read_torch(path))
+    return _tensors(loaded.get("model", loaded))
 
 
 def describe(incompatible: _IncompatibleKeys) -> str:
@@ -99,8 +110,7 @@ def _grouped(names: Iterable[str]) -> str:
     return "\n".join(f"  {m}.{{{', '.join(sorted(leaves))}}} ({count[m]})" for m, leaves in groups.items())
 
 
-def tensors_of(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, arrays of numpy among them; an error where there is anything else."""
+def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     tensors = {}
     for name, value in state_dict.items():
         if isinstance(value, np.ndarray | np.generic):
@@ -110,6 +120,16 @@ def tensors_of(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         elif name != "_metadata":
             raise ValueError(f"{name!r} in the checkpoint is {type(value).__name__}, expected a tensor or numpy array.")
     return tensors
+
+
+def _with_model_key(path: str, loaded: Any) -> dict[str, Any]:
+    """What ``torch.save`` wrote, with the weights under Detectron2's name where others call them differently."""
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a state_dict or {{'model': state_dict}}.")
+    for key in ("state_dict", "model_state"):
+        if "model" not in loaded and key in loaded:
+            loaded["model"] = loaded.pop(key)
+    return loaded
 
 
 def _from_zoo(data: dict[str, Any]) -> dict[str, Any]:

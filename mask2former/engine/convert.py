@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from mask2former.engine.checkpointer import Mask2FormerCheckpointer, tensors_of
-from mask2former.engine.weight_files import file_in_folder, write_safetensors
+from mask2former.engine.checkpointer import read_weights
+from mask2former.engine.weight_files import write_safetensors
 from mask2former.modeling.checkpoint_compat import from_huggingface, to_huggingface, upgrade_legacy_names
 from mask2former.modeling.checkpoint_huggingface import is_huggingface
 
@@ -19,7 +18,7 @@ def convert_file(source: Path, target: Path, to: str = "official") -> int:
     """Convert a checkpoint of a whole Mask2Former: names, not its configuration. Optimizer states are left out.
 
     Args:
-        source: a file in any form that :class:`Mask2FormerCheckpointer` reads, or a folder of ``save_pretrained``.
+        source: a file in any form that ``Mask2FormerCheckpointer`` reads, or a folder of ``save_pretrained``.
         target: ``.pth`` (``{"model": ...}``) or ``.safetensors``; its folder must exist.
         to: "official", this repository's and the official release's names, or "huggingface".
 
@@ -34,10 +33,9 @@ def convert_file(source: Path, target: Path, to: str = "official") -> int:
         raise ValueError(f"{target}: cannot write weights of type {target.suffix!r}, only .pth and .safetensors.")
     if target.resolve() == source.resolve():
         raise ValueError(f"{target} would be overwritten by its own conversion; choose another name.")
-    path = file_in_folder(str(source)) if source.is_dir() else str(source)
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}.")
-    weights = tensors_of(Mask2FormerCheckpointer(nn.Module())._load_file(path)["model"])
+    if not source.exists():
+        raise FileNotFoundError(f"there is no file {source}.")
+    weights = read_weights(str(source))
     if is_huggingface(weights):
         weights = from_huggingface(weights)
     else:

@@ -138,7 +138,7 @@ def test_defaults_are_theirs(tmp_path: Path) -> None:
         for their_key, our_key in keys.items():
             assert section[our_key] == getattr(theirs, their_key), their_key
     for key in ("depths", "embed_dim", "num_heads", "window_size", "mlp_ratio", "patch_size"):
-        assert cfg.MODEL.SWIN[key.upper()] == getattr(theirs.backbone_config, key), key
+        assert json.dumps(cfg.MODEL.SWIN[key.upper()]) == json.dumps(getattr(theirs.backbone_config, key)), key
 
 
 @pytest.mark.parametrize(

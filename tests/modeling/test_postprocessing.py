@@ -171,6 +171,29 @@ def test_few_masks_of_the_output_s_size_exist_at_a_time(sure_queries: int) -> No
     assert semantic.largest == 16 * 64 * 64  # every query counts there
 
 
+def test_panoptic_scores_are_those_of_the_surest_query() -> None:
+    """Two queries of stuff become one segment; a thing keeps its own; what is dropped counts nowhere."""
+    probabilities = torch.tensor(
+        [[0.1, 0.1, 0.6, 0.2], [0.1, 0.1, 0.75, 0.05], [0.9, 0.0, 0.0, 0.1], [0.0, 0.0, 0.95, 0.05]]
+    )
+    masks = torch.full((4, 8, 8), -9.0)
+    masks[0, :, :4] = masks[1, :, 4:6] = masks[2, :, 6:] = 9.0
+    masks[3, 0, 0] = -8.0  # sure of its class, but without a pixel of its own
+    geometry = MaskGeometry(padded_size=(8, 8), image_size=(8, 8), output_size=(8, 8))
+    arguments = {"thing_classes": THINGS, "object_mask_threshold": 0.5, "overlap_threshold": 0.0}
+    with_scores = panoptic_inference(probabilities.log(), masks, geometry, with_scores=True, **arguments)[1]
+    without = panoptic_inference(probabilities.log(), masks, geometry, **arguments)[1]
+    assert [segment.pop("score") for segment in with_scores] == pytest.approx([0.75, 0.9])
+    assert (
+        with_scores
+        == without
+        == [
+            {"id": 1, "isthing": False, "category_id": 2},
+            {"id": 2, "isthing": True, "category_id": 0},
+        ]
+    )
+
+
 def test_semantic_before_inference_resizes_scores() -> None:
     logits, masks, geometry = _random_case(1)
     padded = F.interpolate(masks[None], size=geometry.padded_size, mode="bilinear")[0].sigmoid()
