@@ -144,7 +144,7 @@ def _add_loss_and_test_keys(cfg: CN) -> None:
     mask_former.TEST.SPLIT_DISCONNECTED_THINGS = False
     # Run images of different sizes apart, so that each gets what it gets alone. Otherwise images are padded to the
     # largest of the batch and the padding takes part in convolutions, norms and attention, as in the official release.
-    mask_former.TEST.MASK_PADDING = False
+    mask_former.TEST.BATCH_BY_SIZE = False
 
 
 def _add_backbone_keys(cfg: CN) -> None:

@@ -67,7 +67,7 @@ class Segmenter:
         """
         if cfg.INPUT.FORMAT not in ("RGB", "BGR", "L"):
             raise ValueError(f'INPUT.FORMAT is "{cfg.INPUT.FORMAT}", expected "RGB", "BGR" or "L"')
-        self.cfg = _with_masked_padding(cfg)
+        self.cfg = _batching_by_size(cfg)
         self.model = load_whole_model(build_model(self.cfg), cfg.MODEL.WEIGHTS).eval()
         self.metadata = _metadata(cfg)
         self.default_tasks = _first_task(cfg)
@@ -227,10 +227,10 @@ class Segmenter:
         ]
 
 
-def _with_masked_padding(cfg: CfgNode) -> CfgNode:
+def _batching_by_size(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.MASK_FORMER.TEST.MASK_PADDING = True
+    cfg.MODEL.MASK_FORMER.TEST.BATCH_BY_SIZE = True
     cfg.freeze()
     return cfg
 

@@ -51,7 +51,7 @@ class MaskFormer(nn.Module):
         tile_size: int = 0,
         tile_overlap: int = 0,
         split_disconnected_things: bool = False,
-        mask_padding: bool = False,
+        batch_by_size: bool = False,
     ) -> None:
         """
         Args:
@@ -75,7 +75,7 @@ class MaskFormer(nn.Module):
                 side; 0 never does. See :class:`~mask2former.modeling.tiling.TiledInference`.
             tile_overlap: least overlap of tiles in pixels.
             split_disconnected_things: make each connected region of a thing's mask an instance of its own.
-            mask_padding: in inference, give each image of a batch what it gets alone, whatever the others' sizes.
+            batch_by_size: in inference, give each image of a batch what it gets alone, whatever the others' sizes.
         """
         super().__init__()
         self.backbone = backbone
@@ -97,7 +97,7 @@ class MaskFormer(nn.Module):
         self.panoptic_scores = False
         self.test_topk_per_image = test_topk_per_image
         self.ignore_void = ignore_void
-        self.mask_padding = mask_padding
+        self.batch_by_size = batch_by_size
         self.split_disconnected_things = split_disconnected_things
         self.tiled_inference = (
             TiledInference(tile_size, tile_overlap, self.size_divisibility) if tile_size > 0 else None
@@ -129,7 +129,7 @@ class MaskFormer(nn.Module):
             "tile_size": test.TILE_SIZE,
             "tile_overlap": test.TILE_OVERLAP,
             "split_disconnected_things": test.SPLIT_DISCONNECTED_THINGS,
-            "mask_padding": test.MASK_PADDING,
+            "batch_by_size": test.BATCH_BY_SIZE,
         }
 
     @property
@@ -157,7 +157,7 @@ class MaskFormer(nn.Module):
         """
         if not self.training and self._needs_tiles(batched_inputs):
             return [self._segment_in_tiles(entry) for entry in batched_inputs]
-        if not self.training and self.mask_padding and len(set(self._padded_sizes(batched_inputs))) > 1:
+        if not self.training and self.batch_by_size and len(set(self._padded_sizes(batched_inputs))) > 1:
             return self._segment_by_size(batched_inputs)
         images = self._normalise_and_pad(batched_inputs)
         features = self.backbone(images.tensor)

@@ -1,4 +1,4 @@
-"""MODEL.MASK_FORMER.TEST.MASK_PADDING: an image's result does not depend on the other images of its batch."""
+"""MODEL.MASK_FORMER.TEST.BATCH_BY_SIZE: an image's result does not depend on the other images of its batch."""
 
 from typing import Any
 
@@ -29,8 +29,8 @@ def _make_swin(cfg: CfgNode) -> None:
     cfg.MODEL.SWIN.WINDOW_SIZE = 4
 
 
-def _build(cfg: CfgNode, mask_padding: bool = True) -> nn.Module:
-    cfg.MODEL.MASK_FORMER.TEST.MASK_PADDING = mask_padding
+def _build(cfg: CfgNode, batch_by_size: bool = True) -> nn.Module:
+    cfg.MODEL.MASK_FORMER.TEST.BATCH_BY_SIZE = batch_by_size
     torch.manual_seed(1)
     model = build_model(cfg).eval()
     with torch.no_grad():
@@ -112,14 +112,14 @@ def _assert_same_instances(ours: Instances, theirs: Instances) -> None:
 def test_single_image_is_what_it_is_by_default(tiny_cfg: CfgNode) -> None:
     inputs = _inputs([(50, 70)])
     with torch.no_grad():
-        by_default = _build(tiny_cfg, mask_padding=False)(inputs)[0]
+        by_default = _build(tiny_cfg, batch_by_size=False)(inputs)[0]
         masked = _build(tiny_cfg)(inputs)[0]
     assert torch.equal(masked["sem_seg"], by_default["sem_seg"])
 
 
 def test_default_is_the_official_release_where_padding_takes_part(tiny_cfg: CfgNode) -> None:
-    assert not tiny_cfg.MODEL.MASK_FORMER.TEST.MASK_PADDING
-    model = _build(tiny_cfg, mask_padding=False)
+    assert not tiny_cfg.MODEL.MASK_FORMER.TEST.BATCH_BY_SIZE
+    model = _build(tiny_cfg, batch_by_size=False)
     inputs = _inputs([(32, 32), (128, 128)])
     with torch.no_grad():
         batched, alone = model(inputs)[0], model(inputs[:1])[0]
@@ -143,8 +143,8 @@ def test_training_is_as_without_it(tiny_cfg: CfgNode) -> None:
         entry["instances"].gt_classes = torch.zeros(1, dtype=torch.int64)
         entry["instances"].gt_masks = torch.ones(1, *entry["image"].shape[-2:], dtype=torch.bool)
     losses = []
-    for mask_padding in (False, True):
-        model = _build(tiny_cfg, mask_padding).train()
+    for batch_by_size in (False, True):
+        model = _build(tiny_cfg, batch_by_size).train()
         torch.manual_seed(0)
         losses.append(model(inputs))
     assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
