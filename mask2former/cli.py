@@ -117,12 +117,13 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument("source", type=Path, help=".pth, .pkl, .safetensors or .bin, or a save_pretrained folder")
     command.add_argument("target", type=Path, help=".pth or .safetensors")
     command.add_argument("--to", choices=FORMATS, default="official", help="whose names (default: official)")
+    command.add_argument("--half", action="store_true", help="write float16, which is half the size")
     command.set_defaults(run=_convert)
 
 
 def _convert(args: argparse.Namespace) -> int:
     try:
-        number = convert_file(args.source, args.target, args.to)
+        number = convert_file(args.source, args.target, args.to, half=args.half)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         complain(error)
         return 1

@@ -116,6 +116,15 @@ class TestConvert:
         assert loaded["model"].keys() == head.keys()
         assert all(torch.equal(loaded["model"][name], tensor) for name, tensor in head.items())
 
+    def test_half_of_the_size(self, tmp_path: Path) -> None:
+        tensors = {"sem_seg_head.predictor.a": torch.randn(1000), "backbone.num_batches_tracked": torch.tensor(7)}
+        torch.save({"model": tensors}, tmp_path / "a.pth")
+        assert cli.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), "--half"]) == 0
+        loaded = torch.load(tmp_path / "b.pth", weights_only=True)["model"]
+        assert torch.equal(loaded["sem_seg_head.predictor.a"], tensors["sem_seg_head.predictor.a"].half())
+        assert loaded["backbone.num_batches_tracked"] == 7
+        assert (tmp_path / "b.pth").stat().st_size < 0.7 * (tmp_path / "a.pth").stat().st_size
+
     def test_older_names_become_todays(self, tmp_path: Path) -> None:
         old = {
             "sem_seg_head.predictor.static_query.weight": torch.ones(2),

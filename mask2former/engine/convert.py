@@ -14,13 +14,14 @@ __all__ = ["FORMATS", "convert_file"]
 FORMATS = ("official", "huggingface")
 
 
-def convert_file(source: Path, target: Path, to: str = "official") -> int:
+def convert_file(source: Path, target: Path, to: str = "official", *, half: bool = False) -> int:
     """Convert a checkpoint of a whole Mask2Former: names, not its configuration. Optimizer states are left out.
 
     Args:
         source: a file in any form that ``Mask2FormerCheckpointer`` reads, or a folder of ``save_pretrained``.
         target: ``.pth`` (``{"model": ...}``) or ``.safetensors``; its folder must exist.
         to: "official", this repository's and the official release's names, or "huggingface".
+        half: write floating-point weights as float16, half the size; they are float32 again when a model loads them.
 
     Returns:
         The number of tensors.
@@ -42,6 +43,8 @@ def convert_file(source: Path, target: Path, to: str = "official") -> int:
         upgrade_legacy_names(weights, "sem_seg_head.")
     if to == "huggingface":
         weights = to_huggingface(weights)
+    if half:
+        weights = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     if target.suffix == ".pth":
         torch.save({"model": weights}, target)
     else:
