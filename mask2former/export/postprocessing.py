@@ -134,7 +134,7 @@ def _compete(masks: Tensor, strength: Tensor, padded_size: Size, size: Size) -> 
         better = chunk_best > best
         best = torch.where(better, chunk_best, best)
         winner = torch.where(better, index + start, winner)
-        inside = torch.where(better, chunk_inside, inside)
+        inside = (better & chunk_inside) | (~better & inside)  # ONNX Runtime has no Where of booleans
     assert winner is not None
     assert inside is not None
     return winner, inside, torch.cat(areas, dim=1)

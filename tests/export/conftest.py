@@ -26,7 +26,7 @@ def _swin() -> CfgNode:
     cfg = make_tiny_cfg()
     cfg.MODEL.BACKBONE.NAME = "D2SwinTransformer"
     cfg.MODEL.SWIN.EMBED_DIM = 24
-    cfg.MODEL.SWIN.DEPTHS = [2, 2, 2, 2]
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 1, 1]
     cfg.MODEL.SWIN.NUM_HEADS = [1, 2, 4, 8]
     return cfg
 

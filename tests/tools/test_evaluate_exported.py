@@ -45,7 +45,7 @@ def _export(folder: Path, input_type: InputType = "uint8", postprocessing: PostP
     return path
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_metrics_are_those_of_the_model(tiny_files: Files, toy: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     _, folder = tiny_files
     cfg = load_config(str(folder / "config.yaml"), _options(folder))
@@ -67,7 +67,7 @@ def test_metrics_are_those_of_the_model(tiny_files: Files, toy: ModuleType, caps
     assert found["sem_seg/mIoU"] > 0
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_files_that_evaluators_cannot_use(tiny_files: Files, toy: ModuleType) -> None:
     _, folder = tiny_files
     inside = _export(folder, postprocessing="semantic")

@@ -21,7 +21,7 @@ def _run(folder: Path, *options: str) -> None:
     )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_exports_and_prints_the_error(tiny_files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     _, folder = tiny_files
     _run(folder, "--with-postprocessing", "semantic", "--input-type", "float32")
@@ -33,7 +33,7 @@ def test_exports_and_prints_the_error(tiny_files: Files, capsys: pytest.CaptureF
     assert (info.postprocessing, info.input_type) == ("semantic", "float32")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_fails_where_the_file_computes_something_else(tiny_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder = tiny_files
 

@@ -139,8 +139,9 @@ class SwinBlock(nn.Module):
     def _attend(self, x: Tensor) -> Tensor:
         n, height, width, dim = x.shape
         size, shift = self.window_size, self.shift_size
-        x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
-        rows, columns = x.shape[1] // size, x.shape[2] // size
+        # Rounded up first: for the symbols of a recorded graph, a padded side is then plainly a multiple of the window.
+        rows, columns = (height + size - 1) // size, (width + size - 1) // size
+        x = F.pad(x, (0, 0, 0, columns * size - width, 0, rows * size - height))
         mask = None
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
