@@ -1,5 +1,6 @@
 # make demo    segment a photograph with the model that comes with the repository
 # make test    check everything that CI checks
+# make test-slow   check what takes long: every export format
 # make test-gpu    check the CUDA operators on this machine's NVIDIA GPU
 #
 # Both make an environment of their own in .venv first, which takes minutes once. PYTHON=python3.12 chooses its Python.
@@ -14,7 +15,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 INPUTS := pyproject.toml setup.py constraints.txt tools/install_detectron2.py mask2former/ops/_build.py \
   $(wildcard mask2former/ops/csrc/*.* mask2former/ops/csrc/cuda/*)
 
-.PHONY: help demo test test-gpu lint typecheck layers unit clean
+.PHONY: help demo test test-slow test-gpu lint typecheck layers unit clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -39,6 +40,9 @@ unit: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist worksteal --durations 15
 
 # Builds first: a library that does not fit the sources would not be loaded. One process, because there is one GPU.
+test-slow: $(VENV)/dev.stamp
+	$(VENV)/bin/python -m pytest -q -m slow --timeout 1800
+
 test-gpu: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m mask2former.ops.build
 	$(VENV)/bin/python -m pytest -q -rs -m gpu tests/ops

@@ -36,13 +36,13 @@ def _assert_equal_to_model(path: Path, model: MaskFormer, batches: list[Tensor],
     assert all(error < tolerance for error in errors.values()), errors
 
 
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", ["resnet", "swin", "nuclei"])
+@pytest.mark.parametrize(
+    "kind", ["resnet", pytest.param("swin", marks=pytest.mark.slow), pytest.param("nuclei", marks=pytest.mark.slow)]
+)
 def test_onnx(kind: str, build: Build, export: Export, batches: list[Tensor]) -> None:
     _assert_equal_to_model(export(kind, "onnx"), build(kind)[1], batches)
 
 
-@pytest.mark.timeout(1800)
 def test_onnx_is_standard_and_of_any_size(export: Export) -> None:
     import onnx
 
@@ -56,18 +56,17 @@ def test_onnx_is_standard_and_of_any_size(export: Export) -> None:
     assert all(size.dim_param and not size.dim_value for size in (batch, height, width))
 
 
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["resnet", "swin"])
 def test_torchscript(kind: str, build: Build, export: Export, batches: list[Tensor]) -> None:
     _assert_equal_to_model(export(kind, "torchscript"), build(kind)[1], batches)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.slow
 def test_torch_export(build: Build, export: Export, batches: list[Tensor]) -> None:
     _assert_equal_to_model(export("resnet", "torch_export"), build("resnet")[1], batches)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.slow
 @pytest.mark.parametrize("postprocessing", ["semantic", "panoptic", "instance"])
 def test_postprocessing_inside(
     postprocessing: PostProcessing, build: Build, export: Export, batches: list[Tensor]
@@ -89,7 +88,7 @@ class _OneConvolution(nn.Module):
         return classes * 4, self.masks(images) * 8
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.slow
 @pytest.mark.parametrize("postprocessing", ["semantic", "panoptic", "instance"])
 @pytest.mark.parametrize("export_format", ["onnx", "torch_export", "aoti"])
 def test_postprocessing_in_every_format(
@@ -117,7 +116,7 @@ def test_postprocessing_in_every_format(
                 assert (output != value).float().mean() < 1e-3, name
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.slow
 def test_float16(build: Build, export: Export, batches: list[Tensor]) -> None:
     import onnx
 
@@ -128,7 +127,7 @@ def test_float16(build: Build, export: Export, batches: list[Tensor]) -> None:
     assert half.stat().st_size < 0.7 * full.stat().st_size  # the backbone is most of it
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.slow
 def test_a_file_describes_itself(export: Export) -> None:
     for export_format in ("onnx", "torchscript", "torch_export"):
         info = load_exported(export("resnet", export_format)).info

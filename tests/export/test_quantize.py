@@ -17,7 +17,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["dynamic", "static"])
 def test_quantized_file(
     quantization: str,
