@@ -103,14 +103,16 @@ void check_alignment(const void* address, size_t size) {
 }
 
 cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
-  const unsigned threads = config.blockDim.x, blocks = config.gridDim.x;
-  if (threads == 0 || threads > 1024 || threads % kWarp != 0 || blocks == 0)
+  const unsigned threads = config.blockDim.x, blocks = config.gridDim.x * config.gridDim.y * config.gridDim.z;
+  if (threads == 0 || threads > 1024 || threads % kWarp != 0 || blocks == 0 || config.gridDim.y > 65535 ||
+      config.gridDim.z > 65535)
     return cudaErrorInvalidConfiguration;
   body = &kernel;
   failure = cudaSuccess;
   gridDim = config.gridDim;
   for (unsigned i = 0; i < blocks; ++i) {
-    blockIdx.x = backwards ? blocks - 1 - i : i;
+    const unsigned block = backwards ? blocks - 1 - i : i;
+    blockIdx = dim3(block % gridDim.x, block / gridDim.x % gridDim.y, block / gridDim.x / gridDim.y);
     for (unsigned thread = 0; thread < threads; thread += kWarp) {
       if (!run_warp(backwards ? threads - kWarp - thread : thread))
         return failure == cudaSuccess ? cudaErrorIllegalInstruction : failure;

@@ -9,8 +9,7 @@ namespace mask2former {
 namespace cuda {
 
 // The gradients of a (query, head)'s attention: of the weights, or through the softmax of the logits.
-template <int kSlots>
-MASK2FORMER_DEVICE void store_attention(const Problem& problem, const Item& item, const Slots<kSlots>& slots,
+MASK2FORMER_DEVICE void store_attention(const Problem& problem, const Item& item, const Slots& slots,
                                         const float (&grad)[kSlots]) {
   float mean = 0.0f;
 #pragma unroll
@@ -25,13 +24,14 @@ MASK2FORMER_DEVICE void store_attention(const Problem& problem, const Item& item
   }
 }
 
-// For one corner: the lane's part of the product of its value with the output's gradient; adds to the value's gradient.
+// For one corner, whose row starts `bytes` after the value for this lane: the lane's part of the product of its value
+// with the output's gradient. Adds to the value's gradient.
 template <typename Sums, typename Scalar, int kVectors>
-MASK2FORMER_DEVICE float differentiate_corner(const Sums& sums, const Scalar* value, int64_t row, float weight,
+MASK2FORMER_DEVICE float differentiate_corner(const Problem& problem, const Sums& sums, uint32_t bytes, float weight,
                                               const Channels<Scalar, kLanes, kVectors>& grad) {
   using Row = Channels<Scalar, kLanes, kVectors>;
   Row corner;
-  corner.load(value + row);
+  corner.load(problem.value, bytes);
   float product = 0.0f;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
@@ -45,7 +45,7 @@ MASK2FORMER_DEVICE float differentiate_corner(const Sums& sums, const Scalar* va
       for (int c = 0; c < Row::kWidth; c += 4) {
         const float4 summands = {weight * grad.vector[v][c], weight * grad.vector[v][c + 1],
                                  weight * grad.vector[v][c + 2], weight * grad.vector[v][c + 3]};
-        sums.add(row + v * Row::kStride + c, summands);
+        sums.add(bytes / static_cast<uint32_t>(sizeof(Scalar)) + v * Row::kStride + c, summands);
       }
     }
   }
@@ -53,26 +53,24 @@ MASK2FORMER_DEVICE float differentiate_corner(const Sums& sums, const Scalar* va
 }
 
 // The sizes that Mask2Former has, as in forward_kernel.
-template <typename Scalar, typename Sums, int kSlots, int kVectors>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks) backward_kernel(const __grid_constant__ Problem problem) {
+template <typename Scalar, typename Sums, int kVectors>
+__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ Problem problem) {
   using Row = Channels<Scalar, kLanes, kVectors>;
   const Sums sums(problem);
   const Item item = item_of_tile(problem);
-  const Slots<kSlots> slots(problem, item);
-  const int32_t row_stride = problem.num_heads * problem.head_dim;
-  const Scalar* value = static_cast<const Scalar*>(problem.value);
-  const int64_t first_row = static_cast<int64_t>(item.image) * problem.num_pixels * row_stride +
-                            item.head * problem.head_dim + item.lane * Row::kWidth;
+  const Slots slots(problem, item);
+  const uint32_t row_bytes = row_bytes_of<Scalar>(problem);
+  const uint32_t first = first_byte_of<Scalar>(problem, item);
   Row grad;
-  grad.load(static_cast<const Scalar*>(problem.grad_output) + item.number * problem.head_dim + item.lane * Row::kWidth);
+  grad.load(problem.grad_output, static_cast<uint32_t>(item.number * problem.head_dim * sizeof(Scalar)) + item.lane * 16);
   float grad_attention[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
-    const int32_t index = i * kLanes / problem.num_points;
+    const int index = i * kLanes / kPoints;
     const Level& level = problem.levels[index];
     const Frame frame = frame_of(problem, item, index);
-    const Sample sample = locate(frame, level, slots.offset[i]);
-    Corners own(sample, level, slots.attention[i]);
+    const Sample sample = locate(frame, level, Slots::offset(problem, item, i));
+    Corners own(sample, level, slots.attention[i], row_bytes);
     if (!item.exists) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) own.weight[k] = 0.0f;
@@ -81,12 +79,11 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks) backward_kernel(con
 #pragma unroll
     for (int owner = 0; owner < kLanes; ++owner) {
       const Corners corners = broadcast(own, owner);
-      int32_t pixel[4];
-      corners.pixels(level.width, pixel);
+      uint32_t at[4];
+      corners.locate(level, row_bytes, at);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const int64_t row = first_row + static_cast<int64_t>(pixel[k]) * row_stride;
-        products[k][owner] = differentiate_corner(sums, value, row, corners.weight[k], grad);
+        products[k][owner] = differentiate_corner(problem, sums, first + at[k], corners.weight[k], grad);
       }
     }
     float product[4];  // of all channels, for the lane's own sample
@@ -104,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks) backward_kernel(con
 
 // Any sizes, one sample at a time.
 template <typename Scalar, typename Sums>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks) backward_any_kernel(const __grid_constant__ Problem problem) {
+__global__ void __launch_bounds__(kThreads) backward_any_kernel(const __grid_constant__ Problem problem) {
   const Sums sums(problem);
   const Item item = item_in_order(problem);
   const AnySamples samples(problem, item);
@@ -121,18 +118,18 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks) backward_any_kernel
     const Frame frame = frame_of(problem, item, s / problem.num_points);
     const float attention = samples.weight(problem, item, s);
     const Sample sample = locate(frame, level, samples.offset(problem, item, s));
-    const Corners corners(sample, level, attention);
-    int32_t pixel[4];
-    corners.pixels(level.width, pixel);
+    const Corners corners(sample, level, attention, 4);
+    uint32_t at[4];
+    corners.locate(level, 4, at);
     float product[4] = {};
     for (int32_t channel = item.lane; channel < problem.head_dim; channel += kAnyLanes) {
       const float grad = static_cast<float>(grad_output[channel]);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const int64_t at = first_row + static_cast<int64_t>(pixel[k]) * row_stride + channel;
-        product[k] += grad * static_cast<float>(value[at]);
+        const int64_t place = first_row + static_cast<int64_t>(at[k] / 4) * row_stride + channel;
+        product[k] += grad * static_cast<float>(value[place]);
         if (item.exists && corners.weight[k] != 0.0f)
-          sums.add(at, corners.weight[k] * grad);
+          sums.add(place, corners.weight[k] * grad);
       }
     }
 #pragma unroll

@@ -7,33 +7,30 @@
 namespace mask2former {
 namespace cuda {
 
-// The sizes that Mask2Former has: kLanes * kSlots samples, rows of kLanes * kVectors * 16 bytes. Every lane locates
+// The sizes that Mask2Former has: kLevels levels, kPoints points, rows of kLanes * kVectors * 16 bytes. Every lane locates
 // kSlots samples, tells the others of them, and interpolates its own channels of all.
-template <typename Scalar, int kSlots, int kVectors>
+template <typename Scalar, int kVectors>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const __grid_constant__ Problem problem) {
   using Row = Channels<Scalar, kLanes, kVectors>;
   const Item item = item_of_tile(problem);
-  const Slots<kSlots> slots(problem, item);
-  const int32_t row_stride = problem.num_heads * problem.head_dim;
-  const Scalar* value = static_cast<const Scalar*>(problem.value) +
-                        static_cast<int64_t>(item.image) * problem.num_pixels * row_stride +
-                        item.head * problem.head_dim + item.lane * Row::kWidth;
+  const Slots slots(problem, item);
+  const uint32_t row_bytes = row_bytes_of<Scalar>(problem);
+  const uint32_t first = first_byte_of<Scalar>(problem, item);
   Row result = {};
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
-    // The points of a level are a multiple of kLanes, so a slot has one level.
-    const int32_t index = i * kLanes / problem.num_points;
+    const int index = i * kLanes / kPoints;  // the points of a level are a multiple of kLanes: a slot has one level
     const Level& level = problem.levels[index];
-    const Sample sample = locate(frame_of(problem, item, index), level, slots.offset[i]);
-    const Corners own(sample, level, slots.attention[i]);
+    const Sample sample = locate(frame_of(problem, item, index), level, Slots::offset(problem, item, i));
+    const Corners own(sample, level, slots.attention[i], row_bytes);
 #pragma unroll
     for (int owner = 0; owner < kLanes; ++owner) {
       const Corners corners = broadcast(own, owner);
-      int32_t pixel[4];
-      corners.pixels(level.width, pixel);
+      uint32_t at[4];
+      corners.locate(level, row_bytes, at);
       Row corner[4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) corner[k].load(value + static_cast<int64_t>(pixel[k]) * row_stride);
+      for (int k = 0; k < 4; ++k) corner[k].load(problem.value, first + at[k]);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
 #pragma unroll
@@ -66,12 +63,12 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_any_kernel(c
       const Level& level = problem.levels[s / problem.num_points];
       const Frame frame = frame_of(problem, item, s / problem.num_points);
       const Corners corners(locate(frame, level, samples.offset(problem, item, s)), level,
-                            samples.weight(problem, item, s));
-      int32_t pixel[4];
-      corners.pixels(level.width, pixel);
+                            samples.weight(problem, item, s), 4);
+      uint32_t at[4];
+      corners.locate(level, 4, at);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const Scalar* row = value + static_cast<int64_t>(pixel[k]) * row_stride;
+        const Scalar* row = value + static_cast<int64_t>(at[k] / 4) * row_stride;
 #pragma unroll
         for (int i = 0; i < kBlock; ++i) {
           const int32_t channel = first + i * kAnyLanes;

@@ -12,9 +12,9 @@ namespace cuda {
 namespace {
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(int64_t blocks, cudaStream_t stream, void (*kernel)(Parameters...), const Arguments&... arguments) {
+cudaError_t launch(dim3 blocks, cudaStream_t stream, void (*kernel)(Parameters...), const Arguments&... arguments) {
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.gridDim = blocks;
   config.blockDim = dim3(kThreads);
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
@@ -22,28 +22,32 @@ cudaError_t launch(int64_t blocks, cudaStream_t stream, void (*kernel)(Parameter
 
 const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
-int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
+dim3 blocks_for(int64_t threads) { return dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)); }
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// The 32 channels of a head, in multiples of 16 bytes for each lane; the samples of 3 levels with 4 points for each lane.
+// The 32 channels of a head, in multiples of 16 bytes for each lane.
 template <typename Scalar>
 constexpr int kVectorsOf = 32 * sizeof(Scalar) / (16 * kLanes);
-constexpr int kSlots = 12 / kLanes;
 
-// Whether the sizes are those of the fast kernels, and the memory is aligned for them.
+// Whether the sizes are those of the fast kernels, the memory is aligned for them, and arrays of Scalar or float in the
+// shapes of value and output have less than 2^32 bytes. A grid has at most 65535 blocks in y and z.
 template <typename Scalar, int kVectors>
 bool is_fast(const Problem& problem) {
-  return problem.head_dim * sizeof(Scalar) == 16 * kVectors * kLanes && problem.num_samples == kLanes * kSlots &&
-         problem.num_points % kLanes == 0 && is_aligned(problem.value) && is_aligned(problem.offsets) &&
-         is_aligned(problem.grad_output);
+  const int64_t rows = static_cast<int64_t>(problem.num_images) * std::max(problem.num_pixels, problem.num_queries);
+  const int64_t rows_in_reach = (int64_t{1} << 30) / problem.num_heads / problem.head_dim;
+  return problem.head_dim * sizeof(Scalar) == 16 * kVectors * kLanes && problem.num_levels == kLevels &&
+         problem.num_points == kPoints && is_aligned(problem.value) && is_aligned(problem.offsets) &&
+         is_aligned(problem.grad_output) && rows < rows_in_reach && problem.num_tiles <= 65535 &&
+         problem.num_images <= 65535;
 }
 
-int64_t tile_blocks(const Problem& problem) {
-  return static_cast<int64_t>(problem.num_images) * problem.num_tiles * problem.num_heads;
+dim3 tile_blocks(const Problem& problem) {
+  return dim3(static_cast<unsigned>(problem.num_heads), static_cast<unsigned>(problem.num_tiles),
+              static_cast<unsigned>(problem.num_images));
 }
 
-int64_t any_blocks(const Problem& problem) {
+dim3 any_blocks(const Problem& problem) {
   return blocks_for(static_cast<int64_t>(problem.num_images) * problem.num_queries * problem.num_heads * kAnyLanes);
 }
 
@@ -51,7 +55,7 @@ template <typename Scalar>
 cudaError_t forward(const Problem& problem, cudaStream_t stream) {
   constexpr int kVectors = kVectorsOf<Scalar>;
   if (is_fast<Scalar, kVectors>(problem))
-    return launch(tile_blocks(problem), stream, forward_kernel<Scalar, kSlots, kVectors>, problem);
+    return launch(tile_blocks(problem), stream, forward_kernel<Scalar, kVectors>, problem);
   return launch(any_blocks(problem), stream, forward_any_kernel<Scalar>, problem);
 }
 
@@ -59,14 +63,13 @@ template <typename Scalar, typename Sums>
 cudaError_t backward(const Problem& problem, cudaStream_t stream) {
   constexpr int kVectors = kVectorsOf<Scalar>;
   if (is_fast<Scalar, kVectors>(problem))
-    return launch(tile_blocks(problem), stream, backward_kernel<Scalar, Sums, kSlots, kVectors>, problem);
+    return launch(tile_blocks(problem), stream, backward_kernel<Scalar, Sums, kVectors>, problem);
   return launch(any_blocks(problem), stream, backward_any_kernel<Scalar, Sums>, problem);
 }
 
 template <typename Scalar>
 cudaError_t raise_magnitude(const Scalar* values, int64_t count, uint32_t* result, cudaStream_t stream) {
-  const int64_t blocks = std::min<int64_t>(blocks_for(count), 1024);
-  return launch(blocks, stream, magnitude_kernel<Scalar>, values, count, result);
+  return launch(blocks_for(std::min<int64_t>(count, 1024 * kThreads)), stream, magnitude_kernel<Scalar>, values, count, result);
 }
 
 template <typename Scalar>

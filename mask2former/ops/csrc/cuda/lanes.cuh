@@ -101,11 +101,13 @@ struct Channels {
   static constexpr int kStride = kLanes * kWidth;
   float vector[kVectors][kWidth];
 
-  // `row` is where the lane's first channel is.
-  MASK2FORMER_DEVICE void load(const Scalar* row) {
+  // From the lane's first channel on, which is `bytes` after `base`. With a base that is the same for all threads and 32
+  // bits for the rest, an address takes no arithmetic.
+  MASK2FORMER_DEVICE void load(const void* base, uint32_t bytes) {
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      widen(__ldg(reinterpret_cast<const uint4*>(row + v * kStride)), vector[v], Scalar());
+      const char* from = static_cast<const char*>(base) + (bytes + v * kStride * static_cast<uint32_t>(sizeof(Scalar)));
+      widen(__ldg(reinterpret_cast<const uint4*>(from)), vector[v], Scalar());
     }
   }
 

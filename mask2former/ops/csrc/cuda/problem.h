@@ -14,8 +14,8 @@ constexpr int kMaxLevels = 64;
 constexpr int kThreads = 256;  // of a block
 
 // Blocks on a multiprocessor at a time, for which its 65536 registers must be enough. Reading here and there, the
-// kernels need many threads to read at once; with more blocks than these, their variables would be spilled to memory.
-constexpr int kForwardBlocks = 4, kBackwardBlocks = 3;
+// kernels need many threads to read at once. Those that differentiate need more registers: the compiler decides.
+constexpr int kForwardBlocks = 4;
 
 // Lanes that share a (query, head) where its sizes suit the fast kernels, and where they do not. Four times 16 bytes
 // are the 32 channels of a head in half precision.
@@ -23,6 +23,9 @@ constexpr int kForwardBlocks = 4, kBackwardBlocks = 3;
 #define MASK2FORMER_LANES 4
 #endif
 constexpr int kLanes = MASK2FORMER_LANES, kAnyLanes = 8;
+
+// The samples of the fast kernels: sample kLanes * i + lane of a (query, head) is slot i of the lane.
+constexpr int kLevels = 3, kPoints = 4, kSlots = kLevels * kPoints / kLanes;
 
 // If the queries are the levels' pixels, a block of the fast kernels takes a rectangle of them.
 constexpr int kQueriesPerBlock = kThreads / kLanes, kTileWidth = 8, kTileHeight = kQueriesPerBlock / kTileWidth;

@@ -80,12 +80,13 @@ MASK2FORMER_DEVICE Sample locate(const Frame& frame, const Level& level, float2 
 }
 
 // What all lanes need of a sample, in five words. Corner k is (row k / 2, column k % 2) of the 2 x 2 pixels around it.
+// Where it lies in an array is counted in any unit, `unit` for each pixel: a multiple of 4.
 struct Corners {
   float weight[4];  // bilinear, times attention; 0 outside the level
-  uint32_t packed;  // 4 * the first corner's pixel, + 2 if the second row is another one, + 1 if the second column is
+  uint32_t packed;  // where the first corner is, + 2 if the second row is another one, + 1 if the second column is
 
   Corners() = default;
-  MASK2FORMER_DEVICE Corners(const Sample& sample, const Level& level, float attention) {
+  MASK2FORMER_DEVICE Corners(const Sample& sample, const Level& level, float attention, uint32_t unit) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       const float row_weight = attention * sample.y.weight[row];
@@ -93,16 +94,16 @@ struct Corners {
       weight[2 * row + 1] = row_weight * sample.x.weight[1];
     }
     const uint32_t pixel = level.first_pixel + sample.y.pixel[0] * level.width + sample.x.pixel[0];
-    packed = 4 * pixel + 2 * (sample.y.pixel[1] - sample.y.pixel[0]) + (sample.x.pixel[1] - sample.x.pixel[0]);
+    packed = unit * pixel + 2 * (sample.y.pixel[1] - sample.y.pixel[0]) + (sample.x.pixel[1] - sample.x.pixel[0]);
   }
 
-  // The row of the value for each corner, counted in pixels.
-  MASK2FORMER_DEVICE void pixels(int32_t width, int32_t (&pixel)[4]) const {
-    pixel[0] = static_cast<int32_t>(packed >> 2);
-    pixel[1] = pixel[0] + static_cast<int32_t>(packed & 1u);
-    const int32_t down = (packed & 2u) != 0 ? width : 0;
-    pixel[2] = pixel[0] + down;
-    pixel[3] = pixel[1] + down;
+  // Where the corners are.
+  MASK2FORMER_DEVICE void locate(const Level& level, uint32_t unit, uint32_t (&at)[4]) const {
+    at[0] = packed & ~3u;
+    at[1] = at[0] + ((packed & 1u) != 0 ? unit : 0u);
+    const uint32_t down = (packed & 2u) != 0 ? unit * level.width : 0u;
+    at[2] = at[0] + down;
+    at[3] = at[1] + down;
   }
 };
 
@@ -133,23 +134,23 @@ struct SampleGradient {
   }
 };
 
-// ---- Samples in registers: sample kLanes * i + lane is slot i of its owner ----
+// ---- Samples in registers, of the fast kernels ----
 
-template <int kSlots>
 struct Slots {
-  float2 offset[kSlots];
   float attention[kSlots];  // weights, for the fused operator after the softmax
 
   MASK2FORMER_DEVICE Slots(const Problem& problem, const Item& item) {
     const int64_t first = item.number * (kLanes * kSlots) + item.lane;
-    const float2* offsets = reinterpret_cast<const float2*>(problem.offsets);
 #pragma unroll
-    for (int i = 0; i < kSlots; ++i) {
-      offset[i] = __ldg(offsets + first + kLanes * i);
-      attention[i] = __ldg(problem.attention + first + kLanes * i);
-    }
+    for (int i = 0; i < kSlots; ++i) attention[i] = __ldg(problem.attention + first + kLanes * i);
     if (problem.reference != nullptr)
       softmax();
+  }
+
+  // Not kept, because the registers are needed for more.
+  static MASK2FORMER_DEVICE float2 offset(const Problem& problem, const Item& item, int i) {
+    const float2* offsets = reinterpret_cast<const float2*>(problem.offsets);
+    return __ldg(offsets + item.number * (kLanes * kSlots) + item.lane + kLanes * i);
   }
 
   MASK2FORMER_DEVICE void softmax() {
@@ -199,13 +200,12 @@ struct AnySamples {
 
 // ---- Which (query, head) a thread works on ----
 
-// In the fast kernels: the heads of a tile of queries follow each other, then the tiles. The queries of a tile, of one
-// head, find each other's pixels in the cache: a rectangle of the level, or just the next ones in order.
+// In the fast kernels, whose blocks are (head, tile of queries, image). The queries of a tile, of one head, find each
+// other's pixels in the cache: a rectangle of the level, or just the next ones in order.
 MASK2FORMER_DEVICE Item item_of_tile(const Problem& problem) {
-  const int32_t block = static_cast<int32_t>(blockIdx.x);
-  const int32_t head = block % problem.num_heads;
-  const int32_t image = block / problem.num_heads / problem.num_tiles;
-  const int32_t tile = block / problem.num_heads % problem.num_tiles;
+  const int32_t head = static_cast<int32_t>(blockIdx.x);
+  const int32_t tile = static_cast<int32_t>(blockIdx.y);
+  const int32_t image = static_cast<int32_t>(blockIdx.z);
   const int32_t group = static_cast<int32_t>(threadIdx.x) / kLanes;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   if (!problem.tiled) {
@@ -213,14 +213,27 @@ MASK2FORMER_DEVICE Item item_of_tile(const Problem& problem) {
     const bool exists = query < problem.num_queries;
     return Item(problem, image, exists ? query : problem.num_queries - 1, head, lane, exists);
   }
-  int32_t index = 0;
-  while (index + 1 < problem.num_levels && tile >= problem.levels[index + 1].first_tile) ++index;
+  int32_t index = kLevels - 1;
+  while (tile < problem.levels[index].first_tile) --index;
   const Level& level = problem.levels[index];
   const int32_t tiles_in_row = (level.width + kTileWidth - 1) / kTileWidth;
   const int32_t x = (tile - level.first_tile) % tiles_in_row * kTileWidth + group % kTileWidth;
   const int32_t y = (tile - level.first_tile) / tiles_in_row * kTileHeight + group / kTileWidth;
   const bool exists = x < level.width && y < level.height;
   return Item(problem, image, level.first_pixel + (exists ? y * level.width + x : 0), head, lane, exists);
+}
+
+// In the fast kernels, where the whole value is small enough for that: bytes from row to row, and up to the first
+// channel of the item's head and lane.
+template <typename Scalar>
+MASK2FORMER_DEVICE uint32_t row_bytes_of(const Problem& problem) {
+  return static_cast<uint32_t>(problem.num_heads * problem.head_dim * sizeof(Scalar));
+}
+
+template <typename Scalar>
+MASK2FORMER_DEVICE uint32_t first_byte_of(const Problem& problem, const Item& item) {
+  const uint32_t channel = static_cast<uint32_t>(item.head * problem.head_dim);
+  return item.image * problem.num_pixels * row_bytes_of<Scalar>(problem) + channel * sizeof(Scalar) + item.lane * 16;
 }
 
 // In the kernels for any sizes: items one after the other.

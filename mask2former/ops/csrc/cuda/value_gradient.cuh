@@ -22,10 +22,10 @@ struct FloatSums {
 
   MASK2FORMER_DEVICE void add(int64_t index, float summand) const { atomicAdd(sums + index, summand); }
 
-  // Four neighbours, of which the first is aligned.
-  MASK2FORMER_DEVICE void add(int64_t index, const float4& summands) const {
+  // Four neighbours, of which the first is aligned. Four times the index are 32 bits too.
+  MASK2FORMER_DEVICE void add(uint32_t index, const float4& summands) const {
 #if MASK2FORMER_VECTOR_ATOMICS
-    atomicAdd(reinterpret_cast<float4*>(sums + index), summands);
+    atomicAdd(reinterpret_cast<float4*>(reinterpret_cast<char*>(sums) + 4 * index), summands);
 #else
     add(index, summands.x);
     add(index + 1, summands.y);
@@ -55,7 +55,7 @@ struct FixedSums {
     }
   }
 
-  MASK2FORMER_DEVICE void add(int64_t index, const float4& summands) const {
+  MASK2FORMER_DEVICE void add(uint32_t index, const float4& summands) const {
     add(index, summands.x);
     add(index + 1, summands.y);
     add(index + 2, summands.z);
