@@ -39,7 +39,7 @@ class Trainer(DefaultTrainer):
         super(DefaultTrainer, self).__init__()  # not DefaultTrainer's: its parallel model and AMP need a GPU
         cfg = _with_seed(self.auto_scale_workers(cfg, comm.get_world_size()))
         seed_all(derive_seed(cfg.SEED))  # the first weights
-        # Faster convolutions, on CPUs and on GPUs; results and checkpoints are the same.
+        # Convolutions are faster so, on CPUs and on GPUs; checkpoints are the same.
         model = self.build_model(cfg).to(memory_format=torch.channels_last)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = StepTrainer(
