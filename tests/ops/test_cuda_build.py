@@ -69,7 +69,7 @@ def test_compiles_without_warnings_and_spills(monkeypatch: pytest.MonkeyPatch, t
     assert {architecture for _, architecture, _ in kernels} == {"sm_80", "sm_90"}
     assert sum("backward_kernel" in name for name, *_ in kernels) == 2 * 6  # dtypes, ways to add
     assert sum("forward_kernel" in name for name, *_ in kernels) == 2 * 3
-    # The number of registers is what __launch_bounds__ allows; what does not fit would be spilled.
+    # Variables that do not fit into the registers would be in memory.
     assert [kernel for kernel in kernels if int(kernel[2])] == []
 
     cpu_library = build._HERE / build.library_name()

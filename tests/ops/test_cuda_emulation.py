@@ -100,6 +100,7 @@ def check(name: str, inputs: tuple[Shapes, list[Tensor]]) -> None:
         assert [x.dtype for x in results] == [value.dtype] * 2 + [torch.float32] * 2
 
 
+@pytest.mark.timeout(1200)  # with the first test, the fixture compiles
 @names
 @dtypes
 def test_sizes_of_mask2former(emulation: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
@@ -272,6 +273,7 @@ torch.save(results, sys.argv[2])
 """
 
 
+@pytest.mark.timeout(1200)  # compiling takes some seconds, but it may get little of a machine
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_other_numbers_of_lanes(lanes: int, tmp_path: Path) -> None:
     calls, wanted = [], []
@@ -283,7 +285,7 @@ def test_other_numbers_of_lanes(lanes: int, tmp_path: Path) -> None:
             wanted.extend(expected(name, shapes, [value, *rest], grad_output))
     file = tmp_path / "calls.pt"
     torch.save(calls, file)
-    library = compile_emulation(tmp_path, f"-DMASK2FORMER_LANES={lanes}")
+    library = compile_emulation(tmp_path, f"-DMASK2FORMER_LANES={lanes}", "-O0")
     subprocess.run([sys.executable, "-c", OTHER_LANES, library, file], check=True)
     for result, exact in zip(torch.load(file), wanted, strict=True):
         assert relative_error(result, exact) < (5e-6 if result.dtype == torch.float32 else 2**-8)

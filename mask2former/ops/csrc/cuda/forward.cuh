@@ -10,7 +10,7 @@ namespace cuda {
 // The sizes that Mask2Former has: kLevels levels, kPoints points, rows of kLanes * kVectors * 16 bytes. Every lane locates
 // kSlots samples, tells the others of them, and interpolates its own channels of all.
 template <typename Scalar, int kVectors>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const __grid_constant__ Problem problem) {
+__global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ Problem problem) {
   using Row = Channels<Scalar, kLanes, kVectors>;
   const Item item = item_of_tile(problem);
   const Slots slots(problem, item);
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_kernel(const
 
 // Any sizes: a lane interpolates every kAnyLanes-th channel, up to kBlock of them at a time.
 template <typename Scalar>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks) forward_any_kernel(const __grid_constant__ Problem problem) {
+__global__ void __launch_bounds__(kThreads) forward_any_kernel(const __grid_constant__ Problem problem) {
   constexpr int kBlock = 4;
   const Item item = item_in_order(problem);
   const AnySamples samples(problem, item);

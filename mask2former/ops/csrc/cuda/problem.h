@@ -13,10 +13,6 @@ namespace cuda {
 constexpr int kMaxLevels = 64;
 constexpr int kThreads = 256;  // of a block
 
-// Blocks on a multiprocessor at a time, for which its 65536 registers must be enough. Reading here and there, the
-// kernels need many threads to read at once. Those that differentiate need more registers: the compiler decides.
-constexpr int kForwardBlocks = 4;
-
 // Lanes that share a (query, head) where its sizes suit the fast kernels, and where they do not. Four times 16 bytes
 // are the 32 channels of a head in half precision.
 #ifndef MASK2FORMER_LANES
