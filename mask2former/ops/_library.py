@@ -204,8 +204,8 @@ def _autocast(
         return operator(value, spatial_shapes, *(x.float() for x in geometry))
 
 
-# The operators on masks take logits (Q, h, w) and, for rows and columns, where in a mask an output pixel comes from: see
-# mask2former.ops.masks.
+# The operators on masks take logits (Q, h, w) and, for rows and columns, where in a mask an output pixel comes from:
+# see mask2former.ops.masks.
 
 
 def _resize_masks_fake(
