@@ -15,7 +15,7 @@ from mask2former.inference.pictures import find_pictures
 from mask2former.inference.result_files import plan_outputs, plan_video_output
 from mask2former.inference.runs import complain, save_pictures, save_video
 from mask2former.inference.video import VideoWriter, frame_rate, is_video, open_video
-from mask2former.inference.zoo import zoo
+from mask2former.weights import zoo
 
 __all__ = ["get_parser", "main"]
 

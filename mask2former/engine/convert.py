@@ -4,10 +4,9 @@ from pathlib import Path
 
 import torch
 
-from mask2former.engine.checkpointer import read_weights
-from mask2former.engine.weight_files import write_safetensors
 from mask2former.modeling.checkpoint_compat import from_huggingface, to_huggingface, upgrade_legacy_names
 from mask2former.modeling.checkpoint_huggingface import is_huggingface
+from mask2former.weights import read_weights, write_safetensors
 
 __all__ = ["FORMATS", "convert_file"]
 

@@ -10,11 +10,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
 from mask2former.config import add_maskformer2_config
-from mask2former.engine.weight_files import file_in_folder
+from mask2former.weights import Repository, find_weights
 
 __all__ = ["download_repository", "read_folder"]
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 _RESNET_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 # Theirs to ours. Their decoder's number of layers counts predictions, as ours does.
@@ -82,41 +81,19 @@ _KNOWN_DATA = (
 logger = logging.getLogger(__name__)
 
 
-def download_repository(repository: str) -> Path:
+def download_repository(repository: Repository) -> Path:
     """Download a model's files into the cache of ``huggingface_hub``, and return their folder.
-
-    Args:
-        repository: "<owner>/<name>".
 
     Raises:
         ModuleNotFoundError: without the package ``huggingface_hub``.
         OSError: it is not there, or not reachable.
+        ValueError: a file was altered on the way.
     """
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-    except ModuleNotFoundError as e:
-        raise ModuleNotFoundError(f"{repository} needs huggingface_hub: pip install 'mask2former[hf]'") from e
-
-    def fetch(*names: str) -> Path | None:
-        """The first of these files that is there."""
-        for name in names:
-            try:
-                return Path(hf_hub_download(repository, name))
-            except EntryNotFoundError:
-                continue
-        return None
-
-    try:
-        config, weights = fetch("config.json"), fetch(*_WEIGHTS)
-        fetch("preprocessor_config.json")
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise OSError(
-            f"{repository} cannot be downloaded from Hugging Face ({str(error).splitlines()[0]}). Check the name and "
-            "the network, or download it by other means and give its folder."
-        ) from error
-    if config is None or weights is None:
-        raise FileNotFoundError(f"{repository} at Hugging Face has no config.json, or none of {', '.join(_WEIGHTS)}.")
+    config = repository.fetch(["config.json"])
+    if config is None:
+        raise FileNotFoundError(f"{repository.id} at Hugging Face has no config.json.")
+    repository.weights()
+    repository.fetch(["preprocessor_config.json"])
     return config.parent
 
 
@@ -146,7 +123,7 @@ def read_folder(folder: Path) -> CfgNode:
     file = folder / "preprocessor_config.json"
     _set_preprocessing(cfg, json.loads(file.read_text("utf-8")) if file.is_file() else {})
     _set_classes(cfg, theirs, str(folder))
-    cfg.MODEL.WEIGHTS = file_in_folder(str(folder))
+    cfg.MODEL.WEIGHTS = find_weights(folder)
     return cfg
 
 

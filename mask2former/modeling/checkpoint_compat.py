@@ -1,6 +1,6 @@
 """Checkpoints of every published form, to the names of our models.
 
-Pure functions from ``{name: tensor}`` to ``{name: tensor}``; files are read by ``engine.checkpointer``.
+Pure functions from ``{name: tensor}`` to ``{name: tensor}``; files are read by ``mask2former.weights``.
 """
 
 from collections.abc import Mapping

