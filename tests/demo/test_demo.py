@@ -15,6 +15,7 @@ from pycocotools import mask as mask_util
 
 import demo
 from mask2former.inference.loading import model_config
+from mask2former.weights import find_weights
 
 Save = Callable[..., Path]
 
@@ -362,7 +363,7 @@ class TestDefaults:
 
     def test_default_is_the_model_of_the_repository(self) -> None:
         cfg = model_config(demo.DEFAULT_MODEL)
-        assert Path(cfg.MODEL.WEIGHTS).is_file()
+        assert Path(find_weights(cfg.MODEL.WEIGHTS)).is_file()
         assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
 
     def test_sample_package_missing(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
