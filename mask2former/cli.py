@@ -7,9 +7,9 @@ from pathlib import Path
 
 from detectron2.engine import default_argument_parser
 
-from mask2former.engine.convert import FORMATS, convert_file
 from mask2former.engine.run import run
 from mask2former.inference import Segmenter
+from mask2former.inference.convert import FORMATS, convert_weights
 from mask2former.inference.loading import model_config
 from mask2former.inference.pictures import find_pictures
 from mask2former.inference.result_files import plan_outputs, plan_video_output
@@ -111,19 +111,25 @@ def _train(args: argparse.Namespace) -> int:
 def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "convert",
-        help="convert weights between the official names and Hugging Face's",
-        description=convert_file.__doc__,
+        help="convert weights between code bases",
+        description="Convert weights between the names and files of the official release (MaskFormer and Detectron2 "
+        "included), Hugging Face, torchvision, timm and Microsoft; whose names a file has is seen from the file.",
     )
-    command.add_argument("source", type=Path, help=".pth, .pkl, .safetensors or .bin, or a save_pretrained folder")
-    command.add_argument("target", type=Path, help=".pth or .safetensors")
-    command.add_argument("--to", choices=FORMATS, default="official", help="whose names (default: official)")
+    command.add_argument("source", help="a file, an address, hf://<owner>/<name>, or a name of the model zoo")
+    command.add_argument(
+        "target", type=Path, help=".pth, .pkl or .safetensors; or, for Hugging Face, a folder for from_pretrained"
+    )
+    command.add_argument(
+        "--to", choices=FORMATS, default="official", help="whose names (default: official); the last three: a backbone"
+    )
+    command.add_argument("--config-file", metavar="FILE", help="of the source, for a folder; default: the source's own")
     command.add_argument("--half", action="store_true", help="write float16, which is half the size")
     command.set_defaults(run=_convert)
 
 
 def _convert(args: argparse.Namespace) -> int:
     try:
-        number = convert_file(args.source, args.target, args.to, half=args.half)
+        number = convert_weights(args.source, args.target, args.to, config=args.config_file, half=args.half)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         complain(error)
         return 1

@@ -15,7 +15,7 @@ import torch
 
 import mask2former as m2f
 from mask2former import cli
-from mask2former.engine.convert import convert_file
+from mask2former.inference.convert import convert_weights
 from mask2former.inference.video import VideoWriter, open_video, read_frames
 from tests.colour_model import _colours, config_file, picture, save, weights  # noqa: F401
 from tests.tiny_model import tiny_config  # noqa: F401
@@ -131,7 +131,7 @@ class TestConvert:
             "sem_seg_head.layer_1.weight": torch.ones(1),
         }
         torch.save({"model": old}, tmp_path / "old.pth")
-        assert convert_file(tmp_path / "old.pth", tmp_path / "new.pth") == 2
+        assert convert_weights(tmp_path / "old.pth", tmp_path / "new.pth") == 2
         assert torch.load(tmp_path / "new.pth", weights_only=True)["model"].keys() == {
             "sem_seg_head.predictor.query_feat.weight",
             "sem_seg_head.pixel_decoder.layer_1.weight",
@@ -140,7 +140,7 @@ class TestConvert:
     @pytest.mark.parametrize(
         ("source", "target", "message"),
         [
-            ("a.pth", "b.onnx", "cannot write weights of type '.onnx', only .pth and .safetensors"),
+            ("a.pth", "b.onnx", "cannot write weights of type '.onnx', only .pth, .pkl and .safetensors"),
             ("a.pth", "a.pth", "would be overwritten by its own conversion"),
             ("absent.pth", "b.pth", "there is no file"),
         ],

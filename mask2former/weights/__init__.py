@@ -1,7 +1,7 @@
 """Where files of weights come from, and how they are read. Knows nothing of models."""
 
 from mask2former.weights import packages as _packages  # noqa: F401  registers package://
-from mask2former.weights.files import read_checkpoint, read_weights, to_tensors, write_safetensors
+from mask2former.weights.files import read_checkpoint, read_weights, to_tensors, write_weights
 from mask2former.weights.find import find_weights
 from mask2former.weights.hub import Repository, parse_repository
 from mask2former.weights.zoo import ZooEntry, find_entry, installed_file, list_models, suggest_names, zoo
@@ -18,6 +18,6 @@ __all__ = [
     "read_weights",
     "suggest_names",
     "to_tensors",
-    "write_safetensors",
+    "write_weights",
     "zoo",
 ]

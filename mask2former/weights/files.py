@@ -5,6 +5,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ __all__ = [
     "read_torch",
     "read_weights",
     "to_tensors",
-    "write_safetensors",
+    "write_weights",
 ]
 
 
@@ -112,29 +113,48 @@ def read_safetensors(path: str) -> dict[str, torch.Tensor]:
         ModuleNotFoundError: without the ``safetensors`` package.
         ValueError: if it is damaged.
     """
+    module = _safetensors(path)
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ModuleNotFoundError as e:
-        raise ModuleNotFoundError(f"{path} needs safetensors: pip install 'mask2former[hf]'") from e
-    try:
-        return load_file(path)
-    except SafetensorError as e:
+        weights: dict[str, Tensor] = module.torch.load_file(path)
+    except module.SafetensorError as e:
         raise _damaged(path, e) from e
+    return weights
 
 
-def write_safetensors(weights: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Write a ``.safetensors`` file, as ``transformers`` reads it.
+def write_weights(weights: Mapping[str, Tensor], path: str | Path, **more: Any) -> None:
+    """Write tensors as ``.pth`` (``torch.save``), ``.pkl`` (Detectron2's model zoo) or ``.safetensors`` (Hugging Face).
+
+    Args:
+        weights: by name.
+        path: its folder must exist.
+        more: plain data to write beside them; ``.safetensors`` has no place for it.
 
     Raises:
-        ModuleNotFoundError: without the ``safetensors`` package.
+        ModuleNotFoundError: ``.safetensors`` needs the package of that name.
+        ValueError: the type of file is another, or it has none of these numbers.
     """
+    path = Path(path)
+    if path.suffix == ".pth":
+        torch.save({"model": dict(weights), **more}, path)
+    elif path.suffix == ".pkl":
+        if unknown := [name for name, tensor in weights.items() if tensor.dtype == torch.bfloat16]:
+            raise ValueError(f"{path}: NumPy has no bfloat16, which {unknown[0]} is; write .pth or .safetensors.")
+        arrays = {name: tensor.numpy(force=True) for name, tensor in weights.items()}
+        path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Mask2Former", **more}))
+    elif path.suffix == ".safetensors":
+        contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+        _safetensors(path).torch.save_file(contiguous, path, metadata={"format": "pt"})
+    else:
+        raise ValueError(f"{path}: cannot write weights of type {path.suffix!r}, only .pth, .pkl and .safetensors.")
+
+
+def _safetensors(path: str | Path) -> ModuleType:
     try:
-        from safetensors.torch import save_file
+        import safetensors
+        import safetensors.torch
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(f"{path} needs safetensors: pip install 'mask2former[hf]'") from e
-    contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
+    return safetensors
 
 
 def read_pickle(path: str) -> Any:

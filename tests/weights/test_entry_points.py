@@ -13,7 +13,7 @@ import mask2former as m2f
 from mask2former.engine import load_config
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.modeling.checkpoint_compat import to_huggingface
-from mask2former.weights import ZooEntry, write_safetensors, zoo
+from mask2former.weights import ZooEntry, write_weights, zoo
 from tests.website import Site
 
 
@@ -33,7 +33,7 @@ def source(
         return entry.name
     hub = pytest.importorskip("huggingface_hub")
     pytest.importorskip("safetensors")
-    write_safetensors(to_huggingface(torch.load(file, weights_only=True)["model"]), tmp_path / "model.safetensors")
+    write_weights(to_huggingface(torch.load(file, weights_only=True)["model"]), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mask2former"}))
     monkeypatch.setattr(hub, "hf_hub_download", lambda _, name, revision: str(tmp_path / name))
     return "hf://someone/tiny"

@@ -17,7 +17,7 @@ from mask2former.weights.files import (
     read_safetensors,
     read_torch,
     read_weights,
-    write_safetensors,
+    write_weights,
 )
 
 
@@ -162,7 +162,7 @@ def test_files_that_are_cut_short(suffix: str, rest: float, tmp_path: Path) -> N
         whole.write_bytes(pickle.dumps({"model": {"a": weights["a"].numpy()}, "__author__": "someone"}))
     else:
         pytest.importorskip("safetensors")
-        write_safetensors(weights, whole)
+        write_weights(weights, whole)
     assert read_weights(str(whole))["a"].tolist() == weights["a"].tolist()
     cut.write_bytes(whole.read_bytes()[: int(rest * whole.stat().st_size)])
     with pytest.raises(ValueError, match=rf"cut\{suffix} (cannot be read \(.*\): it is cut short|is refused)"):
