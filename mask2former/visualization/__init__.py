@@ -9,15 +9,18 @@ from mask2former.visualization.predictions import (
     draw_predictions,
     draw_semantic,
 )
-from mask2former.visualization.segments import class_name
+from mask2former.visualization.segments import class_name, is_thing_class
+from mask2former.visualization.sheet import contact_sheet
 
 __all__ = [
     "Task",
     "class_name",
+    "contact_sheet",
     "draw_ground_truth",
     "draw_instances",
     "draw_panoptic",
     "draw_predictions",
     "draw_semantic",
+    "is_thing_class",
     "spread_palette",
 ]
