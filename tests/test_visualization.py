@@ -326,7 +326,7 @@ class TestContactSheet:
         assert contact_sheet(pictures, columns=1).shape == (5 * 18 + 8, 26, 3)
 
     def test_large_ones_are_shrunk_and_keep_their_shape(self) -> None:
-        sheet = contact_sheet([np.zeros((100, 400, 3), dtype=np.uint8)], cell=40)
+        sheet = contact_sheet([np.zeros((100, 400, 3), dtype=np.uint8)], side=40)
         rows, columns = (np.flatnonzero((sheet == 0).any(axis=(axis, 2))) for axis in (1, 0))
         assert (len(rows), len(columns)) == (10, 40)
-        assert sheet.shape == (56, 56, 3)
+        assert sheet.shape == (26, 56, 3)

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
-from PIL import Image
 
 from mask2former.data.dataset_mappers import dataset_mapper_class
 from mask2former.engine.random_state import derive_seed, isolated_rng
-from mask2former.visualization import class_name, contact_sheet, draw_ground_truth, is_thing_class
+from mask2former.visualization import class_name, draw_ground_truth, is_thing_class, save_drawings
 
 __all__ = ["browse", "draw_examples", "for_data_sets"]
 
@@ -35,19 +34,13 @@ def browse(
     Returns:
         Whether all could be read; what is wrong with the others is told in one line each on stderr.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     errors: list[Exception] = []
-    drawings = []
-    for name, drawing, example in draw_examples(cfg, number, seed, augment, errors.append):
-        Image.fromarray(drawing).save(output / f"{name}.jpg", quality=92)
-        print(f"{name}.jpg: {_describe(example, metadata)}")
-        drawings.append(drawing)
-    if sheet and drawings:
-        Image.fromarray(contact_sheet(drawings)).save(output / "sheet.jpg", quality=92)
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    examples = draw_examples(cfg, number, seed, augment, errors.append)
+    drawings = ((name, drawing, _describe(example, metadata)) for name, drawing, example in examples)
+    save_drawings(drawings, output, sheet=sheet)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
-    print(f"{len(drawings)} pictures -> {output}/")
     return not errors
 
 

@@ -1,6 +1,7 @@
 """Drawings of segmentations that keep the photograph visible. Needs NumPy, OpenCV and Pillow, nothing of the model."""
 
 from mask2former.visualization.colors import spread_palette
+from mask2former.visualization.files import save_drawings
 from mask2former.visualization.predictions import (
     Task,
     draw_ground_truth,
@@ -22,5 +23,6 @@ __all__ = [
     "draw_predictions",
     "draw_semantic",
     "is_thing_class",
+    "save_drawings",
     "spread_palette",
 ]

@@ -69,7 +69,7 @@ def test_augmentations_are_the_configured_ones(toy_config: Configure) -> None:
 
 def test_sheet(toy_config: Configure, tmp_path: Path) -> None:
     browse(toy_config(), tmp_path / "a", number=5, augment=False, sheet=True)
-    assert Image.open(tmp_path / "a" / "sheet.jpg").size == (3 * (32 + 8) + 8, 2 * (32 + 8) + 8)
+    assert Image.open(tmp_path / "a" / "sheet.jpg").size == (3 * (32 + 8) + 8, 2 * (24 + 8) + 8)
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_is_drawn(
