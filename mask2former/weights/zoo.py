@@ -23,6 +23,7 @@ class ZooEntry:
         config: its configuration, a path below the repository.
         checkpoint: an address, or a path below the repository.
         metrics: published results on the validation set, in percent.
+        epochs, iterations: of the training, whichever of the two its publishers count.
         sha256: of the checkpoint, in hexadecimal, where it is known.
     """
 
@@ -30,6 +31,8 @@ class ZooEntry:
     config: str
     checkpoint: str
     metrics: dict[str, float] = field(default_factory=dict)
+    epochs: int | None = None
+    iterations: int | None = None
     sha256: str | None = None
 
     @property
