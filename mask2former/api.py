@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 
 from mask2former.inference import InstanceResult, PanopticResult, PanopticSegment, Result, Segmenter, SemanticResult
 from mask2former.inference.loading import model_config
-from mask2former.inference.zoo import list_models
+from mask2former.weights import list_models
 
 __all__ = [
     "InstanceResult",

@@ -1,4 +1,4 @@
-"""The command ``mask2former``: segment, train, evaluate, convert weights, list models."""
+"""The command ``mask2former``: segment, train, evaluate, browse data, convert weights, list and try models."""
 
 import argparse
 import sys
@@ -7,16 +7,18 @@ from pathlib import Path
 
 from detectron2.engine import default_argument_parser
 
-from mask2former.engine.convert import FORMATS, convert_file
+from mask2former.engine.browse import browse, for_data_sets
 from mask2former.engine.run import run
+from mask2former.engine.setup import load_config
 from mask2former.inference import Segmenter
+from mask2former.inference.convert import FORMATS, convert_weights
 from mask2former.inference.loading import model_config
 from mask2former.inference.pictures import find_pictures
 from mask2former.inference.result_files import plan_outputs, plan_video_output
 from mask2former.inference.runs import complain, save_pictures, save_video
 from mask2former.inference.video import VideoWriter, frame_rate, is_video, open_video
-from mask2former.inference.zoo import zoo
 from mask2former.web import build_page
+from mask2former.weights import zoo
 
 __all__ = ["get_parser", "main"]
 
@@ -31,6 +33,7 @@ def get_parser() -> argparse.ArgumentParser:
             name, help=text, parents=[default_argument_parser(epilog=" ")], conflict_handler="resolve"
         )
         command.set_defaults(run=_train, eval_only=eval_only)
+    _add_browse(commands)
     _add_convert(commands)
     _add_demo(commands)
     commands.add_parser("models", help="list the published models").set_defaults(run=_models)
@@ -110,22 +113,65 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_browse(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "browse",
+        help="draw the ground truth of a data set",
+        description="Draw ground truth as the model is trained with it: after the augmentations of the configuration's "
+        "dataset mapper.",
+    )
+    command.add_argument("--config-file", required=True, metavar="FILE")
+    command.add_argument("--output", required=True, type=Path, metavar="FOLDER")
+    command.add_argument("--split", choices=("train", "test"), default="train", help="DATASETS.TRAIN (default) or TEST")
+    command.add_argument("--dataset", metavar="NAME", help="a registered data set in place of the configuration's")
+    command.add_argument("--number", type=int, default=16, metavar="N", help="of pictures, at random (default: 16)")
+    command.add_argument("--seed", type=int, default=0, help="of the choice and the augmentations (default: 0)")
+    command.add_argument("--no-augmentation", action="store_true", help="draw the pictures as they are")
+    command.add_argument("--sheet", action="store_true", help="also write all of them on one page, sheet.jpg")
+    command.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys of the configuration")
+    command.set_defaults(run=_browse)
+
+
+def _browse(args: argparse.Namespace) -> int:
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        names = (args.dataset,) if args.dataset else cfg.DATASETS[args.split.upper()]
+        done = browse(
+            for_data_sets(cfg, names),
+            args.output,
+            number=args.number,
+            seed=args.seed,
+            augment=not args.no_augmentation,
+            sheet=args.sheet,
+        )
+    except (OSError, ValueError) as error:
+        complain(error)
+        return 1
+    return 0 if done else 1
+
+
 def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "convert",
-        help="convert weights between the official names and Hugging Face's",
-        description=convert_file.__doc__,
+        help="convert weights between code bases",
+        description="Convert weights between the names and files of the official release (MaskFormer and Detectron2 "
+        "included), Hugging Face, torchvision, timm and Microsoft; whose names a file has is seen from the file.",
     )
-    command.add_argument("source", type=Path, help=".pth, .pkl, .safetensors or .bin, or a save_pretrained folder")
-    command.add_argument("target", type=Path, help=".pth or .safetensors")
-    command.add_argument("--to", choices=FORMATS, default="official", help="whose names (default: official)")
+    command.add_argument("source", help="a file, an address, hf://<owner>/<name>, or a name of the model zoo")
+    command.add_argument(
+        "target", type=Path, help=".pth, .pkl or .safetensors; or, for Hugging Face, a folder for from_pretrained"
+    )
+    command.add_argument(
+        "--to", choices=FORMATS, default="official", help="whose names (default: official); the last three: a backbone"
+    )
+    command.add_argument("--config-file", metavar="FILE", help="of the source, for a folder; default: the source's own")
     command.add_argument("--half", action="store_true", help="write float16, which is half the size")
     command.set_defaults(run=_convert)
 
 
 def _convert(args: argparse.Namespace) -> int:
     try:
-        number = convert_file(args.source, args.target, args.to, half=args.half)
+        number = convert_weights(args.source, args.target, args.to, config=args.config_file, half=args.half)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         complain(error)
         return 1

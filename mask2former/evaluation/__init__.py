@@ -7,6 +7,7 @@ from mask2former.evaluation.cityscapes_evaluation import CityscapesInstanceEvalu
 from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
 from mask2former.evaluation.lvis_evaluation import LVISEvaluator
 from mask2former.evaluation.panoptic_evaluation import PanopticEvaluator
+from mask2former.evaluation.saved_predictions import SavedPredictions, find_predictions
 from mask2former.evaluation.sem_seg_evaluation import SemSegEvaluator
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "InstanceSegEvaluator",
     "LVISEvaluator",
     "PanopticEvaluator",
+    "SavedPredictions",
     "SemSegEvaluator",
     "build_evaluator",
     "evaluate_groups",
+    "find_predictions",
 ]

@@ -33,7 +33,7 @@ from analyze_model import build_without_weights, count_operations, count_paramet
 
 from mask2former.engine import Trainer, load_config  # noqa: E402
 from mask2former.inference.weights import load_whole_model  # noqa: E402
-from mask2former.inference.zoo import zoo  # noqa: E402
+from mask2former.weights import zoo  # noqa: E402
 
 CONFIGS = REPOSITORY / "configs"
 TABLES: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text())

@@ -10,67 +10,21 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
 from mask2former.config import add_maskformer2_config
-from mask2former.engine.weight_files import file_in_folder
+from mask2former.inference.huggingface.keys import (
+    DEFAULTS,
+    FIXED,
+    FIXED_RESNET,
+    FIXED_SWIN,
+    HEAD_KEYS,
+    MASK_FORMER_KEYS,
+    RESNET_DEPTHS,
+    SWIN_KEYS,
+)
+from mask2former.weights import Repository, find_weights
 
 __all__ = ["download_repository", "read_folder"]
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-_RESNET_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
-# Theirs to ours. Their decoder's number of layers counts predictions, as ours does.
-_HEAD_KEYS = {
-    "feature_size": "CONVS_DIM",
-    "mask_feature_size": "MASK_DIM",
-    "encoder_layers": "TRANSFORMER_ENC_LAYERS",
-    "encoder_feedforward_dim": "DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD",
-    "num_attention_heads": "DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS",
-    "common_stride": "COMMON_STRIDE",
-}
-_MASK_FORMER_KEYS = {
-    "hidden_dim": "HIDDEN_DIM",
-    "num_attention_heads": "NHEADS",
-    "dim_feedforward": "DIM_FEEDFORWARD",
-    "decoder_layers": "DEC_LAYERS",
-    "num_queries": "NUM_OBJECT_QUERIES",
-    "dropout": "DROPOUT",
-    "pre_norm": "PRE_NORM",
-    "enforce_input_projection": "ENFORCE_INPUT_PROJ",
-    "no_object_weight": "NO_OBJECT_WEIGHT",
-    "class_weight": "CLASS_WEIGHT",
-    "mask_weight": "MASK_WEIGHT",
-    "dice_weight": "DICE_WEIGHT",
-}
-# Files leave out what is at their default.
-_DEFAULTS = {
-    "feature_size": 256,
-    "mask_feature_size": 256,
-    "encoder_layers": 6,
-    "encoder_feedforward_dim": 1024,
-    "num_attention_heads": 8,
-    "common_stride": 4,
-    "hidden_dim": 256,
-    "dim_feedforward": 2048,
-    "decoder_layers": 10,
-    "num_queries": 100,
-    "dropout": 0.0,
-    "pre_norm": False,
-    "enforce_input_projection": False,
-    "no_object_weight": 0.1,
-    "class_weight": 2.0,
-    "mask_weight": 5.0,
-    "dice_weight": 5.0,
-    "backbone_config": {"model_type": "swin", "depths": [2, 2, 18, 2]},
-}
-_SWIN_KEYS = (
-    "embed_dim",
-    "depths",
-    "num_heads",
-    "window_size",
-    "mlp_ratio",
-    "qkv_bias",
-    "patch_size",
-    "drop_path_rate",
-)
 # What models are published for, the task they are for, and whether their classes are the stuff list (all) or things.
 _KNOWN_DATA = (
     ("coco_2017_train_panoptic", "stuff_classes", "PANOPTIC_ON"),
@@ -82,41 +36,19 @@ _KNOWN_DATA = (
 logger = logging.getLogger(__name__)
 
 
-def download_repository(repository: str) -> Path:
+def download_repository(repository: Repository) -> Path:
     """Download a model's files into the cache of ``huggingface_hub``, and return their folder.
-
-    Args:
-        repository: "<owner>/<name>".
 
     Raises:
         ModuleNotFoundError: without the package ``huggingface_hub``.
         OSError: it is not there, or not reachable.
+        ValueError: a file was altered on the way.
     """
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-    except ModuleNotFoundError as e:
-        raise ModuleNotFoundError(f"{repository} needs huggingface_hub: pip install 'mask2former[hf]'") from e
-
-    def fetch(*names: str) -> Path | None:
-        """The first of these files that is there."""
-        for name in names:
-            try:
-                return Path(hf_hub_download(repository, name))
-            except EntryNotFoundError:
-                continue
-        return None
-
-    try:
-        config, weights = fetch("config.json"), fetch(*_WEIGHTS)
-        fetch("preprocessor_config.json")
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise OSError(
-            f"{repository} cannot be downloaded from Hugging Face ({str(error).splitlines()[0]}). Check the name and "
-            "the network, or download it by other means and give its folder."
-        ) from error
-    if config is None or weights is None:
-        raise FileNotFoundError(f"{repository} at Hugging Face has no config.json, or none of {', '.join(_WEIGHTS)}.")
+    config = repository.fetch(["config.json"])
+    if config is None:
+        raise FileNotFoundError(f"{repository.id} at Hugging Face has no config.json.")
+    repository.weights()
+    repository.fetch(["preprocessor_config.json"])
     return config.parent
 
 
@@ -134,7 +66,7 @@ def read_folder(folder: Path) -> CfgNode:
         ValueError: the model is another than Mask2Former with a Swin or ResNet, or has a setting that ours has not.
     """
     written = json.loads((folder / "config.json").read_text("utf-8"))
-    theirs = _DEFAULTS | {key: value for key, value in written.items() if value is not None}
+    theirs = DEFAULTS | {key: value for key, value in written.items() if value is not None}
     if theirs.get("model_type") != "mask2former":
         raise ValueError(f"{folder}: config.json is of a {theirs.get('model_type')!r} model, expected 'mask2former'.")
     if theirs.get("activation_function", "relu") != "relu":
@@ -146,17 +78,14 @@ def read_folder(folder: Path) -> CfgNode:
     file = folder / "preprocessor_config.json"
     _set_preprocessing(cfg, json.loads(file.read_text("utf-8")) if file.is_file() else {})
     _set_classes(cfg, theirs, str(folder))
-    cfg.MODEL.WEIGHTS = file_in_folder(str(folder))
+    cfg.MODEL.WEIGHTS = find_weights(folder)
     return cfg
 
 
 def _set_model(cfg: CfgNode, theirs: Mapping[str, Any]) -> None:
-    cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
+    _set(cfg, FIXED)
     head, mask_former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-    head.NAME, head.PIXEL_DECODER_NAME, head.NORM = "MaskFormerHead", "MSDeformAttnPixelDecoder", "GN"
-    head.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    mask_former.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"
-    for section, keys in ((head, _HEAD_KEYS), (mask_former, _MASK_FORMER_KEYS)):
+    for section, keys in ((head, HEAD_KEYS), (mask_former, MASK_FORMER_KEYS)):
         for their_key, our_key in keys.items():
             section[our_key] = type(section[our_key])(theirs[their_key])  # JSON has 2 for 2.0
     test = mask_former.TEST
@@ -167,29 +96,30 @@ def _set_model(cfg: CfgNode, theirs: Mapping[str, Any]) -> None:
 def _set_backbone(cfg: CfgNode, theirs: Mapping[str, Any], folder: Path) -> None:
     kind = theirs.get("model_type")
     if kind == "swin":
-        cfg.MODEL.BACKBONE.NAME = "D2SwinTransformer"
-        for key in _SWIN_KEYS:
+        _set(cfg, FIXED_SWIN)
+        for key in SWIN_KEYS:
             if key in theirs:
                 cfg.MODEL.SWIN[key.upper()] = theirs[key]
         return
     depths = tuple(theirs.get("depths", (3, 4, 6, 3)))
-    if kind != "resnet" or theirs.get("layer_type", "bottleneck") != "bottleneck" or depths not in _RESNET_DEPTHS:
+    if kind != "resnet" or theirs.get("layer_type", "bottleneck") != "bottleneck" or depths not in RESNET_DEPTHS:
         raise ValueError(
             f"{folder}: the backbone is {kind!r} with depths {list(depths)}; expected 'swin', or a 'resnet' of "
-            f"bottlenecks with depths {' or '.join(map(str, map(list, _RESNET_DEPTHS)))}."
+            f"bottlenecks with depths {' or '.join(map(str, map(list, RESNET_DEPTHS)))}."
         )
-    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    _set(cfg, FIXED_RESNET)
     resnet = cfg.MODEL.RESNETS
-    resnet.DEPTH, resnet.STRIDE_IN_1X1, resnet.STEM_TYPE = _RESNET_DEPTHS[depths], False, "basic"
-    resnet.RES5_MULTI_GRID = [1, 1, 1]
-    resnet.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    resnet.DEPTH = RESNET_DEPTHS[depths]
     resnet.STEM_OUT_CHANNELS = theirs.get("embedding_size", 64)
     resnet.RES2_OUT_CHANNELS = theirs.get("hidden_sizes", [256])[0]
     resnet.WIDTH_PER_GROUP = resnet.RES2_OUT_CHANNELS // 4
 
 
+def _set(cfg: CfgNode, values: Mapping[str, Any]) -> None:
+    cfg.merge_from_list([part for pair in values.items() for part in pair])
+
+
 def _set_preprocessing(cfg: CfgNode, theirs: Mapping[str, Any]) -> None:
-    cfg.INPUT.FORMAT = "RGB"
     mean, std = (theirs.get(key) or _IMAGENET[key] for key in ("image_mean", "image_std"))
     # Theirs are for pictures in 0..1, ours for 0..255.
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [255.0 * x for x in mean], [255.0 * x for x in std]

@@ -2,15 +2,14 @@
 
 import difflib
 import functools
-import hashlib
 import json
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from detectron2.utils.file_io import PathManager
+from mask2former.weights.download import download
 
-__all__ = ["ZooEntry", "download", "find_entry", "installed_file", "list_models", "suggest_names", "zoo"]
+__all__ = ["ZooEntry", "find_backbone", "find_entry", "installed_file", "list_models", "suggest_names", "zoo"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -24,6 +23,7 @@ class ZooEntry:
         config: its configuration, a path below the repository.
         checkpoint: an address, or a path below the repository.
         metrics: published results on the validation set, in percent.
+        epochs, iterations: of the training, whichever of the two its publishers count.
         sha256: of the checkpoint, in hexadecimal, where it is known.
     """
 
@@ -31,6 +31,8 @@ class ZooEntry:
     config: str
     checkpoint: str
     metrics: dict[str, float] = field(default_factory=dict)
+    epochs: int | None = None
+    iterations: int | None = None
     sha256: str | None = None
 
     @property
@@ -72,6 +74,15 @@ def find_entry(name: str) -> ZooEntry | None:
     return None
 
 
+def find_backbone(name: str) -> str | None:
+    """The address of the ImageNet weights that an official configuration calls so, such as "R-101.pkl".
+
+    The official release asks its users to download and convert these files; here they are read as published.
+    """
+    table: dict[str, str] = json.loads(resources.files(__package__).joinpath("backbones.json").read_text("utf-8"))
+    return table.get(name)
+
+
 def suggest_names(name: str) -> list[str]:
     """The names most like one that is not there, at least one."""
     names = {entry.casefold(): entry for entry in zoo()}
@@ -91,37 +102,3 @@ def installed_file(path: str) -> Path:
         f"{path} is part of Mask2Former's repository, but this installation is without it; install from a checkout, "
         "or give the path of a configuration and weights=."
     )
-
-
-def download(address: str, *, sha256: str | None = None, name: str = "") -> str:
-    """Download a file once, into the cache of Detectron2's path manager, with a progress bar.
-
-    Args:
-        address: of the file.
-        sha256: what its content must hash to, in hexadecimal; None does not check.
-        name: what it is, for messages.
-
-    Returns:
-        The file on this machine. ``$FVCORE_CACHE`` says where the cache is (default: ~/.torch/iopath_cache).
-
-    Raises:
-        OSError: it cannot be downloaded.
-        ValueError: it has another hash; the file is removed.
-    """
-    what = name or "the file"
-    try:
-        path: str = PathManager.get_local_path(address)
-    except (OSError, ValueError) as error:  # no network, refused, cut short, or no address at all
-        raise OSError(
-            f"{what} cannot be downloaded from {address} ({error}). Check the network and its proxy, or download it by "
-            "other means and give the file: load(..., weights=FILE)."
-        ) from error
-    if sha256 is not None:
-        found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        if found != sha256:
-            Path(path).unlink()
-            raise ValueError(
-                f"{what} from {address} has SHA-256 {found}, expected {sha256}. It was removed: download it again; if "
-                "that does not help, the file there has changed."
-            )
-    return path

@@ -1,15 +1,16 @@
-"""Names of published models, and their downloads."""
+"""Names of published models, and of the backbones that they start from."""
 
-import hashlib
 import json
 import urllib.error
 from pathlib import Path
 
 import pytest
+import torchvision
+import yaml
 from detectron2.utils.file_io import PathManager
 
 import mask2former as m2f
-from mask2former.inference.zoo import download, find_entry, installed_file, suggest_names, zoo
+from mask2former.weights.zoo import find_backbone, find_entry, installed_file, suggest_names, zoo
 
 
 def test_every_configuration_is_there() -> None:
@@ -25,7 +26,13 @@ def test_table_is_the_official_one(contract_dir: Path) -> None:
     for config, row in official.items():
         assert ours[config].checkpoint == row["checkpoint"]
         assert ours[config].metrics
-        assert all(float(row[name]) == value for name, value in ours[config].metrics.items())
+        facts = {key: value for key, value in row.items() if key not in ("section", "Backbone", "checkpoint")}
+        schedule = {"epochs": ours[config].epochs, "iterations": ours[config].iterations}
+        thousands = {"iterations": 1000, "epochs": 1}
+        assert {k: float(v) for k, v in facts.items() if k not in schedule} == ours[config].metrics
+        assert {k: int(v.removesuffix("k")) * thousands[k] for k, v in facts.items() if k in schedule} == {
+            key: value for key, value in schedule.items() if value
+        }
 
 
 def test_names_say_data_set_task_and_backbone() -> None:
@@ -48,26 +55,26 @@ def test_find_by_name_in_any_case_and_by_file_name() -> None:
     assert suggest_names("?")
 
 
-def test_download_is_kept_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "model.pkl"
-    file.write_bytes(b"weights")
-    monkeypatch.setattr(PathManager, "get_local_path", lambda address: str(file))
-    assert download("https://example.org/model.pkl") == str(file)
-    assert download("https://example.org/model.pkl", sha256=hashlib.sha256(b"weights").hexdigest()) == str(file)
-    with pytest.raises(ValueError, match=r"R50 from https://example\.org/model\.pkl has SHA-256 \w{64}, expected abc"):
-        download("https://example.org/model.pkl", sha256="abc", name="R50")
-    assert not file.exists()
-
-
-def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(address: str) -> str:
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr(PathManager, "get_local_path", fail)
     with pytest.raises(
-        OSError, match=r"coco/panoptic/R50 cannot be downloaded from https.*Name or service.*weights=FILE"
+        OSError, match=r"coco/panoptic/R50 cannot be downloaded from https.*Name or service.*give the path of the file"
     ):
         m2f.load("coco/panoptic/R50")
+
+
+def test_every_official_backbone_is_known(repository: Path) -> None:
+    named = {
+        yaml.safe_load(file.read_text()).get("MODEL", {}).get("WEIGHTS", "")
+        for file in (repository / "configs").rglob("*.yaml")
+    }
+    unknown = {name for name in named if name and "://" not in name and not find_backbone(name)}
+    assert unknown == set()
+    assert find_backbone("R-101.pkl") == torchvision.models.ResNet101_Weights.IMAGENET1K_V1.url
+    assert find_backbone("R-102.pkl") is None
 
 
 def test_file_that_is_not_installed() -> None:
