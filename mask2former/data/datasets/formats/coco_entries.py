@@ -97,6 +97,8 @@ def read_images(
             _check_image(entry, present, folder)
             if image_id in known:
                 raise ValueError(f'id {image_id} occurs more than once in "images".')
+            if known and not isinstance(image_id, type(next(iter(known)))):
+                raise ValueError(f"has the id {image_id!r}, expected numbers or texts, and not both.")
             if name in names:
                 raise ValueError(f'{name} occurs more than once in "images".')
         except ValueError as error:

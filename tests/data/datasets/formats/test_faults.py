@@ -162,6 +162,7 @@ COCO: list[tuple[Change, str]] = [
     (lambda c: c["images"][0].update(file_name=None), "image 1: names the file None, expected a path below"),
     (lambda c: c["images"][0].update(height="48"), "image 1: has \"height\" '48', expected a number of pixels."),
     (lambda c: c["images"][0].update(height=64, width=48), "image 1: says that p00.png is 64 x 48 (height x width)"),
+    (lambda c: c["images"][1].update(id="b"), "image b: has the id 'b', expected numbers or texts, and not both."),
     (lambda c: c["images"].append(7), 'image number 4 in the list: is 7, expected an object with an "id".'),
     (lambda c: c["images"][1].update(file_name="p00.png"), 'image 2: p00.png occurs more than once in "images".'),
     (lambda c: c["categories"].append({"id": 1}), "category 1: is {'id': 1}, expected an object with a whole number"),
