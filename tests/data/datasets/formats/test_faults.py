@@ -69,7 +69,7 @@ def test_yolo_with_the_wrong_folder(data_root: Path) -> None:
     for path in (data_root / "own/labels").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
     (message,) = faults_of(entry)
-    assert "labels: none of its 2 text files is named like an image of" in message
+    assert "labels: none of its 3 text files is named like an image of" in message
 
 
 def first_shape(content: dict[str, Any]) -> dict[str, Any]:
