@@ -64,8 +64,8 @@ def find_entries(given: Given) -> tuple[Entry, Entry | None]:
     if data.suffix.lower() in (".yaml", ".yml"):
         return read_yolo_yaml(data)
     raise ValueError(
-        f"{given.data}: is of no known format, expected a COCO JSON, YOLO's data.yaml, a folder (of Labelme's JSON files, "
-        "of YOLO's labels, of PNGs) or a zip of one of these."
+        f"{given.data}: is of no known format, expected a COCO JSON, YOLO's data.yaml, a folder (of Labelme's JSON "
+        "files, of YOLO's labels, of PNGs) or a zip of one of these."
     )
 
 
@@ -91,7 +91,8 @@ def _of_folder(given: Given, folder: Path, root: Path | None = None) -> tuple[En
         classes = _class_file(given, folder)
         return _of_pngs(given, folder, None if classes else folder, folder if classes else None), None
     raise ValueError(
-        f"{folder}: has no annotations, expected data.yaml, JSON files, text files of polygons, PNGs, or folders called "
+        f"{folder}: has no annotations, expected data.yaml, JSON files, text files of polygons, PNGs, or folders "
+        "called "
         f"{' or '.join((*_INSTANCE_FOLDERS, *_CLASS_FOLDERS))}."
     )
 
@@ -157,8 +158,8 @@ def _of_pngs(given: Given, folder: Path, instances: Path | None, classes: Path |
         return {**entry, "CLASS_NAMES": read_lines(class_file)} if class_file else entry
     if class_file is None:
         raise ValueError(
-            f"{classes}: say what the classes are called: --classes FILE, with one name a line for the values 0, 1, 2, ..., "
-            "or with colours (128 64 128 road)."
+            f"{classes}: say what the classes are called: --classes FILE, with one name a line for the values 0, 1, 2, "
+            "..., or with colours (128 64 128 road)."
         )
     entry["CLASSES"] = _text(classes)
     if looks_like_palette(class_file):
