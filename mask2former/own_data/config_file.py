@@ -35,12 +35,14 @@ def write_config(path: Path, base: str, choices: Sequence[Choice], header: str) 
 
 
 def _lines(tree: dict[str, Any], indent: str) -> list[str]:
-    lines = []
+    lines, reason = [], ""
     for key, value in tree.items():
         if isinstance(value, dict):
             lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
             continue
-        lines += _comment(value.reason, indent)
+        if value.reason != reason:  # one comment for keys that belong together
+            lines += _comment(value.reason, indent)
+        reason = value.reason
         if isinstance(value.value, dict):
             block = yaml.safe_dump(value.value, sort_keys=False, allow_unicode=True, width=10**6)
             lines += [f"{indent}{key}:", textwrap.indent(block.rstrip(), indent + "  ")]

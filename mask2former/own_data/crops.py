@@ -13,7 +13,6 @@ _LARGEST = {True: 1024, False: 512}  # on a GPU, and on a CPU, where a step take
 _SMALLEST = 256
 _SMALL_OBJECT = 16  # pixels of the network's input: two of the finest map that the decoder attends to
 _MANY = 200  # segments: more queries than that learn slowly
-_IN_A_TILE = 100  # segments at most, so many as a model has queries
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Crops:
             return [
                 side,
                 ("INPUT.MIN_SCALE", 0.5, "training sees objects at half to twice their size"),
-                ("INPUT.MAX_SCALE", 2.0, "see MIN_SCALE"),
+                ("INPUT.MAX_SCALE", 2.0, "training sees objects at half to twice their size"),
                 ("INPUT.MIN_SIZE_TEST", self.side, whole),
                 ("INPUT.MAX_SIZE_TEST", self.side, whole),
             ]
@@ -59,7 +58,11 @@ class Crops:
                 round(0.67 * self.scale, 2),
                 "training sees objects at 2/3 to 3/2 of their size in tests",
             ),
-            ("INPUT.MAX_SCALE", round(1.5 * self.scale, 2), "see MIN_SCALE"),
+            (
+                "INPUT.MAX_SCALE",
+                round(1.5 * self.scale, 2),
+                "training sees objects at 2/3 to 3/2 of their size in tests",
+            ),
             ("INPUT.TEST_SCALE", self.scale, "what makes small objects large enough"),
             ("MODEL.MASK_FORMER.TEST.TILE_SIZE", self.side, "test pictures are cut into tiles like the training crops"),
             ("MODEL.MASK_FORMER.TEST.TILE_OVERLAP", self.overlap, "most objects are whole in one of two tiles"),
@@ -67,7 +70,13 @@ class Crops:
 
 
 def choose_crops(
-    inspection: Inspection, fits: Callable[[int], float], *, gpu: bool, may_tile: bool, side: int | None = None
+    inspection: Inspection,
+    fits: Callable[[int], float],
+    *,
+    gpu: bool,
+    queries: int,
+    may_tile: bool,
+    side: int | None = None,
 ) -> Crops:
     """Choose.
 
@@ -75,6 +84,7 @@ def choose_crops(
         inspection: Of the training data.
         fits: How many images of a side fit into memory.
         gpu: Whether there is one.
+        queries: Of the model: a tile should not have more segments.
         may_tile: Whether pictures may be cut into tiles.
         side: The user's choice of the side, or None.
     """
@@ -87,7 +97,7 @@ def choose_crops(
     if may_tile and (small or many):
         why = f"half of the objects would be smaller than {object_size:.0f} pixels" if small else ""
         why = why or f"the fullest image has {inspection.most_segments} segments"
-        return _tiles(inspection, largest, side, why)
+        return _tiles(inspection, largest, side, queries, why)
     if side:
         return Crops(side, inspection.most_segments, "as given")
     reason = f"the longer edge of half of the images is {longer} pixels or less"
@@ -98,7 +108,7 @@ def choose_crops(
     return Crops(whole, inspection.most_segments, reason)
 
 
-def _tiles(inspection: Inspection, largest: int, side: int | None, why: str) -> Crops:
+def _tiles(inspection: Inspection, largest: int, side: int | None, queries: int, why: str) -> Crops:
     typical = max(inspection.object_sizes[2], 1.0)
     scale = min(2.0, max(1.0, math.ceil(4 * 1.5 * _SMALL_OBJECT / typical) / 4))
 
@@ -106,7 +116,7 @@ def _tiles(inspection: Inspection, largest: int, side: int | None, why: str) -> 
         return min(inspection.most_segments, math.ceil(inspection.most_in_area * (tile / scale) ** 2 / 1e6))
 
     least = min(largest, max(192, _to_32(2 * inspection.longest_object * scale)))
-    tile = side or next((t for t in range(largest, least, -32) if expected(t) <= _IN_A_TILE), least)
+    tile = side or next((t for t in range(largest, least, -32) if expected(t) <= queries), least)
     overlap = min(_to_32(inspection.longest_object * scale), tile // 64 * 32)
     reason = f"{why}, so pictures are cut into tiles; one has about {expected(tile)} segments at most"
     return Crops(tile, expected(tile), reason, scale, overlap)

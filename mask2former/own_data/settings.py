@@ -150,8 +150,14 @@ class _Settings:
         def fits(side: int) -> float:
             return images_that_fit(plan.machine, plan.parameters, side, targets, amp=amp)
 
-        side, semantic = plan.given.get("INPUT.IMAGE_SIZE"), plan.task == "semantic"
-        crops = choose_crops(plan.inspection, fits, gpu=plan.machine.gpu, may_tile=not semantic, side=side)
+        crops = choose_crops(
+            plan.inspection,
+            fits,
+            gpu=plan.machine.gpu,
+            queries=self.value("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
+            may_tile=plan.task != "semantic",
+            side=plan.given.get("INPUT.IMAGE_SIZE"),
+        )
         for key, value, reason in crops.settings():
             self.choose(key, value, reason)
         self._choose_queries(crops)
@@ -160,12 +166,12 @@ class _Settings:
     def _choose_queries(self, crops: Crops) -> None:
         now = self.base("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES")
         needed = crops.most_segments
-        where = "tile" if crops.tiles else "image"
+        where = "a tile" if crops.tiles else "an image"
         if needed <= now:
-            queries, reason = now, f"enough: at most {needed} segments in a {where}; a trained model keeps its queries"
+            queries, reason = now, f"enough: at most {needed} segments in {where}; a trained model keeps its queries"
         else:
             queries = math.ceil(1.2 * needed / 50) * 50
-            reason = f"up to {needed} segments in a {where}, and a fifth more"
+            reason = f"up to {needed} segments in {where}, and a fifth more; queries begin anew"
         queries = self.choose("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", queries, reason)
         most = self.plan.inspection.most_segments
         detections = max(100, queries, math.ceil(1.2 * most / 50) * 50 if crops.tiles else 0)
@@ -212,7 +218,7 @@ class _Settings:
             return
         steps, batch = self.value("SOLVER.MAX_ITER"), self.value("SOLVER.IMS_PER_BATCH")
         epoch = self.plan.inspection.images / batch
-        period = min(steps, _round_up(max(steps / 20, epoch), 10))
+        period = min(steps, _round_up(max(steps / 20, epoch), 20))  # metrics are logged every 20 steps
         self.choose("TEST.EVAL_PERIOD", period, f"steps between evaluations, {steps / period:.0f} in all")
         self.choose("TEST.BEST_CHECKPOINT.ENABLED", True, "the best model is kept as model_best.pth")
         self.choose("TEST.BEST_CHECKPOINT.METRIC", main_metric(self.plan.task), "what best means")

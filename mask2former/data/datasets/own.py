@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,14 @@ class CustomDataset:
         known: dict[str, Any] = {"image_root": str(self.source.images), "evaluator_type": "coco"}
         if self.source.panoptic:
             known |= {"evaluator_type": "coco_panoptic_seg", "label_divisor": 1000}
+        folder = None
+        with suppress(FileNotFoundError):
+            folder, _ = self._folders()
         try:
-            folders = self._folders()
-        except FileNotFoundError:
-            folders = None
-        try:
-            known |= self._class_metadata(folders)
+            known |= self._class_metadata(folder)
         except FileNotFoundError:
             return known
-        return known | self._file_metadata(folders) if folders else known
+        return known | self._file_metadata(folder) if folder else known
 
     def load(self) -> list[dict[str, Any]]:
         """The dataset dicts; the first call checks and converts.
@@ -77,19 +77,18 @@ class CustomDataset:
             FileNotFoundError: The source or the list is not there.
             DataError: Nothing can be made of it.
         """
-        folders = self._folders()
-        build_once(folders.of_list, lambda unfinished: self._convert(folders, unfinished))
-        folders = self._folders()  # the pictures may be with the conversion of all images
-        faults = [Fault(**entry) for entry in json.loads((folders.of_list / FAULTS_FILE).read_text())]
-        files = self._file_metadata(folders)
+        folder, of_all = self._folders()
+        build_once(folder, lambda unfinished: self._convert(unfinished, of_all))
+        faults = [Fault(**entry) for entry in json.loads((folder / FAULTS_FILE).read_text())]
+        files = self._file_metadata(folder)
         if not self.source.panoptic:
-            return self._load_instances(files["json_file"], self._class_metadata(folders)), faults
+            return self._load_instances(files["json_file"], self._class_metadata(folder)), faults
         records = load_coco_panoptic(
             files["panoptic_json"],
             self.source.images,
             files["panoptic_root"],
             files["sem_seg_root"],
-            self._class_metadata(folders),
+            self._class_metadata(folder),
         )
         return records, faults
 
@@ -100,66 +99,54 @@ class CustomDataset:
             annotation["category_id"] = contiguous[annotation["category_id"]]
         return records
 
-    def _convert(self, folders: "_Folders", unfinished: Path) -> None:
-        if folders.of_list != folders.of_all and folders.of_all.is_dir():
-            _write_subset(folders.of_all, unfinished, self.list_file)
+    def _convert(self, unfinished: Path, of_all: Path) -> None:
+        if self.list_file is not None and of_all.is_dir():
+            _write_subset(of_all, unfinished, self.list_file)
         else:
             self.source.convert(unfinished, self.list_file)
         categories = [asdict(category) for category in self.source.categories()]
         (unfinished / _CATEGORIES).write_text(json.dumps(categories))
 
-    def _categories(self, folders: "_Folders | None") -> tuple[Category, ...]:
+    def _categories(self, folder: Path | None) -> tuple[Category, ...]:
         """The classes; from the conversion if it is there, for the source's file may be large."""
-        if folders is None or not (folders.of_list / _CATEGORIES).is_file():
+        if folder is None or not (folder / _CATEGORIES).is_file():
             return self.source.categories()
-        entries = json.loads((folders.of_list / _CATEGORIES).read_text())
+        entries = json.loads((folder / _CATEGORIES).read_text())
         return tuple(Category(**{**entry, "color": entry["color"] and tuple(entry["color"])}) for entry in entries)
 
-    def _class_metadata(self, folders: "_Folders | None") -> dict[str, Any]:
-        categories = self._categories(folders)
+    def _class_metadata(self, folder: Path | None) -> dict[str, Any]:
+        categories = self._categories(folder)
         if self.source.panoptic:
             return {**panoptic_metadata(categories), "ignore_label": ignore_label(len(categories))}
         return thing_metadata(categories)
 
-    def _file_metadata(self, folders: "_Folders") -> dict[str, str]:
-        known = {"json_file": str(folders.of_list / INSTANCES_FILE)}
+    def _file_metadata(self, folder: Path) -> dict[str, str]:
+        known = {"json_file": str(folder / INSTANCES_FILE)}
         if self.source.panoptic:
-            known["panoptic_json"] = str(folders.of_list / PANOPTIC_FILE)
-            known["panoptic_root"] = str(self.source.segments(folders.of_pictures))
-            known["sem_seg_root"] = str(folders.of_pictures / "semantic")
+            known["panoptic_json"] = str(folder / PANOPTIC_FILE)
+            known["panoptic_root"] = str(self.source.segments(folder))
+            known["sem_seg_root"] = str(folder / "semantic")
         return known
 
-    def _folders(self) -> "_Folders":
+    def _folders(self) -> tuple[Path, Path]:
+        """Where the conversion is, and where that of all images is: the same without a list."""
         if self.list_file:
             read_lines(self.list_file)  # an error of its own where it is missing
         files = self.source.files()
         of_all = cache_folder(self.source.images.name, self.source, files)
         if self.list_file is None:
-            return _Folders(of_all, of_all, of_all)
-        of_list = cache_folder(self.name, (self.source, self.list_file), [*files, self.list_file])
-        if not (of_list / _ORIGIN).is_file():
-            return _Folders(of_all, of_list, of_list)
-        if not of_all.is_dir():  # somebody has tidied up
-            shutil.rmtree(of_list)
-            return _Folders(of_all, of_list, of_list)
-        return _Folders(of_all, of_list, of_all)
-
-
-@dataclass(frozen=True)
-class _Folders:
-    """Where the conversion is: of all images, of those on the list, and the pictures that were made for the latter."""
-
-    of_all: Path
-    of_list: Path
-    of_pictures: Path
+            return of_all, of_all
+        folder = cache_folder(self.name, (self.source, self.list_file), [*files, self.list_file])
+        if any(entry.is_symlink() and not entry.exists() for entry in folder.glob("*")):
+            shutil.rmtree(folder)  # somebody has removed the conversion that it was cut out of
+        return folder, of_all
 
 
 _CATEGORIES = "categories.json"
-_ORIGIN = "cut_out.txt"  # tells that the conversion of a list was cut out of that of all images
 
 
 def _write_subset(whole: Path, folder: Path, list_file: Path | None) -> None:
-    """Write the JSON files of some of the images that are converted already."""
+    """Write the JSON files of some of the images that are converted already, and link to their pictures."""
     content = json.loads((whole / INSTANCES_FILE).read_text())
     faults = json.loads((whole / FAULTS_FILE).read_text())
     bad = {fault["image"] for fault in faults if fault["image"]}
@@ -170,7 +157,8 @@ def _write_subset(whole: Path, folder: Path, list_file: Path | None) -> None:
             (folder / file).write_text(json.dumps(content))
     faults = [fault for fault in faults if fault["image"] is None or fault["image"] in names]
     (folder / FAULTS_FILE).write_text(json.dumps(faults))
-    (folder / _ORIGIN).write_text(str(whole))
+    for pictures in (entry for entry in whole.iterdir() if entry.is_dir()):
+        (folder / pictures.name).symlink_to(pictures)
 
 
 def _subset(content: dict[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def evaluate_best(output: Path, cfg: CfgNode) -> dict[str, Any]:
     Mask2FormerCheckpointer(model).load(str(checkpoint))
     results = Trainer.test(cfg, model)
     iteration = torch.load(checkpoint, map_location="cpu", weights_only=True).get("iteration", -1)
-    content = {"checkpoint": checkpoint.name, "step": iteration + 1, "results": results}
+    step = min(iteration + 1, cfg.SOLVER.MAX_ITER)  # after the last one, Detectron2 writes how many there were
+    content = {"checkpoint": checkpoint.name, "step": step, "results": results}
     (output / RESULTS_FILE).write_text(json.dumps(content, indent=1))
     return content
 

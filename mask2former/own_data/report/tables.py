@@ -17,9 +17,15 @@ _MOST_CLASSES = 40  # in a table of confusions, which has as many columns
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, css: str = "") -> str:
-    """A table of text; numbers stand at the right."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows)
+    """A table of text; columns of numbers stand at the right."""
+    numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(header))]
+    head = "".join(f"<th{_class(right)}>{escape(name)}</th>" for name, right in zip(header, numeric, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{_class(right)}>{escape(str(value))}</td>" for value, right in zip(row, numeric, strict=True))
+        + "</tr>"
+        for row in rows
+    )
     return f'<div class="scroll"><table class="{css}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -86,7 +92,10 @@ def _heat(count: int, share: float, right: bool) -> str:
     return f'<td class="{kind}" style="--share:{share:.3f}" title="{count}">{text}</td>'
 
 
-def _cell(value: Any) -> str:
-    text = str(value)
-    number = isinstance(value, int | float) or text.replace(".", "", 1).replace("%", "").isdigit() or text == _NOTHING
-    return f'<td class="number">{escape(text)}</td>' if number else f"<td>{escape(text)}</td>"
+def _class(number: bool) -> str:
+    return ' class="number"' if number else ""
+
+
+def _is_number(value: Any) -> bool:
+    text = str(value).removesuffix("%")
+    return text == _NOTHING or text.replace(".", "", 1).isdigit()
