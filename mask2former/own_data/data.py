@@ -81,7 +81,8 @@ def read_own_data(given: Given, val_given: Given | None, val_fraction: float, *,
     parts = {"own_train": _read("own_train", entry)}
     if val_entry is not None:
         parts["own_val"] = _read("own_val", val_entry)
-    faults = [fault for part in parts.values() for fault in part.faults]
+    # Training and validation may come of the same files.
+    faults = list(dict.fromkeys(fault for part in parts.values() for fault in part.faults))
     for part in parts.values():
         if not part.records:
             raise DataError([*faults, Fault(part.entry["IMAGES"], "no image is left to use.")])

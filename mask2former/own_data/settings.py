@@ -160,8 +160,20 @@ class _Settings:
         )
         for key, value, reason in crops.settings():
             self.choose(key, value, reason)
+        if not crops.tiles:
+            self._undo_tiles()
         self._choose_queries(crops)
         self._choose_batch(fits(crops.side), crops.side)
+
+    def _undo_tiles(self) -> None:
+        """The base may be a model that sees pictures in tiles, and at their own size."""
+        for key, value in (
+            ("INPUT.SCALE_REFERENCE", "crop"),
+            ("INPUT.TEST_SCALE", 0.0),
+            ("MODEL.MASK_FORMER.TEST.TILE_SIZE", 0),
+        ):
+            if self.base(key) != value:
+                self.choose(key, value, "pictures are seen whole")
 
     def _choose_queries(self, crops: Crops) -> None:
         now = self.base("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES")
@@ -203,9 +215,8 @@ class _Settings:
             "" if seen > _FEWEST_IMAGES[plan.fine_tuned] else f": {seen} images, for a small data set"
         )
         steps = self.choose("SOLVER.MAX_ITER", steps, reason)
-        self.choose(
-            "SOLVER.STEPS", sorted({round(0.9 * steps), round(0.95 * steps)}), "the learning rate falls tenfold at each"
-        )
+        falls = sorted({int(0.9 * steps), int(0.95 * steps)}) if steps >= 10 else []
+        self.choose("SOLVER.STEPS", falls, "the learning rate falls tenfold at each")
         self.choose("SOLVER.WARMUP_ITERS", min(100, steps // 20), "the learning rate rises so long")
         self.choose("SOLVER.CHECKPOINT_PERIOD", _round_up(steps / 8, 10), "--resume goes on from the last")
         workers = min(8, plan.machine.cpus) if plan.machine.gpu else min(1, plan.machine.cpus - 1)

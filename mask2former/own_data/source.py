@@ -115,7 +115,11 @@ def _of_coco(given: Given, path: Path) -> Entry:
     }
     if panoptic:
         png = _first_name(content["annotations"])
-        segments = given.segments or _find(near, lambda folder: png is not None and (folder / png).is_file())
+        # PNGs may have the names of the images, and lie in a folder of the name of the JSON.
+        candidates = [path.with_suffix(""), path.parent.parent / path.stem, *near]
+        segments = given.segments or _find(
+            candidates, lambda folder: png is not None and folder != images and (folder / png).is_file()
+        )
         if segments is None:
             raise FileNotFoundError(
                 f"{path}: names PNGs such as {png}, which are not beside it; say where: --segments."

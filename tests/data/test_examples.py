@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask2former import add_maskformer2_config
 from mask2former.data import build_dataset_mapper, check_config_against_data, register_custom_datasets
-from tests.own_data import FORMATS, make_pictures, write_data
+from tests.brick_data import FORMATS, make_pictures, write_data
 
 REPOSITORY = Path(__file__).parents[2]
 README = REPOSITORY / "datasets" / "README.md"

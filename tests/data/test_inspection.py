@@ -6,7 +6,7 @@ from detectron2.data import Metadata
 
 from mask2former.data.datasets.entry import parse_entry
 from mask2former.data.inspection import Inspection, inspect_records
-from tests.own_data import FORMATS, NAMES, make_pictures, write_data
+from tests.brick_data import FORMATS, NAMES, make_pictures, write_data
 
 
 def inspect(root: Path, form: str, count: int = 5) -> Inspection:

@@ -14,7 +14,7 @@ from mask2former.data.dataset_mappers import dataset_mapper_class
 from mask2former.data.datasets.entry import parse_entry
 from mask2former.data.datasets.formats.faults import DataError
 from mask2former.data.datasets.own import CustomDataset
-from tests.own_data import FORMATS, NAMES, Picture, make_pictures, write_data
+from tests.brick_data import FORMATS, NAMES, Picture, make_pictures, write_data
 
 Entry = dict[str, Any]
 

@@ -10,7 +10,7 @@ import pytest
 
 from mask2former.data.datasets.entry import parse_entry
 from mask2former.data.datasets.formats.faults import DataError
-from tests.own_data import FORMATS, make_pictures, write_data
+from tests.brick_data import FORMATS, make_pictures, write_data
 
 ROUNDS = 60
 JUNK: list[Any] = [
