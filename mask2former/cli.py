@@ -1,8 +1,8 @@
-"""The command ``mask2former``: segment, train, evaluate, browse data, convert weights, list and try models."""
+"""The command ``mask2former``: segment, train and evaluate, look at data, convert weights, list and try models."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detectron2.engine import default_argument_parser
@@ -17,6 +17,14 @@ from mask2former.inference.pictures import find_pictures
 from mask2former.inference.result_files import plan_outputs, plan_video_output
 from mask2former.inference.runs import complain, save_pictures, save_video
 from mask2former.inference.video import VideoWriter, frame_rate, is_video, open_video
+from mask2former.own_data.command import (
+    add_data_arguments,
+    add_training_arguments,
+    check_needs_data,
+    inspect_data,
+    prepare_training,
+    train_and_report,
+)
 from mask2former.web import build_page
 from mask2former.weights import zoo
 
@@ -28,11 +36,20 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mask2former", description="Segment pictures with Mask2Former, or train it.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_predict(commands)
-    for name, eval_only, text in (("train", False, "train a model"), ("eval", True, "evaluate a model")):
+    for name, eval_only, text in (
+        ("train", False, "train a model, on your own data with --data"),
+        ("eval", True, "evaluate a model"),
+    ):
         command = commands.add_parser(
             name, help=text, parents=[default_argument_parser(epilog=" ")], conflict_handler="resolve"
         )
-        command.set_defaults(run=_train, eval_only=eval_only)
+        command.set_defaults(run=_train, eval_only=eval_only, data=None)
+        if not eval_only:
+            add_data_arguments(command, required=False)
+            add_training_arguments(command)
+    inspect = commands.add_parser("inspect", help="check your own data and tell what they hold")
+    add_data_arguments(inspect, required=True)
+    inspect.set_defaults(run=_inspect)
     _add_browse(commands)
     _add_convert(commands)
     _add_demo(commands)
@@ -109,8 +126,32 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    if args.data is not None:
+        if failed := _or_complain(prepare_training, args):
+            return failed
+        train_and_report(args)
+        return 0
+    if not args.eval_only:
+        try:
+            check_needs_data(args)
+        except ValueError as error:
+            complain(error)
+            return 1
     run(args)
     return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    return _or_complain(inspect_data, args)
+
+
+def _or_complain(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a command whose input may be wrong in ways that need no traceback."""
+    try:
+        return command(args)
+    except (OSError, ValueError, KeyError, AssertionError) as error:
+        complain(error.args[0] if isinstance(error, KeyError) else error)
+        return 1
 
 
 def _add_browse(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -227,5 +227,7 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.TEST.BOUNDARY_AP = False
     # Keep the checkpoint with the best value of one metric of the evaluation as model_best.pth.
     cfg.TEST.BEST_CHECKPOINT = CN({"ENABLED": False, "METRIC": "panoptic_seg/PQ", "MODE": "max"})
+    # Stop a training when that metric has not become better in PATIENCE evaluations in a row; 0 never does.
+    cfg.TEST.EARLY_STOPPING = CN({"PATIENCE": 0})
     # Detectron2's VIS_PERIOD says how often sample predictions go to TensorBoard; this many images each time.
     cfg.TEST.VIS_IMAGES = 4
