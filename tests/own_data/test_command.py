@@ -89,7 +89,7 @@ def test_resume_and_early_stop(train: Run, tmp_path: Path, capsys: pytest.Captur
     assert train(*words) == 0
     config = load_config(str(tmp_path / "out/own_data.yaml"))
     assert config.TEST.EARLY_STOPPING.PATIENCE == 3
-    assert config.DATASETS.CUSTOM.own_val.LABELS == str(tmp_path / "own/labels")
+    assert str(tmp_path / "own/labels") == config.DATASETS.CUSTOM.own_val.LABELS
     assert train(*words) == 1
     assert "has a training already; go on with it by --resume" in capsys.readouterr().err
     assert train(*words, "--resume", steps=6) == 0
@@ -139,7 +139,7 @@ def test_validation_data_and_weights(train: Run, tmp_path: Path, capsys: pytest.
     assert "Of another shape, so initialised anew" in log
     assert "sem_seg_head.predictor.class_embed.weight: (3, 32) in the checkpoint, (4, 32) in the model" in log
     config = load_config(str(out / "own_data.yaml"))
-    assert config.MODEL.WEIGHTS == str(tmp_path / "first/model_best.pth")
+    assert str(tmp_path / "first/model_best.pth") == config.MODEL.WEIGHTS
     assert set(config.DATASETS.CUSTOM) == {"own_train", "own_val"}
     model = Segmenter(model_config(str(out)))
     assert model.predict(str(tmp_path / "own/images/p00.png")).instances is not None
