@@ -3,6 +3,7 @@
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path
 
 from mask2former.data.datasets.cache import build_once, cache_folder
@@ -27,7 +28,7 @@ def unpack(archive: Path) -> Path:
             members = [member for member in opened.infolist() if not _is_rubbish(member.filename)]
             _check(archive, members, target)
             build_once(target, lambda folder: _extract(opened, members, folder))
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, OSError) as error:
         # Encrypted is a RuntimeError, an unknown compression a NotImplementedError.
         faults = Faults()
         faults.add(archive, f"cannot be unpacked ({error}). Pack it again, or unpack it and give the folder.")

@@ -45,8 +45,8 @@ def labels_beside(images: Path) -> Path:
 
 
 def _names(names: Any) -> list[str]:
-    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
-        names = [names[number] for number in range(len(names))]
+    if isinstance(names, dict) and {str(key) for key in names} == {str(number) for number in range(len(names))}:
+        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
         raise ValueError(
             f'has "names" {str(names)[:60]}, expected a list of class names, or one of 0: name, 1: name, ...'

@@ -9,7 +9,7 @@ from mask2former.own_data.report.curves import Series
 __all__ = ["line_chart"]
 
 _WIDTH, _HEIGHT = 640, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 30
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 12, 30
 _COLORS = 6  # that the style sheet has
 
 

@@ -9,10 +9,14 @@ __all__ = ["Series", "read_curves"]
 Series = list[tuple[int, float]]
 
 
-def read_curves(path: Path) -> dict[str, Series]:
+def read_curves(path: Path, last_step: int) -> dict[str, Series]:
     """By its name the values of every number that was logged, with the steps (from 1) that had been taken.
 
     A run that was resumed has written some steps twice: the later ones count.
+
+    Args:
+        path: ``metrics.json``.
+        last_step: Of the run; what Detectron2 logs after it, with a higher number, belongs to it.
     """
     if not path.is_file():
         return {}
@@ -22,7 +26,7 @@ def read_curves(path: Path) -> dict[str, Series]:
             entry = json.loads(line)
         except ValueError:  # the last line of a run that was killed
             continue
-        step = int(entry.pop("iteration", -1)) + 1
+        step = min(int(entry.pop("iteration", -1)) + 1, last_step)
         for name, value in entry.items():
             if isinstance(value, int | float) and math.isfinite(value):
                 found.setdefault(name, {})[step] = float(value)

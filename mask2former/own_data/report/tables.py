@@ -30,16 +30,29 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, css: str = ""
 
 
 def class_table(
-    names: Sequence[str], qualities: Sequence[ClassQuality], metrics: dict[str, dict[str, float]], task: Task
+    names: Sequence[str],
+    qualities: Sequence[ClassQuality],
+    metrics: dict[str, dict[str, float]],
+    task: Task,
+    things: Sequence[str],
 ) -> str:
-    """Quality by class: what was counted here, and what the evaluators say."""
+    """Quality by class: what was counted here, and what the evaluators say.
+
+    Args:
+        names: Of the classes.
+        qualities: Of the classes.
+        metrics: Of the evaluators, in percent.
+        task: What is judged.
+        things: Names of those classes that are.
+    """
     columns = [("AP", "segm", "AP-{}"), ("IoU", "sem_seg", "IoU-{}")]
     known = [
         (title, [metrics.get(part, {}).get(pattern.format(name), math.nan) for name in names])
         for title, part, pattern in columns
     ]
-    if len(names) == 1 and "AP" in metrics.get("segm", {}):  # Detectron2 has no AP by class then
-        known[0] = ("AP", [metrics["segm"]["AP"]])
+    if all(map(math.isnan, known[0][1])) and len(things) == 1:  # Detectron2 has no AP by class then
+        ap = metrics.get("segm", {}).get("AP", math.nan)
+        known[0] = ("AP", [ap if name == things[0] else math.nan for name in names])
     known = [(title, values) for title, values in known if not all(map(math.isnan, values))]
     counted = "pixels" if task == "semantic" else "segments"
     header = ["class", counted, "found", "right", *(["quality"] if task != "semantic" else []), *(t for t, _ in known)]
@@ -53,7 +66,7 @@ def class_table(
 
 
 def confusion_table(names: Sequence[str], confusion: np.ndarray, task: Task) -> str:
-    """What each true class was taken for: shares of a row, the darker the more.
+    """What each true class was taken for: shares of a row, the darker the more; in the last row of a column.
 
     Args:
         names: K of them.
@@ -69,9 +82,9 @@ def confusion_table(names: Sequence[str], confusion: np.ndarray, task: Task) -> 
     head = "".join(f"<th><span>{escape(label)}</span></th>" for label in labels)
     body = ""
     for i in rows:
-        total = max(confusion[i].sum(), 1)
         name = names[i] if i != nothing else "nothing"
-        cells = "".join(_heat(int(confusion[i, j]), confusion[i, j] / total, i == j) for j in columns)
+        totals = confusion.sum(0) if i == nothing else np.full(nothing + 1, confusion[i].sum())
+        cells = "".join(_heat(int(confusion[i, j]), confusion[i, j] / max(totals[j], 1), i == j) for j in columns)
         body += f"<tr><th>{escape(name)}</th>{cells}</tr>"
     left_out = len(occurring) - len(order)
     note = f"<p class='note'>The {left_out} rarest classes are left out.</p>" if left_out else ""
@@ -88,7 +101,9 @@ def percent(share: float) -> str:
 
 def _heat(count: int, share: float, right: bool) -> str:
     kind = "right" if right else "wrong"
-    text = f"{100 * share:.0f}" if count else ""
+    if not count:
+        return "<td></td>"
+    text = f"{100 * share:.0f}"
     return f'<td class="{kind}" style="--share:{share:.3f}" title="{count}">{text}</td>'
 
 

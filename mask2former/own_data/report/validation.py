@@ -61,14 +61,14 @@ def validation_sections(
         ]
         return f'<div class="pairs">{pictures(pairs)}</div>' if pairs else ""
 
-    table = class_table(names, class_qualities(every, len(names), task), results, task)
+    table = class_table(names, class_qualities(every, len(names), task), results, task, metadata.thing_classes)
     return [
         section("Classes", table, note=_CLASS_NOTES[task]),
         section(
             "Confusion of classes",
             confusion,
-            note=f"So many percent of the true {counted} of a row were predicted as the column. Counts are shown when "
-            "the mouse is over a field.",
+            note=f"So many percent of the true {counted} of a row were predicted as the column. The last row: so many "
+            "percent of the predictions of a column are nothing in truth. Counts show when the mouse is over a field.",
         ),
         section("Worst pictures", draw(worst), note="Left what was predicted, right what is true."),
         section("Best pictures", draw(best), note="Left what was predicted, right what is true."),

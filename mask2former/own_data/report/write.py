@@ -44,7 +44,7 @@ def write_report(output: Path, *, evaluate: bool = True) -> Path:
     known = _read_inspection(output)
     task = known["task"] if known else _task_of(cfg)
     results = read_results(output) if cfg.DATASETS.TEST else None
-    curves = read_curves(output / "metrics.json")
+    curves = read_curves(output / "metrics.json", cfg.SOLVER.MAX_ITER)
     sections = [tiles(_facts(cfg, task, known, results, curves)), section("Course", _charts(curves, task))]
     if results is not None:
         name = cfg.DATASETS.TEST[0]
