@@ -164,16 +164,16 @@ def test_help_names_every_command(repository: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mask2former.cli", "--help"], capture_output=True, text=True, check=True, cwd=repository
     )
-    for command in ("predict", "train", "eval", "convert", "models"):
+    for command in ("predict", "inspect", "train", "eval", "convert", "models"):
         assert f"    {command} " in done.stdout
     assert cv2.__name__ not in done.stderr
 
 
 def test_documented_commands_parse(repository: Path) -> None:
-    pages = [(repository / page).read_text() for page in ("docs/api.md", "README.md")]
+    pages = [(repository / page).read_text() for page in ("docs/api.md", "docs/own_data.md", "README.md")]
     commands = [
-        shlex.split(line) for page in pages for line in page.splitlines() if re.match("mask2former [a-z]", line)
+        shlex.split(line) for page in pages for line in page.splitlines() if re.match(r" *mask2former [a-z]", line)
     ]
-    assert {command[1] for command in commands} == {"predict", "train", "eval", "convert", "models"}
+    assert {command[1] for command in commands} == {"predict", "inspect", "train", "eval", "convert", "models"}
     for command in commands:
         assert cli.get_parser().parse_args(command[1:]).run
