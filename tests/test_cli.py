@@ -204,19 +204,20 @@ def test_help_names_every_command(repository: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mask2former.cli", "--help"], capture_output=True, text=True, check=True, cwd=repository
     )
-    for command in ("predict", "train", "eval", "browse", "convert", "models"):
+    for command in ("predict", "inspect", "train", "eval", "browse", "convert", "demo", "models"):
         assert f"    {command} " in done.stdout
     assert cv2.__name__ not in done.stderr
 
 
 def test_documented_commands_parse(repository: Path) -> None:
-    pages = [(repository / page).read_text() for page in ("docs/api.md", "docs/weights.md", "README.md")]
+    names = ("docs/api.md", "docs/own_data.md", "docs/weights.md", "README.md")
     commands = [
         shlex.split(line, comments=True)
-        for page in pages
-        for line in page.splitlines()
-        if re.match("mask2former [a-z]", line)
+        for name in names
+        for line in (repository / name).read_text().splitlines()
+        if re.match(r" *mask2former [a-z]", line)
     ]
-    assert {command[1] for command in commands} == {"predict", "train", "eval", "browse", "convert", "demo", "models"}
+    known = {"predict", "inspect", "train", "eval", "browse", "convert", "demo", "models"}
+    assert {command[1] for command in commands} == known
     for command in commands:
         assert cli.get_parser().parse_args(command[1:]).run
