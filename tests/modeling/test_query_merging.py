@@ -85,6 +85,16 @@ def test_assignment_is_the_best_of_all() -> None:
     torch.testing.assert_close(merged.mask_logits, (first.mask_logits + second.mask_logits[list(best)]) / 2)
 
 
+def test_of_queries_with_the_same_mask_the_class_decides() -> None:
+    """As of an object and its less sure double; the masks alone say the opposite."""
+    masks = _blobs((0, 0), (0, 1), side=6)
+    first = QueryPrediction(torch.tensor([[3.0, 0, 0], [0, 0, 3]]), masks, GEOMETRY)
+    second = QueryPrediction(torch.tensor([[0.0, 0, 3], [3, 0, 0]]), masks, GEOMETRY)
+    merged = _merge(first, second)
+    torch.testing.assert_close(merged.class_logits.softmax(-1), first.class_logits.softmax(-1))
+    torch.testing.assert_close(merged.mask_logits[0], merged.mask_logits[1])
+
+
 def test_what_is_left_over() -> None:
     """Too little overlap is none; then a query must say "object" and have a mask to become a segment."""
     first = QueryPrediction(torch.tensor([[3.0, 0, 0]]), _blobs((0, 0)), GEOMETRY)
