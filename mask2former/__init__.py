@@ -17,7 +17,8 @@ to a configuration::
     cfg.merge_from_file("configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml")
 """
 
-from typing import TYPE_CHECKING, Any  # noqa: I001
+from importlib import import_module  # noqa: I001
+from typing import TYPE_CHECKING, Any
 
 from . import _detectron2  # noqa: F401  before everything that imports Detectron2
 from . import data, modeling
@@ -34,6 +35,7 @@ from .modeling import MaskFormer
 
 if TYPE_CHECKING:
     from .api import Result, Segmenter, list_models, load
+    from .engine import SemanticSegmentorWithTTA
 
 __version__ = "0.1.0"
 
@@ -47,6 +49,7 @@ __all__ = [
     "MaskFormerSemanticDatasetMapper",
     "Result",
     "Segmenter",
+    "SemanticSegmentorWithTTA",
     "add_maskformer2_config",
     "data",
     "list_models",
@@ -54,13 +57,17 @@ __all__ = [
     "modeling",
 ]
 
-_FROM_API = ("Result", "Segmenter", "list_models", "load")
+_LAZY = {
+    "Result": "api",
+    "Segmenter": "api",
+    "SemanticSegmentorWithTTA": "engine",
+    "list_models": "api",
+    "load": "api",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what uses a trained model when it is asked for first: training needs none of it."""
-    if name not in _FROM_API:
+    """Import what a use of the model's parts does not need when it is asked for first."""
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import api
-
-    return getattr(api, name)
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

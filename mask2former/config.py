@@ -223,6 +223,9 @@ def _add_solver_keys(cfg: CN) -> None:
     # Micro-batches of IMS_PER_BATCH / this many images whose gradients are added before one step.
     cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS = 1
 
+    # Test-time augmentation is Detectron2's TEST.AUG (ENABLED, MIN_SIZES, MAX_SIZE, FLIP). If this is not empty, views
+    # are the test image times these factors, and MIN_SIZES and MAX_SIZE are not read: for images of various sizes.
+    cfg.TEST.AUG.SCALES = []
     # Also report AP by the smaller of mask IoU and Boundary IoU, of data sets with instances in COCO's format.
     cfg.TEST.BOUNDARY_AP = False
     # Keep the checkpoint with the best value of one metric of the evaluation as model_best.pth.

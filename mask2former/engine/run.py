@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.engine.launch import launch
 from mask2former.engine.setup import setup
+from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.trainer import Trainer
 
 __all__ = ["main", "run"]
@@ -24,7 +25,11 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         Mask2FormerCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        if cfg.TEST.AUG.ENABLED:
+            SegmentorWithTTA(cfg, model)  # complains now of what it cannot do, not after the evaluation without it
         results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

@@ -1,6 +1,7 @@
 """Detectron2's default trainer, with Mask2Former's data, optimizer and evaluators, on GPUs and CPUs."""
 
 import logging
+import os
 import weakref
 from typing import Any
 
@@ -19,6 +20,7 @@ from mask2former.engine.hooks import BestCheckpointer, EarlyStopping, ProgressBa
 from mask2former.engine.optimizer import build_lr_scheduler, build_optimizer
 from mask2former.engine.prediction_images import PredictionImages
 from mask2former.engine.random_state import derive_seed, seed_all
+from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.train_loop import StepTrainer, amp_dtype
 from mask2former.evaluation import build_evaluator
 
@@ -117,6 +119,22 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
         return build_detection_test_loader(cfg, dataset_name, mapper=build_dataset_mapper(cfg, is_train=False))
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # noqa: N802  as in the official release
+        """Evaluate with the test-time augmentation of ``TEST.AUG``; takes as long as all its views.
+
+        Returns:
+            As ``test``, with "_TTA" after each of the outer names. Predictions are in ``OUTPUT_DIR/inference_TTA``.
+        """
+        logger.info("Evaluating with test-time augmentation.")
+        several = len(cfg.DATASETS.TEST) > 1
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(folder, name if several else "")) for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, SegmentorWithTTA(cfg, model), evaluators)
+        return {f"{name}_TTA": result for name, result in results.items()}
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:

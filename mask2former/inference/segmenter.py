@@ -17,6 +17,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from mask2former.data.augmentation import build_test_augmentations
+from mask2former.engine import SegmentorWithTTA
 from mask2former.inference.pictures import Picture, is_single, iterate_sources, open_picture
 from mask2former.inference.result import Result
 from mask2former.inference.video import is_video, open_video, prefetch, read_frames
@@ -48,7 +49,7 @@ class Segmenter:
 
     Attributes:
         cfg: the configuration, frozen.
-        model: in eval mode.
+        model: in eval mode; with ``TEST.AUG.ENABLED`` inside test-time augmentation.
         metadata: Detectron2's metadata of the data set: names and colours of classes.
         default_tasks: what :meth:`predict` gives where it is not told: the first of panoptic, instance and semantic
             that the configuration turns on, or nothing.
@@ -59,16 +60,18 @@ class Segmenter:
         Args:
             cfg: of the model; ``MODEL.WEIGHTS`` names a checkpoint of the whole model. Pictures are resized as for
                 testing (``INPUT.TEST_SCALE`` or ``MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``) and given to the model in the
-                channel order ``INPUT.FORMAT``.
+                channel order ``INPUT.FORMAT``. ``TEST.AUG.ENABLED`` turns test-time augmentation on.
 
         Raises:
             FileNotFoundError: there are no weights.
-            ValueError: the weights are not those of a whole model, or ``INPUT.FORMAT`` is unknown.
+            ValueError: the weights are not those of a whole model, ``INPUT.FORMAT`` is unknown, or ``TEST.AUG`` asks
+                for what cannot be done.
         """
         if cfg.INPUT.FORMAT not in ("RGB", "BGR", "L"):
             raise ValueError(f'INPUT.FORMAT is "{cfg.INPUT.FORMAT}", expected "RGB", "BGR" or "L"')
         self.cfg = _batching_by_size(cfg)
-        self.model = load_whole_model(build_model(self.cfg), cfg.MODEL.WEIGHTS).eval()
+        model = load_whole_model(build_model(self.cfg), cfg.MODEL.WEIGHTS)
+        self.model = (SegmentorWithTTA(self.cfg, model) if cfg.TEST.AUG.ENABLED else model).eval()
         self.metadata = _metadata(cfg)
         self.default_tasks = _tasks_on(cfg)[:1]
         self._resize = T.AugmentationList(build_test_augmentations(cfg))
@@ -164,6 +167,11 @@ class Segmenter:
             raise ValueError(f"threshold is {threshold}, expected 0 to 1.")
         if size is not None and size < 0:
             raise ValueError(f"size is {size}, expected pixels of the shorter edge, or 0 for pictures as they are.")
+        if size is not None and self.cfg.TEST.AUG.ENABLED and not self.cfg.TEST.AUG.SCALES:
+            raise ValueError(
+                f"size is {size}, but test-time augmentation takes its sizes from TEST.AUG.MIN_SIZES; leave size out, "
+                "or set TEST.AUG.SCALES, which are factors of it."
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
         return tasks

@@ -6,6 +6,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from .mask_iou import pairwise_iou
+
 __all__ = ["split_disconnected"]
 
 # Smaller parts, in cells of the masks, are noise at the edges of others.
@@ -57,12 +59,10 @@ def split_disconnected(mask_cls: Tensor, mask_pred: Tensor, classes: Collection[
 
 def _without_repetitions(logits: Tensor, masks: Tensor, may_repeat: Tensor) -> Tensor:
     """Which of the masks (Q, h, w) are not another's, more probable and of the same class: (Q,) bool."""
-    inside = (masks > 0).flatten(1).float()
-    intersection = inside @ inside.T
-    areas = inside.sum(1)
-    same = intersection > _SAME_IOU * (areas[:, None] + areas - intersection)
+    inside = masks > 0
+    same = pairwise_iou(inside, inside) > _SAME_IOU
     scores, labels = logits.softmax(-1)[:, :-1].max(-1)
-    same &= (labels[:, None] == labels) & may_repeat & (areas > 0)
+    same &= (labels[:, None] == labels) & may_repeat
     same = same.cpu()
     kept = torch.ones(len(masks), dtype=torch.bool)
     for query in scores.argsort(descending=True, stable=True).tolist():

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,6 +40,7 @@ class SetCriterion(nn.Module):
 
     empty_weight: Tensor
 
+    @configurable
     def __init__(
         self,
         num_classes: int,
@@ -75,6 +77,28 @@ class SetCriterion(nn.Module):
         empty_weight[-1] = eos_coef
         self.register_buffer("empty_weight", empty_weight)
         self.register_load_state_dict_pre_hook(_fill_in_empty_weight)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, num_classes: int) -> dict[str, Any]:
+        """Read the weights of the terms and how masks are compared, in the matching and in the loss."""
+        mask_former = cfg.MODEL.MASK_FORMER
+        weights = {
+            "loss_ce": mask_former.CLASS_WEIGHT,
+            "loss_mask": mask_former.MASK_WEIGHT,
+            "loss_dice": mask_former.DICE_WEIGHT,
+        }
+        auxiliary = range(mask_former.DEC_LAYERS - 1 if mask_former.DEEP_SUPERVISION else 0)
+        return {
+            "num_classes": num_classes,
+            "matcher": HungarianMatcher(cfg),
+            "weight_dict": weights | {f"{name}_{i}": w for i in auxiliary for name, w in weights.items()},
+            "eos_coef": mask_former.NO_OBJECT_WEIGHT,
+            "num_points": mask_former.TRAIN_NUM_POINTS,
+            "oversample_ratio": mask_former.OVERSAMPLE_RATIO,
+            "importance_sample_ratio": mask_former.IMPORTANCE_SAMPLE_RATIO,
+            "compare_on": mask_former.MASK_LOSS_ON,
+            "mask_loss": mask_former.MASK_LOSS,
+        }
 
     def forward(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Compute the unweighted terms.

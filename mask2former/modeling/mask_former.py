@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from .connected_parts import split_disconnected
 from .criterion import SetCriterion
-from .matcher import HungarianMatcher
 from .postprocessing import MaskGeometry, instance_inference, panoptic_inference, semantic_inference
+from .query_merging import QueryPrediction
 from .tiling import TiledInference, instances_of_patches, panoptic_of_patches
 
 __all__ = ["MaskFormer"]
@@ -112,7 +112,7 @@ class MaskFormer(nn.Module):
         return {
             "backbone": backbone,
             "sem_seg_head": sem_seg_head,
-            "criterion": _build_criterion(cfg, sem_seg_head.num_classes),
+            "criterion": SetCriterion(cfg, sem_seg_head.num_classes),
             "num_queries": cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES,
             "object_mask_threshold": test.OBJECT_MASK_THRESHOLD,
             "overlap_threshold": test.OVERLAP_THRESHOLD,
@@ -155,17 +155,60 @@ class MaskFormer(nn.Module):
             - ``instances``: ``Instances`` with ``pred_masks`` (N, height, width) bool, ``pred_boxes`` in pixels,
               ``scores`` and ``pred_classes``.
         """
-        if not self.training and self._needs_tiles(batched_inputs):
-            return [self._segment_in_tiles(entry) for entry in batched_inputs]
-        if not self.training and self.batch_by_size and len(set(self._padded_sizes(batched_inputs))) > 1:
-            return self._segment_by_size(batched_inputs)
+        if not self.training:
+            return self._segment(batched_inputs)
         images = self._normalise_and_pad(batched_inputs)
         features = self.backbone(images.tensor)
         outputs = self.sem_seg_head(features)
-        if self.training:
-            targets = self._prepare_targets(batched_inputs, images)
-            return self._weigh(self.criterion(outputs, targets))
-        return self._postprocess(outputs, batched_inputs, images)
+        targets = self._prepare_targets(batched_inputs, images)
+        return self._weigh(self.criterion(outputs, targets))
+
+    def predict_queries(self, batched_inputs: list[dict[str, Any]]) -> list[QueryPrediction]:
+        """Classes and masks of the queries of each image; takes what :meth:`forward` takes, and never cuts tiles."""
+        images = self._normalise_and_pad(batched_inputs)
+        features = self.backbone(images.tensor)
+        outputs = self.sem_seg_head(features)
+        predictions = []
+        for logits, masks, entry, image_size in zip(
+            outputs["pred_logits"].float(), outputs["pred_masks"], batched_inputs, images.image_sizes, strict=True
+        ):
+            geometry = MaskGeometry(
+                padded_size=tuple(images.tensor.shape[-2:]),
+                image_size=image_size,
+                output_size=(entry.get("height", image_size[0]), entry.get("width", image_size[1])),
+            )
+            predictions.append(QueryPrediction(logits, masks, geometry))
+        return predictions
+
+    def postprocess(self, prediction: QueryPrediction) -> dict[str, Any]:
+        """The results that are switched on, as :meth:`forward` gives them."""
+        logits, masks, geometry = prediction.class_logits, prediction.mask_logits, prediction.geometry
+        result: dict[str, Any] = {}
+        if self.semantic_on:
+            result["sem_seg"] = semantic_inference(
+                logits, masks, geometry, resize_before_inference=self.resize_before_inference
+            )
+        if self.split_disconnected_things and (self.panoptic_on or self.instance_on):
+            logits, masks = split_disconnected(logits, masks, self._instance_classes)
+        if self.panoptic_on:
+            result["panoptic_seg"] = panoptic_inference(
+                logits,
+                masks,
+                geometry,
+                thing_classes=self._thing_classes,
+                object_mask_threshold=self.object_mask_threshold,
+                overlap_threshold=self.overlap_threshold,
+                with_scores=self.panoptic_scores,
+            )
+        if self.instance_on:
+            result["instances"] = instance_inference(
+                logits,
+                masks,
+                geometry,
+                topk=self.test_topk_per_image,
+                allowed_classes=self._instance_classes,
+            )
+        return result
 
     def with_outputs(
         self, tasks: Collection[str], *, object_mask_threshold: float | None = None, panoptic_scores: bool = False
@@ -193,14 +236,20 @@ class MaskFormer(nn.Module):
             model.object_mask_threshold = object_mask_threshold
         return model
 
+    def _segment(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self._needs_tiles(batched_inputs):
+            return [self._segment_in_tiles(entry) for entry in batched_inputs]
+        if self.batch_by_size and len(set(self._padded_sizes(batched_inputs))) > 1:
+            return self._segment_by_size(batched_inputs)
+        return [self.postprocess(prediction) for prediction in self.predict_queries(batched_inputs)]
+
     def _segment_by_size(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Segment the images of each size apart, so that none is padded because of another."""
         sizes = self._padded_sizes(batched_inputs)
         results: dict[int, dict[str, Any]] = {}
         for size in set(sizes):
             group = [index for index, other in enumerate(sizes) if other == size]
-            segmented = self.forward([batched_inputs[index] for index in group])
-            assert isinstance(segmented, list), "this is not called in training"
+            segmented = self._segment([batched_inputs[index] for index in group])
             results.update(zip(group, segmented, strict=True))
         return [results[index] for index in range(len(sizes))]
 
@@ -245,47 +294,6 @@ class MaskFormer(nn.Module):
     def _weigh(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = self.criterion.weight_dict
         return {name: value * weights[name] for name, value in losses.items() if name in weights}
-
-    def _postprocess(
-        self, outputs: dict[str, Tensor], batched_inputs: list[dict[str, Any]], images: ImageList
-    ) -> list[dict[str, Any]]:
-        padded_size = tuple(images.tensor.shape[-2:])
-        results = []
-        for logits, masks, entry, image_size in zip(
-            outputs["pred_logits"].float(), outputs["pred_masks"], batched_inputs, images.image_sizes, strict=True
-        ):
-            output_size = (entry.get("height", image_size[0]), entry.get("width", image_size[1]))
-            geometry = MaskGeometry(padded_size=padded_size, image_size=image_size, output_size=output_size)
-            results.append(self._postprocess_one(logits, masks, geometry))
-        return results
-
-    def _postprocess_one(self, logits: Tensor, masks: Tensor, geometry: MaskGeometry) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        if self.semantic_on:
-            result["sem_seg"] = semantic_inference(
-                logits, masks, geometry, resize_before_inference=self.resize_before_inference
-            )
-        if self.split_disconnected_things and (self.panoptic_on or self.instance_on):
-            logits, masks = split_disconnected(logits, masks, self._instance_classes)
-        if self.panoptic_on:
-            result["panoptic_seg"] = panoptic_inference(
-                logits,
-                masks,
-                geometry,
-                thing_classes=self._thing_classes,
-                object_mask_threshold=self.object_mask_threshold,
-                overlap_threshold=self.overlap_threshold,
-                with_scores=self.panoptic_scores,
-            )
-        if self.instance_on:
-            result["instances"] = instance_inference(
-                logits,
-                masks,
-                geometry,
-                topk=self.test_topk_per_image,
-                allowed_classes=self._instance_classes,
-            )
-        return result
 
     def _needs_tiles(self, batched_inputs: list[dict[str, Any]]) -> bool:
         return self.tiled_inference is not None and any(
@@ -343,40 +351,3 @@ class MaskFormer(nn.Module):
     def _instance_classes(self) -> set[int]:
         """Contiguous ids of the classes that instances may have."""
         return self._thing_classes if self.instances_are_things else set(range(self.criterion.num_classes))
-
-
-def _build_criterion(cfg: CfgNode, num_classes: int) -> SetCriterion:
-    mask_former = cfg.MODEL.MASK_FORMER
-    weights = {
-        "loss_ce": mask_former.CLASS_WEIGHT,
-        "loss_mask": mask_former.MASK_WEIGHT,
-        "loss_dice": mask_former.DICE_WEIGHT,
-    }
-    auxiliary = range(mask_former.DEC_LAYERS - 1 if mask_former.DEEP_SUPERVISION else 0)
-    weight_dict = weights | {f"{name}_{i}": weight for i in auxiliary for name, weight in weights.items()}
-    if mask_former.MATCHING_COST_ON == "masks" and mask_former.MATCHING_NUM_POINTS is not None:
-        raise ValueError(
-            f"MODEL.MASK_FORMER.MATCHING_NUM_POINTS is {mask_former.MATCHING_NUM_POINTS}, but MATCHING_COST_ON 'masks' "
-            "compares every pixel; leave the number out, or match on 'points'."
-        )
-    matcher = HungarianMatcher(
-        cost_class=mask_former.CLASS_WEIGHT,
-        cost_mask=mask_former.MASK_WEIGHT,
-        cost_dice=mask_former.DICE_WEIGHT,
-        num_points=(
-            mask_former.TRAIN_NUM_POINTS if mask_former.MATCHING_NUM_POINTS is None else mask_former.MATCHING_NUM_POINTS
-        ),
-        compare_on=mask_former.MATCHING_COST_ON,
-        mask_loss=mask_former.MASK_LOSS,
-    )
-    return SetCriterion(
-        num_classes,
-        matcher=matcher,
-        weight_dict=weight_dict,
-        eos_coef=mask_former.NO_OBJECT_WEIGHT,
-        num_points=mask_former.TRAIN_NUM_POINTS,
-        oversample_ratio=mask_former.OVERSAMPLE_RATIO,
-        importance_sample_ratio=mask_former.IMPORTANCE_SAMPLE_RATIO,
-        compare_on=mask_former.MASK_LOSS_ON,
-        mask_loss=mask_former.MASK_LOSS,
-    )

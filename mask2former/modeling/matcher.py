@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode, configurable
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ class HungarianMatcher(nn.Module):
         ValueError: if all weights are 0, or ``compare_on`` or ``mask_loss`` names what does not exist.
     """
 
+    @configurable
     def __init__(
         self,
         cost_class: float = 1,
@@ -59,6 +61,25 @@ class HungarianMatcher(nn.Module):
         self.cost_dice = cost_dice
         self.num_points = num_points
         self.pairwise_mask_loss = find_mask_loss(mask_loss)[1]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read the weights, which are the loss's, and how masks are compared."""
+        mask_former = cfg.MODEL.MASK_FORMER
+        num_points = mask_former.MATCHING_NUM_POINTS
+        if mask_former.MATCHING_COST_ON == "masks" and num_points is not None:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.MATCHING_NUM_POINTS is {num_points}, but MATCHING_COST_ON 'masks' compares every "
+                "pixel; leave the number out, or match on 'points'."
+            )
+        return {
+            "cost_class": mask_former.CLASS_WEIGHT,
+            "cost_mask": mask_former.MASK_WEIGHT,
+            "cost_dice": mask_former.DICE_WEIGHT,
+            "num_points": mask_former.TRAIN_NUM_POINTS if num_points is None else num_points,
+            "compare_on": mask_former.MATCHING_COST_ON,
+            "mask_loss": mask_former.MASK_LOSS,
+        }
 
     @torch.no_grad()
     def forward(self, outputs: dict[str, Tensor], targets: Sequence[dict[str, Any]]) -> list[tuple[Tensor, Tensor]]:

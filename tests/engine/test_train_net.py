@@ -136,3 +136,56 @@ def test_two_processes_train_the_real_model_on_images_with_and_without_targets(t
     losses = next(line for line in lines if "total_loss" in line)
     assert {f"loss_{name}_{i}" for name in ("ce", "mask", "dice") for i in range(3)} <= losses.keys()
     assert any("segm/AP" in line for line in lines)
+
+
+AUGMENTED = {
+    "MODEL__META_ARCHITECTURE": "ToyMaskFormer",
+    "INPUT__FORMAT": "RGB",
+    "INPUT__MIN_SIZE_TEST": 96,
+    "TEST__AUG__ENABLED": True,
+    "TEST__AUG__MIN_SIZES": "(72, 96, 144)",
+    "TEST__AUG__MAX_SIZE": 200,
+}
+
+
+def test_test_time_augmentation_after_the_usual_evaluation(toy, toy_data, run_toy, tmp_path):
+    results = train_net.main(parse(["--eval-only", *toy.options(OUTPUT_DIR=tmp_path, **AUGMENTED)]))
+
+    tasks = {"panoptic_seg", "bbox", "segm", "sem_seg"}
+    assert results.keys() == tasks | {f"{task}_TTA" for task in tasks}
+    for task, metric in (("panoptic_seg", "PQ"), ("segm", "AP"), ("sem_seg", "mIoU")):
+        assert results[task][metric] > 95
+        assert results[f"{task}_TTA"][metric] > 90  # resizing blurs the edges of objects of eight pixels
+    assert (tmp_path / "inference_TTA" / "panoptic_predictions.json").is_file()
+    # Two processes get the same, or exit with an error.
+    expected = [
+        [task, name, results[task][name], 1e-6] for task, name in (("panoptic_seg_TTA", "PQ"), ("segm_TTA", "AP"))
+    ]
+    options = toy.options(OUTPUT_DIR=tmp_path / "two", TEST__EXPECTED_RESULTS=expected, **AUGMENTED)
+    run_toy(["--eval-only", "--num-gpus", "2", "--dist-url", "auto", *options])
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "metric"),
+    [("SEMANTIC", "sem_seg", "mIoU"), ("INSTANCE", "segm", "AP"), ("PANOPTIC", "panoptic_seg", "PQ")],
+)
+def test_test_time_augmentation_of_each_task_alone_and_of_two_data_sets(toy, toy_data, tmp_path, task, name, metric):
+    toy.register_dataset(toy_data, "toy_again")
+    switches = {
+        f"MODEL__MASK_FORMER__TEST__{other}_ON": other == task for other in ("SEMANTIC", "INSTANCE", "PANOPTIC")
+    }
+    datasets = {"DATASETS__TEST": "('toy', 'toy_again')"}
+    results = train_net.main(
+        parse(["--eval-only", *toy.options(OUTPUT_DIR=tmp_path, **AUGMENTED, **switches, **datasets)])
+    )
+
+    assert results.keys() == {"toy", "toy_again", "toy_TTA", "toy_again_TTA"}
+    assert results["toy_TTA"][name][metric] == results["toy_again_TTA"][name][metric] > 90
+    assert {folder.name for folder in (tmp_path / "inference_TTA").iterdir()} == {"toy", "toy_again"}
+
+
+def test_impossible_augmentation_is_refused_before_the_usual_evaluation(toy, toy_data, tmp_path):
+    tiles = {"MODEL__MASK_FORMER__TEST__TILE_SIZE": 64, "MODEL__MASK_FORMER__TEST__TILE_OVERLAP": 32}
+    with pytest.raises(ValueError, match="Set TILE_SIZE 0"):
+        train_net.main(parse(["--eval-only", *toy.options(OUTPUT_DIR=tmp_path, **AUGMENTED, **tiles)]))
+    assert not (tmp_path / "inference").exists()

@@ -19,6 +19,9 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from torch import nn
 
+from mask2former import MaskFormer
+from mask2former.modeling.criterion import SetCriterion
+
 THINGS, STUFF = ["dot", "bar"], ["ground"]
 CLASSES = THINGS + STUFF  # contiguous ids 0, 1, 2; ids in the files are 10, 20, 30
 IGNORE = 255
@@ -159,6 +162,62 @@ class ToySegmenter(nn.Module):
         instances.pred_classes = torch.tensor(things, dtype=torch.long)
         segments = [{"id": c + 1, "category_id": c, "isthing": c < len(THINGS)} for c in present]
         return {"sem_seg": x, "panoptic_seg": (classes.int() + 1, segments), "instances": instances}
+
+
+class _Pool(nn.Module):
+    """A backbone: the mean colour of each 4 x 4 pixels."""
+
+    size_divisibility = 32
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"res2": nn.functional.avg_pool2d(images, 4)}
+
+
+class _ColourHead(nn.Module):
+    """A query for each of the three classes, which are red, green and blue, and one for nothing, ordered by place."""
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        colours = features["res2"]  # (N, 3, h, w)
+        others = [torch.cat([colours[:, :i], colours[:, i + 1 :]], 1).amax(1) for i in range(3)]
+        masks = 20 * (colours - torch.stack(others, 1))
+        masks = torch.cat([masks, torch.full_like(masks[:, :1], -8.0)], 1)  # (N, 4, h, w)
+        found = masks.flatten(2).amax(2) > 0
+        classes = torch.tensor([[4.0, 0, 0, 0], [1, 4, 0, 0], [0, 0, 3, 1], [0, 0, 0, 6]])
+        logits = torch.where(found[:, :, None], classes, classes[3])
+        # The mirror image has its queries in another order.
+        place = ((masks > 0) * torch.arange(masks.shape[-1])).flatten(2).sum(2) / (masks > 0).flatten(2).sum(2).clamp(1)
+        order = place.argsort(1)[:, :, None]
+        masks = masks.gather(1, order[..., None].expand_as(masks))
+        return {"pred_logits": logits.gather(1, order.expand_as(logits)), "pred_masks": masks}
+
+
+@META_ARCH_REGISTRY.register()
+class ToyMaskFormer(MaskFormer):
+    """Knows the colours of the toy's classes; the rest is Mask2Former's. It sees the same in a mirror image."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        test = cfg.MODEL.MASK_FORMER.TEST
+        super().__init__(
+            backbone=_Pool(),
+            sem_seg_head=_ColourHead(),
+            criterion=SetCriterion(cfg, 3),
+            num_queries=4,
+            object_mask_threshold=0.5,
+            overlap_threshold=0.5,
+            metadata=MetadataCatalog.get(cfg.DATASETS.TEST[0]),
+            size_divisibility=32,
+            sem_seg_postprocess_before_inference=False,
+            pixel_mean=[0.0, 0.0, 0.0],
+            pixel_std=[255.0, 255.0, 255.0],
+            semantic_on=test.SEMANTIC_ON,
+            panoptic_on=test.PANOPTIC_ON,
+            instance_on=test.INSTANCE_ON,
+            test_topk_per_image=4,
+            tile_size=test.TILE_SIZE,
+            tile_overlap=test.TILE_OVERLAP,
+        )
+        self.instances_are_things = True  # of its three classes two are, also where it gives instances alone
+        self.one_weight = nn.Parameter(torch.zeros(1))  # that can be loaded
 
 
 OPTIONS = {

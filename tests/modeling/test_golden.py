@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mask2former import add_maskformer2_config
 from mask2former.modeling.postprocessing import MaskGeometry
+from mask2former.modeling.query_merging import QueryPrediction
 
 # What float32's rounding may move in a whole network, relative to the range of the values (measured: 3e-6). It depends
 # on the processor and on the number of threads, so the reference itself has pixels that another machine decides anew.
@@ -74,7 +75,7 @@ def case(request: pytest.FixtureRequest, contract_dir: Path, repository: Path) -
         result = model([{"image": image, "height": height, "width": width}])[0]
         padded_size = tuple(model._normalise_and_pad([{"image": image}]).tensor.shape[-2:])
         geometry = MaskGeometry(padded_size, image_size=(image.shape[1], image.shape[2]), output_size=(height, width))
-        result_of_reference = model._postprocess_one(logits, masks, geometry)
+        result_of_reference = model.postprocess(QueryPrediction(logits, masks, geometry))
     return {
         "model": model,
         "expected": expected,

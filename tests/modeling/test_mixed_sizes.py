@@ -9,6 +9,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from mask2former.modeling.query_merging import QueryPrediction
+
 # Of different padded sizes, of equal ones after padding (the last two), wide, high, and smaller than a stride.
 BATCHES = [
     [(64, 96), (96, 64)],
@@ -49,14 +51,16 @@ def _inputs(sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
 def _record_outputs(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """What reaches post-processing, image by image."""
     seen: list[dict[str, Tensor]] = []
-    postprocess = model._postprocess
+    predict = model.predict_queries
 
-    def record(outputs: dict[str, Tensor], batch: list[dict[str, Any]], images: Any) -> Any:
-        for i, entry in enumerate(batch):
-            seen.append({"image": entry["image"]} | {key: outputs[key][i] for key in ("pred_logits", "pred_masks")})
-        return postprocess(outputs, batch, images)
+    def record(batch: list[dict[str, Any]]) -> list[QueryPrediction]:
+        predictions = predict(batch)
+        for entry, prediction in zip(batch, predictions, strict=True):
+            logits, masks = prediction.class_logits, prediction.mask_logits
+            seen.append({"image": entry["image"], "pred_logits": logits, "pred_masks": masks})
+        return predictions
 
-    monkeypatch.setattr(model, "_postprocess", record)
+    monkeypatch.setattr(model, "predict_queries", record)
     return seen
 
 

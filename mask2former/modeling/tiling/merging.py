@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ..mask_iou import pairwise_iou
 from .tiles import Tile, overlapping_pairs
 
 __all__ = ["SURELY_OUTSIDE", "MaskPatch", "Piece", "merge_pieces"]
@@ -125,8 +126,7 @@ def _agreeing_pairs(
         if first not in by_tile or second not in by_tile:
             continue
         a, b = np.array(by_tile[first]), np.array(by_tile[second])
-        masks = [_crop(inside[t], tiles[t], shared).flatten(1).float() for t in (first, second)]
-        iou = _pairwise_iou(*masks).cpu().numpy()  # (A, B)
+        iou = pairwise_iou(*(_crop(inside[t], tiles[t], shared) for t in (first, second))).cpu().numpy()  # (A, B)
         possible = (iou >= _LEAST_IOU) & (classes[a][:, None] == classes[b])
         # Of several queries on one object, the surest ones belong together.
         benefit = np.where(possible, iou * scores[a][:, None] * scores[b], 0)
@@ -139,13 +139,6 @@ def _crop(masks: Tensor, tile: Tile, area: tuple[slice, slice]) -> Tensor:
     rows, columns = area
     rows_here = slice(rows.start - tile.top, rows.stop - tile.top)
     return masks[..., rows_here, columns.start - tile.left : columns.stop - tile.left]
-
-
-def _pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(A, P) and (B, P) of 0 and 1 to (A, B); 0 where both are empty."""
-    intersection = a @ b.T
-    union = a.sum(1)[:, None] + b.sum(1) - intersection
-    return intersection / union.clamp(min=1)
 
 
 def _owners(tiles: Sequence[Tile], windows: Sequence[Tensor]) -> Tensor:
