@@ -23,7 +23,7 @@ def _arguments(**given: Any) -> argparse.Namespace:
 def test_parameters_and_operations_are_the_papers() -> None:
     """Of one row; tests of ``analyze_model.py`` have the others."""
     row = paper_tables.TABLES["2"]["rows"][1]
-    measured = paper_tables.measure_row(row, paper_tables.TABLES["2"]["size"], _arguments())
+    measured = paper_tables.measure_row(row, (800, 1120), _arguments())
     assert measured["M parameters"] == pytest.approx(row["M parameters"], rel=0.02)
     assert measured["GFLOPs"] == pytest.approx(row["GFLOPs"], rel=0.03)
     assert set(measured) == {"M parameters", "GFLOPs"}, "speed is measured when it is asked for"
@@ -45,7 +45,7 @@ def test_speed_of_images_of_noise_with_some_sure_queries(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(paper_tables, "measure_speed", keep_results)
     row = paper_tables.TABLES["1"]["rows"][1]
-    measured = paper_tables.measure_row(row, [64, 96], _arguments(drawn=2, opts=SMALL))
+    measured = paper_tables.measure_row(row, (64, 96), _arguments(drawn=2, opts=SMALL))
     assert measured["fps"] > 0
     assert len(results) == 2 + paper_tables.WARM_UP
     for result in results:
@@ -86,7 +86,7 @@ def test_the_table_quotes_the_paper_and_leaves_gaps() -> None:
 def test_weights_that_were_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
     row = paper_tables.TABLES["1"]["rows"][0]
     with pytest.raises(SystemExit, match="No weights were published for configs/coco/panoptic-segmentation"):
-        paper_tables.measure_row(row, [64, 64], _arguments(drawn=1, published_weights=True))
+        paper_tables.measure_row(row, (64, 64), _arguments(drawn=1, published_weights=True))
     monkeypatch.setattr(sys, "argv", ["paper_tables.py", "7"])
     with pytest.raises(SystemExit):
         paper_tables.main()

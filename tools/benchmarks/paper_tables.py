@@ -29,7 +29,8 @@ from torch import nn
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tools"))
 
-from analyze_model import build_without_weights, count_operations, count_parameters  # noqa: E402
+from fake_models import build_without_weights  # noqa: E402
+from model_counts import count_operations, count_parameters  # noqa: E402
 
 from mask2former.engine import Trainer, load_config  # noqa: E402
 from mask2former.inference.weights import load_whole_model  # noqa: E402
@@ -61,15 +62,15 @@ def main() -> None:
     figures = {}
     for name in args.tables or TABLES:
         table = TABLES[name]
-        figures[name] = [measure_row(row, table["size"], args) for row in table["rows"]]
+        figures[name] = [measure_row(row, tuple(table["size"]), args) for row in table["rows"]]
         print(f"\n### Table {name}: {table['title']}\n\n{markdown_table(table, figures[name])}", flush=True)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def measure_row(row: dict[str, Any], size: Sequence[int], args: argparse.Namespace) -> dict[str, float]:
-    """What is measured here of a row's model."""
+def measure_row(row: dict[str, Any], size: tuple[int, int], args: argparse.Namespace) -> dict[str, float]:
+    """What is measured here of a row's model, on images of ``size`` (height, width)."""
     cfg = load_config(str(CONFIGS / row["config"]), args.opts)
     model = build_without_weights(cfg)
     operations = count_operations(model, size, as_published=True)["total"]
