@@ -128,8 +128,8 @@ def _check(args: argparse.Namespace, output: Path) -> None:
         )
     if "WORLD_SIZE" in os.environ or args.num_machines > 1:
         raise ValueError(
-            "settings are chosen by one process: do that without torchrun and --num-machines, and stop it when it trains; "
-            f"then start train_net.py with --config-file {output / CONFIG_FILE} on all machines."
+            "settings are chosen by one process: do that without torchrun and --num-machines, and stop it when it "
+            f"trains; then start train_net.py with --config-file {output / CONFIG_FILE} on all machines."
         )
     if "OUTPUT_DIR" in args.opts[::2]:
         raise ValueError("OUTPUT_DIR is --output here.")
