@@ -97,8 +97,7 @@ def prepare_training(args: argparse.Namespace) -> int:
     base = find_base(args.weights, args.config_file)
     data = _read(args, skip_bad=args.skip_bad)
     _print_data(data)
-    processes = args.num_gpus * args.num_machines
-    choices = prepare_output(output, data, base, args.opts, processes=processes, patience=args.patience)
+    choices = prepare_output(output, data, base, args.opts, processes=args.num_gpus, patience=args.patience)
     rows = [(choice.key, choice.value, choice.reason) for choice in choices if choice.key != "DATASETS.CUSTOM"]
     print(f"Settings, in {output / CONFIG_FILE}:\n\n{tabulate(rows, tablefmt='plain', disable_numparse=True)}\n")
     return 0
@@ -123,6 +122,15 @@ def _output(args: argparse.Namespace) -> Path:
 def _check(args: argparse.Namespace, output: Path) -> None:
     if (output / CONFIG_FILE).is_file() and any(output.glob("*.pth")):
         raise ValueError(f"{output} has a training already; go on with it by --resume, or choose another --output.")
+    if args.eval_only:
+        raise ValueError(
+            "--eval-only does not go with --data: `mask2former eval` takes the configuration of a training."
+        )
+    if "WORLD_SIZE" in os.environ or args.num_machines > 1:
+        raise ValueError(
+            "settings are chosen by one process: do that without torchrun and --num-machines, and stop it when it "
+            f"trains; then start train_net.py with --config-file {output / CONFIG_FILE} on all machines."
+        )
     if "OUTPUT_DIR" in args.opts[::2]:
         raise ValueError("OUTPUT_DIR is --output here.")
     if args.patience < 0:

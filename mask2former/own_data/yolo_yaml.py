@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from mask2former.data.datasets.formats.faults import DataError, Fault
-from mask2former.data.datasets.formats.json_files import read_text
+from mask2former.data.datasets.formats.json_files import read_text, shown
 
 __all__ = ["labels_beside", "read_yolo_yaml"]
 
@@ -48,16 +48,14 @@ def _names(names: Any) -> list[str]:
     if isinstance(names, dict) and {str(key) for key in names} == {str(number) for number in range(len(names))}:
         names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
-        raise ValueError(
-            f'has "names" {str(names)[:60]}, expected a list of class names, or one of 0: name, 1: name, ...'
-        )
+        raise ValueError(f'has "names" {shown(names)}, expected a list of class names, or one of 0: name, 1: name, ...')
     return [str(name) for name in names]
 
 
 def _entry(path: Path, content: dict[Any, Any], split: str, names: list[str], root: Path | None) -> Entry:
     given = content[split]
     if not isinstance(given, str):
-        raise ValueError(f'has "{split}" {str(given)[:60]}, expected one folder of images.')
+        raise ValueError(f'has "{split}" {shown(given)}, expected one folder of images.')
     start = path.parent / str(content.get("path") or "")
     # Exports are known to write ../train/images for what lies beside the YAML.
     candidates = [start / given, path.parent / given, path.parent / given.removeprefix("../")]

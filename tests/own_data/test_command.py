@@ -164,6 +164,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["--data", "own/coco.json", "SOLVER.MAXITER", "3"], "Non-existent key: SOLVER.MAXITER"),
     (["--data", "own/coco.json", "OUTPUT_DIR", "x"], "OUTPUT_DIR is --output here."),
     (["--data", "own/coco.json", "--val-data", "other/coco.json"], "training has the classes brick, tile, and"),
+    (["--data", "own/coco.json", "--eval-only"], "--eval-only does not go with --data"),
+    (["--data", "own/coco.json", "--num-machines", "2"], "settings are chosen by one process"),
     (["--images", "own/images"], "--images says something about --data, which is not given."),
     (["--patience", "3"], "--patience says something about --data, which is not given."),
 ]

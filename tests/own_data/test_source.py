@@ -164,3 +164,11 @@ def test_what_is_not_understood(tmp_path: Path, name: str, message: str) -> None
         (tmp_path / f"two/{number}.json").write_text('{"annotations": []}')
     with pytest.raises(ValueError, match=message):
         find_entries(Given(tmp_path / name))
+
+
+def test_a_yaml_of_many_aliases_has_a_short_error(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    (tmp_path / "data.yaml").write_text("\n".join([*levels, "names: *a11", "train: images"]))
+    with pytest.raises(ValueError, match='has "names"') as error:
+        find_entries(Given(tmp_path / "data.yaml"))
+    assert len(str(error.value)) < 10_000

@@ -9,7 +9,7 @@ from typing import Any
 from ..categories import Category
 from ..files import IMAGE_SUFFIXES, find_files
 from .faults import DataError, Fault, Faults
-from .json_files import is_number, read_json
+from .json_files import is_number, read_json, shown
 from .paths import path_below
 from .source import choose_images, verify_images
 
@@ -98,7 +98,7 @@ def read_images(
             if image_id in known:
                 raise ValueError(f'id {image_id} occurs more than once in "images".')
             if known and not isinstance(image_id, type(next(iter(known)))):
-                raise ValueError(f"has the id {image_id!r}, expected numbers or texts, and not both.")
+                raise ValueError(f"has the id {shown(image_id)}, expected numbers or texts, and not both.")
             if name in names:
                 raise ValueError(f'{name} occurs more than once in "images".')
         except ValueError as error:
@@ -145,20 +145,20 @@ def _image_id(annotation: Any) -> Any:
 
 def _check_category(entry: Any) -> None:
     if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
-        raise ValueError(f'is {entry!r}, expected an object with a whole number "id" and a text "name".')
+        raise ValueError(f'is {shown(entry)}, expected an object with a whole number "id" and a text "name".')
     if not -(2**31) <= entry["id"] < 2**31:
         raise ValueError("has an id that does not fit into 32 bits.")
     color = entry.get("color", [0, 0, 0])
     if not isinstance(color, list) or len(color) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in color):
-        raise ValueError(f'has "color" {color!r}, expected three numbers from 0 to 255.')
+        raise ValueError(f'has "color" {shown(color)}, expected three numbers from 0 to 255.')
 
 
 def _check_image(entry: Any, present: set[str], folder: Path) -> None:
     if not isinstance(entry, dict) or type(entry.get("id")) not in (int, str):
-        raise ValueError(f'is {entry!r}, expected an object with an "id".')
+        raise ValueError(f'is {shown(entry)}, expected an object with an "id".')
     for key in ("height", "width"):
         if type(entry.get(key)) is not int or not is_number(entry[key]) or entry[key] < 1:
-            raise ValueError(f'has "{key}" {entry.get(key)!r}, expected a number of pixels.')
+            raise ValueError(f'has "{key}" {shown(entry.get(key))}, expected a number of pixels.')
     path = path_below(folder, entry.get("file_name"))
     if PurePosixPath(entry["file_name"]).as_posix() not in present:
         raise ValueError(f"{path}: no such file (of {', '.join(sorted(IMAGE_SUFFIXES))}). Check IMAGES.")

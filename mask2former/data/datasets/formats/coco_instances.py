@@ -9,6 +9,7 @@ from ..categories import Category
 from ..files import IMAGE_SUFFIXES, find_files
 from .coco_entries import entry_id, read_categories, read_coco, read_images
 from .instances import InstanceFile
+from .json_files import shown
 
 __all__ = ["CocoInstanceSource"]
 
@@ -48,7 +49,7 @@ class CocoInstanceSource:
             place = f"annotation {entry_id(annotation, number)}"
             with result.faults.catch(self.annotations, place, images.name_of(annotation)):
                 if not isinstance(annotation, dict):
-                    raise ValueError(f"is {annotation!r}, expected an object.")
+                    raise ValueError(f"is {shown(annotation)}, expected an object.")
                 if images.is_left_out(annotation):
                     continue
                 _check(annotation, images.good, category_ids, seen)
@@ -75,4 +76,4 @@ def _check(
     for key, known, where in (("image_id", images, "images"), ("category_id", category_ids, "categories")):
         value = annotation.get(key)
         if not isinstance(value, int | str) or value not in known:
-            raise ValueError(f'has {key} {value!r}, which is not in "{where}".')
+            raise ValueError(f'has {key} {shown(value)}, which is not in "{where}".')

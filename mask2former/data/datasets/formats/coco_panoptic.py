@@ -14,6 +14,7 @@ from ..files import IMAGE_SUFFIXES, find_files
 from ..segments import measure_segments
 from .coco_entries import ImageEntries, read_categories, read_coco, read_images
 from .faults import DataError, Faults
+from .json_files import shown
 from .panoptic import PanopticImage, convert_images, write_panoptic
 from .paths import path_below
 
@@ -68,11 +69,11 @@ class CocoPanopticSource:
             image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
             with faults.catch(self.annotations, f"annotation {number}", images.name_of(annotation)):
                 if not isinstance(annotation, dict):
-                    raise ValueError(f"is {annotation!r}, expected an object.")
+                    raise ValueError(f"is {shown(annotation)}, expected an object.")
                 if images.is_left_out(annotation):
                     continue
                 if type(image_id) not in (int, str) or image_id not in images.good:
-                    raise ValueError(f'image_id {image_id!r} is annotated but not in "images".')
+                    raise ValueError(f'image_id {shown(image_id)} is annotated but not in "images".')
                 if image_id in found:
                     raise ValueError(f'image_id {image_id} occurs more than once in "annotations".')
                 path_below(self.segment_pngs, annotation.get("file_name"))
@@ -140,7 +141,7 @@ class _Converter:
         infos = annotation.get("segments_info")
         place = f"annotation of image {image['id']}"
         if not isinstance(infos, list):
-            faults.add(path, f'has "segments_info" {infos!r}, expected a list.', place, name)
+            faults.add(path, f'has "segments_info" {shown(infos)}, expected a list.', place, name)
             raise DataError(faults.found)
         listed: set[int] = set()
         for info in infos:
@@ -157,13 +158,15 @@ class _Converter:
 
     def _check_segment(self, info: Any, listed: set[int], present: Collection[int], png: str) -> None:
         if not isinstance(info, dict) or type(info.get("id")) is not int:
-            raise ValueError(f'has the segment {info!r}, expected an object with a whole number "id".')
+            raise ValueError(f'has the segment {shown(info)}, expected an object with a whole number "id".')
         segment_id, category_id = info["id"], info.get("category_id")
         repeated = segment_id in listed
         listed.add(segment_id)
         if repeated:
             raise ValueError(f"segment {segment_id} occurs more than once.")
         if type(category_id) is not int or category_id not in self.contiguous:
-            raise ValueError(f'segment {segment_id} has category_id {category_id!r}, which is not in "categories".')
+            raise ValueError(
+                f'segment {segment_id} has category_id {shown(category_id)}, which is not in "categories".'
+            )
         if segment_id not in present:
             raise ValueError(f"segment {segment_id} has no pixel in {png}.")

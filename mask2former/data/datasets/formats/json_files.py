@@ -1,14 +1,18 @@
 """Reading JSON that others wrote: any content must end in the right thing or in a fault."""
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
 from .faults import DataError, Fault
 
-__all__ = ["is_number", "read_json", "read_text"]
+__all__ = ["is_number", "read_json", "read_text", "shown"]
 
 _LARGE = 1e9  # more pixels than any picture has along an edge
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 200, 60, 3
 
 
 def read_text(path: Path) -> str:
@@ -45,3 +49,8 @@ def read_json(path: Path) -> Any:
 def is_number(value: Any) -> bool:
     """Whether it is a finite number of a size that makes sense in a picture; True and False are none."""
     return type(value) in (int, float) and -_LARGE < value < _LARGE  # false for NaN
+
+
+def shown(value: Any) -> str:
+    """A value from a file as a message shows it: as Python writes it, but never long."""
+    return _SHORT.repr(value)

@@ -17,7 +17,7 @@ from ..categories import Category
 from ..files import IMAGE_SUFFIXES, find_files
 from .faults import DataError, Fault, Faults
 from .instances import InstanceFile
-from .json_files import is_number, read_json
+from .json_files import is_number, read_json, shown
 from .masks import measure_segmentation
 from .source import choose_images, verify_images
 
@@ -100,16 +100,16 @@ class LabelmeSource:
         """The path of the image of an annotation file below the folder of images."""
         given = content.get("imagePath")
         if not isinstance(given, str) or not given or "\0" in given:
-            raise ValueError(f'has "imagePath" {given!r}, expected the path of its image.')
+            raise ValueError(f'has "imagePath" {shown(given)}, expected the path of its image.')
         image = Path(os.path.normpath(path.absolute().parent / PureWindowsPath(given).as_posix()))
         root = self.images.absolute()
         if not image.is_relative_to(root) or PureWindowsPath(given).drive:
             raise ValueError(
-                f'has "imagePath" {given!r}, which is refused: it leads out of the folder of images {self.images}.'
+                f'has "imagePath" {shown(given)}, which is refused: it leads out of the folder of images {self.images}.'
             )
         if not image.is_file() or image.suffix.lower() not in IMAGE_SUFFIXES:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f'has "imagePath" {given!r}, but {image} is no image ({suffixes}).')
+            raise ValueError(f'has "imagePath" {shown(given)}, but {image} is no image ({suffixes}).')
         return image.relative_to(root).as_posix()
 
     def _add_shapes(
@@ -129,12 +129,12 @@ class LabelmeSource:
     def _check_shape(self, shape: Any, number: int) -> tuple[Any, ...]:
         """What the shapes of one instance have in common."""
         if not isinstance(shape, dict):
-            raise ValueError(f"is {shape!r}, expected an object.")
+            raise ValueError(f"is {shown(shape)}, expected an object.")
         label, group = shape.get("label"), shape.get("group_id")
         if label not in self.names():
-            raise ValueError(f"has the label {label!r}, expected one of {', '.join(self.names())}.")
+            raise ValueError(f"has the label {shown(label)}, expected one of {', '.join(self.names())}.")
         if group is not None and type(group) not in (int, str):
-            raise ValueError(f'has "group_id" {group!r}, expected a number or null.')
+            raise ValueError(f'has "group_id" {shown(group)}, expected a number or null.')
         return (label, number, "alone") if group is None else (label, group, "group")
 
 
@@ -168,8 +168,8 @@ def _check_size(content: dict[str, Any], size: tuple[int, int]) -> None:
     for key, actual in (("imageHeight", size[0]), ("imageWidth", size[1])):
         if content.get(key) is not None and content[key] != actual:
             raise ValueError(
-                f'has "{key}" {content[key]!r}, but the image has {actual} pixels (photographs count as EXIF turns '
-                "them). Check that both belong together."
+                f'has "{key}" {shown(content[key])}, but the image has {actual} pixels (photographs count as EXIF '
+                "turns them). Check that both belong together."
             )
 
 
@@ -177,7 +177,7 @@ def _outline(shape: Shape, size: tuple[int, int]) -> Any:
     """A polygon [x, y, x, y, ...], or an RLE of a painted mask."""
     kind = shape.get("shape_type", "polygon")
     if not isinstance(kind, str) or kind not in _OUTLINES:
-        raise ValueError(f"is a {kind!r}, which has no area, expected one of {', '.join(_OUTLINES)}.")
+        raise ValueError(f"is a {shown(kind)}, which has no area, expected one of {', '.join(_OUTLINES)}.")
     points = shape.get("points")
     if not isinstance(points, list) or not all(
         isinstance(point, list) and len(point) == 2 and all(map(is_number, point)) for point in points

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from .json_files import is_number
+from .json_files import is_number, shown
 
 __all__ = ["measure_segmentation"]
 
@@ -31,7 +31,7 @@ def measure_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, 
         rle = _checked_rle(segmentation, size)
         segmentation = {"size": list(size), "counts": rle["counts"].decode("ascii")}
     else:
-        raise ValueError(f"its segmentation is {segmentation!r}, expected a list of polygons or an RLE.")
+        raise ValueError(f"its segmentation is {shown(segmentation)}, expected a list of polygons or an RLE.")
     area = int(mask_util.area(rle))
     if area == 0:
         raise ValueError(
@@ -53,11 +53,11 @@ def _draw(polygons: list[Any], size: tuple[int, int]) -> dict[str, Any]:
 
 def _check_polygon(polygon: Any, size: tuple[int, int]) -> None:
     if not isinstance(polygon, list) or len(polygon) % 2 or len(polygon) < 6:
-        shown = f"{len(polygon)} coordinates" if isinstance(polygon, list) else repr(polygon)
-        raise ValueError(f"a polygon has {shown}, expected [x, y, x, y, ...] of three points or more.")
+        what = f"{len(polygon)} coordinates" if isinstance(polygon, list) else shown(polygon)
+        raise ValueError(f"a polygon has {what}, expected [x, y, x, y, ...] of three points or more.")
     if not all(map(is_number, polygon)):
         wrong = next(value for value in polygon if not is_number(value))
-        raise ValueError(f"a polygon has the coordinate {_shorten(wrong)}, expected numbers.")
+        raise ValueError(f"a polygon has the coordinate {shown(wrong)}, expected numbers.")
     height, width = size
     for coordinates, extent, axis in ((polygon[::2], width, "x"), (polygon[1::2], height, "y")):
         # Annotators draw over the edge; what is farther out is of another picture, and takes a rasteriser forever.
@@ -73,7 +73,7 @@ def _checked_rle(rle: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """A compressed RLE whose runs fill the picture exactly: pycocotools would show what is in memory behind it."""
     given = rle.get("size")
     if given != list(size):
-        raise ValueError(f"an RLE is for {given!r} (height, width), its image is {list(size)}.")
+        raise ValueError(f"an RLE is for {shown(given)} (height, width), its image is {list(size)}.")
     counts = rle.get("counts")
     runs = _decode(counts) if isinstance(counts, str | bytes) else counts
     if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
@@ -106,8 +106,3 @@ def _decode(text: str | bytes) -> list[int] | None:
     for first in (1, 2):
         values[first::2] = np.cumsum(values[first::2])
     return [int(value) for value in values]
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a number of very many digits"
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -3,6 +3,8 @@
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from .json_files import shown
+
 __all__ = ["path_below"]
 
 
@@ -15,10 +17,10 @@ def path_below(folder: Path, name: Any) -> Path:
     # Windows' rules know both separators and drives, wherever this runs.
     parts = PureWindowsPath(name).parts if isinstance(name, str) else ()
     if not parts or "\0" in name:
-        raise ValueError(f"names the file {name!r}, expected a path below {folder}.")
+        raise ValueError(f"names the file {shown(name)}, expected a path below {folder}.")
     if name.startswith(("/", "\\")) or PureWindowsPath(name).drive or ".." in parts:
         raise ValueError(
-            f"names the file {name!r}, which is refused: it leads out of {folder}. Write paths relative to that "
+            f"names the file {shown(name)}, which is refused: it leads out of {folder}. Write paths relative to that "
             "folder, without '..'."
         )
     return folder / name

@@ -212,7 +212,10 @@ PANOPTIC: list[tuple[Change, str]] = [
         lambda c: c["annotations"][0]["segments_info"].append({"id": 5, "category_id": 10}),
         "annotation of image 1: segment 5 has no pixel in p00.png.",
     ),
-    (lambda c: c["annotations"][0]["segments_info"][0].update(id="a"), "annotation of image 1: has the segment {'id'"),
+    (
+        lambda c: c["annotations"][0]["segments_info"][0].update(id="a"),
+        "annotation of image 1: has the segment {'category_id'",
+    ),
     (lambda c: c["annotations"].append("a"), "annotation 4: is 'a', expected an object."),
 ]
 
