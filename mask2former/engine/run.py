@@ -10,6 +10,7 @@ from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.engine.launch import launch
 from mask2former.engine.setup import setup
 from mask2former.engine.trainer import Trainer
+from mask2former.modeling.optimize import prepare_for_inference
 
 __all__ = ["main", "run"]
 
@@ -24,7 +25,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         Mask2FormerCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
+        results = Trainer.test(cfg, prepare_for_inference(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

@@ -160,12 +160,17 @@ class MaskFormer(nn.Module):
         if not self.training and self.batch_by_size and len(set(self._padded_sizes(batched_inputs))) > 1:
             return self._segment_by_size(batched_inputs)
         images = self._normalise_and_pad(batched_inputs)
-        features = self.backbone(images.tensor)
-        outputs = self.sem_seg_head(features)
+        outputs = self.run_network(images.tensor)
         if self.training:
             targets = self._prepare_targets(batched_inputs, images)
             return self._weigh(self.criterion(outputs, targets))
         return self._postprocess(outputs, batched_inputs, images)
+
+    def run_network(self, images: Tensor) -> dict[str, Any]:
+        """Normalised, padded images (N, 3, H, W) to the head's predictions."""
+        features = self.backbone(images)
+        predictions: dict[str, Any] = self.sem_seg_head(features)
+        return predictions
 
     def with_outputs(
         self, tasks: Collection[str], *, object_mask_threshold: float | None = None, panoptic_scores: bool = False
@@ -298,7 +303,7 @@ class MaskFormer(nn.Module):
         image = self._normalise_and_pad([entry]).tensor[0]
         height, width = entry["image"].shape[-2:]
         prediction = self.tiled_inference(
-            lambda tiles: self.sem_seg_head(self.backbone(tiles)),
+            self.run_network,
             image[:, :height, :width],
             (entry.get("height", height), entry.get("width", width)),
             thing_classes=self._instance_classes,
