@@ -16,6 +16,7 @@ from mask2former.inference.result_files import plan_outputs, plan_video_output
 from mask2former.inference.runs import complain, save_pictures, save_video
 from mask2former.inference.video import VideoWriter, frame_rate, is_video, open_video
 from mask2former.inference.zoo import zoo
+from mask2former.web import build_page
 
 __all__ = ["get_parser", "main"]
 
@@ -31,6 +32,7 @@ def get_parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=_train, eval_only=eval_only)
     _add_convert(commands)
+    _add_demo(commands)
     commands.add_parser("models", help="list the published models").set_defaults(run=_models)
     return parser
 
@@ -128,6 +130,31 @@ def _convert(args: argparse.Namespace) -> int:
         complain(error)
         return 1
     print(f"{number} tensors -> {args.target}")
+    return 0
+
+
+def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser("demo", help="a page to try a model in the browser")
+    command.add_argument("--web", action="store_true", required=True, help="serve the page until Ctrl-C")
+    command.add_argument("--model", default="nuclei/panoptic/Lite0", help="as in predict (default: %(default)s)")
+    command.add_argument("--weights", metavar="FILE", help="a checkpoint to take instead of the model's own")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
+    command.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    command.add_argument("--device", help="such as cpu or cuda:1; default: the GPU if there is one")
+    command.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the configuration; must come last"
+    )
+    command.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    device = ["MODEL.DEVICE", args.device] if args.device else []
+    try:
+        model = Segmenter(model_config(args.model, args.weights, [*device, *args.opts]))
+        build_page(model, f"Mask2Former: {args.model}").launch(server_name=args.host, server_port=args.port)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        complain(error)
+        return 1
     return 0
 
 

@@ -27,6 +27,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former.engine import load_config
+from mask2former.modeling.decoder_input import select_decoder_input
 
 # Padded to a multiple of 32, 53 photographs of COCO (shorter side 800, longer at most 1333) have 800 x 1126 pixels on
 # average.
@@ -70,9 +71,9 @@ def count_operations(model: nn.Module, size: Sequence[int], as_published: bool =
     Args:
         model: a ``MaskFormer``, with values or without; left in inference mode.
         size: height and width of one image, multiples of the model's size divisibility.
-        as_published: count the masks of every layer at full size, as predicted in training, if the layers read masks.
-            The official release computes them in inference too, and the paper's numbers contain them; here masked
-            attention makes its own masks, at its own resolution.
+        as_published: count the masks of every layer at full size, as predicted in training, for MaskFormer and where
+            the layers read masks. The official releases compute them in inference too, and the papers' numbers
+            contain them; here masked attention makes its own masks, at its own resolution.
 
     Returns:
         For "total", "backbone", "pixel_decoder" and "predictor" the operations of each operator.
@@ -81,7 +82,7 @@ def count_operations(model: nn.Module, size: Sequence[int], as_published: bool =
     head: Any = model.sem_seg_head
     counts: dict[str, dict[str, float]] = {}
     # Of the module alone, so that there is no dropout.
-    all_masks = as_published and getattr(head.predictor, "reads_masks", False)
+    all_masks = as_published and getattr(head.predictor, "reads_masks", True)
     predictor_training = mock.patch.object(head.predictor, "training", all_masks)
     with _mode_of(model), _deformable_attention_as_one_operator(), predictor_training:
         images = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
@@ -89,10 +90,10 @@ def count_operations(model: nn.Module, size: Sequence[int], as_published: bool =
             features = backbone(images)
         counts["backbone"] = _by_operator(counter)
         with _counter() as counter:
-            mask_features, _, maps = head.pixel_decoder.forward_features(features)
+            decoded = head.pixel_decoder.forward_features(features)
         counts["pixel_decoder"] = _by_operator(counter)
         with _counter() as counter:
-            head.predictor(maps, mask_features)
+            head.predictor(select_decoder_input(head.transformer_in_feature, features, decoded), decoded[0])
         counts["predictor"] = _by_operator(counter)
     names = sorted({name for part in counts.values() for name in part})
     return counts | {"total": {name: sum(part.get(name, 0) for part in counts.values()) for name in names}}

@@ -71,8 +71,13 @@ class Segmenter:
         self.cfg = _batching_by_size(cfg)
         self.model = prepare_for_inference(self.cfg, load_whole_model(build_model(self.cfg), cfg.MODEL.WEIGHTS))
         self.metadata = _metadata(cfg)
-        self.default_tasks = _first_task(cfg)
+        self.default_tasks = _tasks_on(cfg)[:1]
         self._resize = T.AugmentationList(build_test_augmentations(cfg))
+
+    @property
+    def offered_tasks(self) -> tuple[Task, ...]:
+        """The tasks that the configuration turns on, panoptic first."""
+        return _tasks_on(self.cfg)
 
     def predict(
         self,
@@ -243,9 +248,9 @@ def _metadata(cfg: CfgNode) -> Metadata:
     return [*known, *candidates, Metadata()][0]
 
 
-def _first_task(cfg: CfgNode) -> tuple[Task, ...]:
+def _tasks_on(cfg: CfgNode) -> tuple[Task, ...]:
     test = cfg.MODEL.MASK_FORMER.TEST
-    return tuple(task for task, key in TASK_KEYS.items() if test[key])[:1]
+    return tuple(task for task, key in TASK_KEYS.items() if test[key])
 
 
 def _reorder(rgb: np.ndarray, image_format: str) -> np.ndarray:

@@ -27,6 +27,7 @@ PUBLISHED = {
     if "GFLOPs" in row
 } | {
     "coco/instance-segmentation/maskformer2_R101_bs16_50ep.yaml": 293,
+    "coco/panoptic-segmentation/maskformer_v1/maskformer_panoptic_R50_bs64_554k.yaml": 181,
     "coco/instance-segmentation/swin/maskformer2_swin_large_IN21k_384_bs16_100ep.yaml": 868,
 }
 
