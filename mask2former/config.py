@@ -26,6 +26,7 @@ def add_maskformer2_config(cfg: CN) -> None:
     _add_pixel_decoder_keys(cfg)
     _add_transformer_decoder_keys(cfg)
     _add_loss_and_test_keys(cfg)
+    _add_inference_keys(cfg)
     _add_backbone_keys(cfg)
     _add_data_keys(cfg)
     _add_solver_keys(cfg)
@@ -145,6 +146,22 @@ def _add_loss_and_test_keys(cfg: CN) -> None:
     # Run images of different sizes apart, so that each gets what it gets alone. Otherwise images are padded to the
     # largest of the batch and the padding takes part in convolutions, norms and attention, as in the official release.
     mask_former.TEST.BATCH_BY_SIZE = False
+
+
+def _add_inference_keys(cfg: CN) -> None:
+    """How fast a trained model runs, by itself; training and its evaluations read none of this. docs/performance.md."""
+    cfg.MODEL.INFERENCE = CN()
+    # Fold batch norms into convolutions, and lay memory out as the processor likes it: the same results up to float32's
+    # rounding. Always done where DTYPE or COMPILE is not the default.
+    cfg.MODEL.INFERENCE.OPTIMIZE = False
+    # "bfloat16" computes convolutions and matrix products in it: for GPUs, and CPUs with AMX or AVX512_BF16.
+    cfg.MODEL.INFERENCE.DTYPE = "float32"
+    # "default" or "reduce-overhead" pass backbone and head through torch.compile, at the first image; the latter, for
+    # GPUs, records a CUDA graph for each size of image, of which there should be few.
+    cfg.MODEL.INFERENCE.COMPILE = "none"
+    # On a CPU with glibc: never return freed memory to the system, because getting it back is slow. Concerns the whole
+    # process.
+    cfg.MODEL.INFERENCE.KEEP_MEMORY = False
 
 
 def _add_backbone_keys(cfg: CN) -> None:
