@@ -147,8 +147,9 @@ class SwinBlock(nn.Module):
         mask = None
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
-            # In a graph that is being recorded, sizes are symbols: it must compute the mask anew from each.
-            recording = torch.compiler.is_compiling() or torch.jit.is_tracing()
+            # In a graph that is being recorded, sizes are symbols: it must compute the mask anew from each. And what
+            # is computed of tensors without values must not be kept for those with.
+            recording = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
             make_mask = shifted_window_mask.__wrapped__ if recording else shifted_window_mask
             mask = make_mask(rows, columns, size, shift, x.device, x.dtype)
         x = x.view(n, rows, size, columns, size, dim).transpose(2, 3).reshape(n, rows * columns, size**2, dim)

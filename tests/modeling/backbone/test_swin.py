@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from mask2former import add_maskformer2_config
 from mask2former.modeling.backbone import D2SwinTransformer
@@ -203,6 +204,15 @@ def test_the_cached_mask_serves_training_after_inference_mode() -> None:
     assert shifted_window_mask.cache_info().misses > 0
     backbone.train()(images)["res5"].sum().backward()
     assert shifted_window_mask.cache_info().hits > 0
+
+
+def test_the_mask_of_tensors_without_values_is_not_kept() -> None:
+    block = SwinBlock(8, num_heads=2, window_size=4, shift_size=2)
+    x = torch.randn(1, 12, 8, 8)
+    shifted_window_mask.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert isinstance(block(mode.from_tensor(x)), FakeTensor)
+    assert type(block(x)) is Tensor
 
 
 def test_autocast() -> None:
