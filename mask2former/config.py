@@ -228,6 +228,8 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.TEST.AUG.SCALES = []
     # Also report AP by the smaller of mask IoU and Boundary IoU, of data sets with instances in COCO's format.
     cfg.TEST.BOUNDARY_AP = False
+    # Also report PQ of semantic results, of which each class of an image is one segment (MaskFormer's PQ^St).
+    cfg.TEST.SEMANTIC_PQ = False
     # Keep the checkpoint with the best value of one metric of the evaluation as model_best.pth.
     cfg.TEST.BEST_CHECKPOINT = CN({"ENABLED": False, "METRIC": "panoptic_seg/PQ", "MODE": "max"})
     # Detectron2's VIS_PERIOD says how often sample predictions go to TensorBoard; this many images each time.

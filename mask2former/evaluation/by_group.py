@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from pycocotools.coco import COCO
 
 from mask2former.evaluation.panoptic_evaluation import match_segments, sum_pq, summarize_pq
-from mask2former.evaluation.sem_seg_evaluation import confusion_matrix, read_class_map, summarize_miou
+from mask2former.evaluation.sem_seg_evaluation import confusion_of_saved, summarize_miou
 
 __all__ = ["evaluate_groups"]
 
@@ -92,7 +91,7 @@ def _miou(predictions: list[dict[str, Any]], dataset_name: str, groups: Groups) 
     for prediction in predictions:
         by_file[prediction["file_name"]].append(prediction)
     confusions = {
-        record["image_id"]: _confusion(by_file[record["file_name"]], record, metadata)
+        record["image_id"]: confusion_of_saved(by_file[record["file_name"]], record, metadata)
         for record in DatasetCatalog.get(dataset_name)
     }
     names = metadata.stuff_classes
@@ -101,14 +100,3 @@ def _miou(predictions: list[dict[str, Any]], dataset_name: str, groups: Groups) 
         group: {"mIoU": summarize_miou(sum((confusions[i] for i in image_ids), nothing), names)["mIoU"]}
         for group, image_ids in groups.items()
     }
-
-
-def _confusion(masks: list[dict[str, Any]], record: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    num_classes = len(metadata.stuff_classes)
-    to_contiguous = metadata.get("stuff_dataset_id_to_contiguous_id", {})
-    truth = read_class_map(record, metadata)
-    predicted = np.full_like(truth, num_classes)
-    for mask in masks:
-        label = to_contiguous.get(mask["category_id"], mask["category_id"])
-        predicted[mask_util.decode(mask["segmentation"]) > 0] = label
-    return confusion_matrix(predicted, truth, num_classes)
