@@ -245,6 +245,8 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.TEST.AUG.SCALES = []
     # Also report AP by the smaller of mask IoU and Boundary IoU, of data sets with instances in COCO's format.
     cfg.TEST.BOUNDARY_AP = False
+    # Also report PQ of semantic results, of which each class of an image is one segment (MaskFormer's PQ^St).
+    cfg.TEST.SEMANTIC_PQ = False
     # Keep the checkpoint with the best value of one metric of the evaluation as model_best.pth.
     cfg.TEST.BEST_CHECKPOINT = CN({"ENABLED": False, "METRIC": "panoptic_seg/PQ", "MODE": "max"})
     # Stop a training when that metric has not become better in PATIENCE evaluations in a row; 0 never does.

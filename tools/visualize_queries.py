@@ -8,8 +8,6 @@ of the layers, as JSON and as a plot, and pictures of what single queries propos
 """
 
 import argparse
-import contextlib
-import io
 import itertools
 import json
 from collections.abc import Sequence
@@ -20,23 +18,19 @@ from unittest import mock
 import cv2
 import matplotlib
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, detection_utils
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from detectron2.data import detection_utils
 from torch import Tensor
 
 from mask2former.engine import Trainer, load_config
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
+from mask2former.evaluation.proposal_evaluation import NUM_PROPOSALS, ProposalEvaluator
 from mask2former.modeling.postprocessing import MaskGeometry
 from mask2former.visualization import draw_instances
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-
-NUM_PROPOSALS = 100
 
 
 def main() -> None:
@@ -69,28 +63,19 @@ def analyse(cfg: CfgNode, model: Any, args: argparse.Namespace) -> dict[str, flo
     """
     dataset = cfg.DATASETS.TEST[0]
     loader = Trainer.build_test_loader(cfg, dataset)  # makes the annotations of a data set of one's own
-    json_file = MetadataCatalog.get(dataset).get("json_file")
-    if json_file is None:
-        raise ValueError(
-            f"data set {dataset!r} names no file of COCO annotations (metadata json_file), which average recall is of; "
-            "choose another DATASETS.TEST."
-        )
+    evaluator = ProposalEvaluator(dataset)
     layers = args.layers or range(0, len(model.sem_seg_head.predictor.transformer_ffn_layers) + 1, 3)
-    proposals: dict[int, list[dict[str, Any]]] = {layer: [] for layer in layers}
-    images = []
-    for batch in itertools.islice(loader, args.images):
+    names = {layer: "learnable queries" if layer == 0 else f"layer {layer}" for layer in layers}
+    for number, batch in enumerate(itertools.islice(loader, args.images)):
         sample = batch[0]
-        images.append(sample["image_id"])
         by_layer = propose(model, sample, layers)
-        for layer, (masks, scores) in by_layer.items():
-            proposals[layer] += [_as_coco(sample["image_id"], m, s) for m, s in zip(masks, scores, strict=True)]
-        if len(images) <= args.pictures and 0 in by_layer:
+        evaluator.process([sample], [{"proposals": {names[layer]: found for layer, found in by_layer.items()}}])
+        if number < args.pictures and 0 in by_layer:
             picture = draw_proposals(sample, *by_layer[0], count=args.queries)
             cv2.imwrite(str(args.output / f"{Path(sample['file_name']).stem}.png"), picture[:, :, ::-1])
-    with contextlib.redirect_stdout(io.StringIO()):
-        annotations = COCO(json_file)
-    names = {layer: "learnable queries" if layer == 0 else f"layer {layer}" for layer in layers}
-    return {names[layer]: average_recall(annotations, found, images) for layer, found in proposals.items()}
+    results = evaluator.evaluate()
+    assert results is not None, "this is one process"
+    return results["proposals"]
 
 
 @torch.no_grad()
@@ -132,26 +117,6 @@ def _best(prediction: dict[str, Tensor], geometry: MaskGeometry) -> tuple[np.nda
     order = scores.argsort(descending=True)
     order = order[area[order] > 0][:NUM_PROPOSALS]
     return masks[order].cpu().numpy(), scores[order].cpu().numpy()
-
-
-def _as_coco(image_id: Any, mask: np.ndarray, score: float) -> dict[str, Any]:
-    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"image_id": image_id, "category_id": 1, "segmentation": rle, "score": float(score)}
-
-
-def average_recall(annotations: COCO, proposals: Sequence[dict[str, Any]], image_ids: Sequence[Any]) -> float:
-    """COCO's AR@100 of masks, in percent, without regard to classes; crowds do not count."""
-    if not proposals:
-        return 0.0
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(annotations, annotations.loadRes(list(proposals)), "segm")
-        evaluation.params.useCats = 0
-        evaluation.params.imgIds = list(image_ids)
-        evaluation.params.maxDets = [1, 10, NUM_PROPOSALS]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return 100 * float(evaluation.stats[8])
 
 
 def draw_proposals(sample: dict[str, Any], masks: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
 from mask2former.evaluation.lvis_evaluation import LVISEvaluator
 from mask2former.evaluation.panoptic_evaluation import PanopticEvaluator
 from mask2former.evaluation.sem_seg_evaluation import SemSegEvaluator
+from mask2former.evaluation.semantic_pq_evaluation import SemanticPQEvaluator
 
 __all__ = ["build_evaluator", "find_evaluators"]
 
@@ -56,6 +57,13 @@ def find_evaluators(cfg: CfgNode, dataset_name: str) -> list[EvaluatorBuilder]:
                 "evaluated for instances in COCO's format. Turn MODEL.MASK_FORMER.TEST.INSTANCE_ON on or it off."
             )
         builders.append(_boundary_ap)
+    if cfg.TEST.SEMANTIC_PQ:
+        if _miou not in builders:
+            raise ValueError(
+                f"TEST.SEMANTIC_PQ is on, but data set {dataset_name!r} (evaluator_type {evaluator_type!r}) is not "
+                "evaluated for mIoU. Turn MODEL.MASK_FORMER.TEST.SEMANTIC_ON on or it off."
+            )
+        builders.append(_semantic_pq)
     if not builders:
         raise ValueError(
             f"Data set {dataset_name!r} (evaluator_type {evaluator_type!r}) can be evaluated for "
@@ -70,6 +78,10 @@ def _pq(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator
 
 def _miou(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     return SemSegEvaluator(dataset_name, output_folder)
+
+
+def _semantic_pq(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    return SemanticPQEvaluator(dataset_name)
 
 
 def _coco_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:

@@ -1,4 +1,4 @@
-"""Proposals of the learnable queries: recall against a loop, pictures, layers."""
+"""Proposals of the learnable queries: pictures, layers, the command line."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 import pytest
 import torch
 import visualize_queries
 import yaml
-from pycocotools.coco import COCO
+from detectron2.data import MetadataCatalog
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -20,45 +19,6 @@ def _square(row: int, column: int, size: int) -> np.ndarray:
     mask = np.zeros((40, 50), np.uint8)
     mask[row : row + size, column : column + size] = 1
     return mask
-
-
-def _annotations(path: Path, masks: list[np.ndarray], categories: list[int], crowd: list[int]) -> COCO:
-    entries = []
-    for index, (mask, category, iscrowd) in enumerate(zip(masks, categories, crowd, strict=True), start=1):
-        rle = mask_util.encode(np.asfortranarray(mask))
-        entries.append(
-            {
-                "id": index,
-                "image_id": 1,
-                "category_id": category,
-                "iscrowd": iscrowd,
-                "area": int(mask.sum()),
-                "bbox": mask_util.toBbox(rle).tolist(),
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-            }
-        )
-    content = {
-        "images": [{"id": 1, "height": 40, "width": 50}],
-        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
-        "annotations": entries,
-    }
-    path.write_text(json.dumps(content))
-    return COCO(str(path))
-
-
-def test_average_recall_ignores_classes_and_crowds(tmp_path: Path) -> None:
-    wanted = [_square(0, 0, 10), _square(20, 0, 10), _square(20, 30, 10)]
-    annotations = _annotations(tmp_path / "a.json", wanted, [1, 2, 2], [0, 0, 1])
-    found = [_square(0, 0, 10), _square(20, 2, 10)]  # IoU 1, and 80 / 120
-    proposals = [visualize_queries._as_coco(1, mask, 0.9 - i / 10) for i, mask in enumerate(found)]
-    recalls = []
-    for threshold in np.arange(0.5, 1.0, 0.05):
-        overlaps = [[(f & w).sum() / (f | w).sum() for f in found] for w in wanted[:2]]
-        recalls.append(sum(max(row) >= threshold for row in overlaps) / 2)
-    actual = visualize_queries.average_recall(annotations, proposals, [1])
-    assert actual == pytest.approx(100 * sum(recalls) / len(recalls))
-    assert 50 < actual < 100
-    assert visualize_queries.average_recall(annotations, [], [1]) == 0.0
 
 
 def test_selected_proposals_are_of_different_places() -> None:
@@ -156,7 +116,7 @@ def test_queries_that_are_not_learnt_propose_nothing(config: Path) -> None:
 
 def test_data_set_without_annotations_is_named(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visualize_queries.Trainer, "build_test_loader", lambda *_: [])
-    visualize_queries.MetadataCatalog.get("queries_nothing").evaluator_type = "sem_seg"
+    MetadataCatalog.get("queries_nothing").evaluator_type = "sem_seg"
     cfg = visualize_queries.load_config(str(config), ["DATASETS.TEST", "('queries_nothing',)"])
     with pytest.raises(ValueError, match="'queries_nothing' names no file of COCO annotations"):
         visualize_queries.analyse(cfg, None, visualize_queries.argparse.Namespace())

@@ -19,8 +19,7 @@ def faults():
 
 print(faults())
 keep_freed_memory()
-faults()
-print(faults())
+print(min(faults() for _ in range(4)))  # at first, smaller blocks may find their places between the large ones
 """
 
 
