@@ -23,6 +23,8 @@ from tests.tiny_model import tiny_config  # noqa: F401
 
 Save = Callable[..., Path]
 
+COMMANDS = ("predict", "inspect", "train", "eval", "browse", "convert", "demo", "models")
+
 
 @pytest.fixture
 def run(config_file: Path) -> Callable[..., int]:  # noqa: F811
@@ -204,7 +206,7 @@ def test_help_names_every_command(repository: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mask2former.cli", "--help"], capture_output=True, text=True, check=True, cwd=repository
     )
-    for command in ("predict", "inspect", "train", "eval", "browse", "convert", "demo", "models"):
+    for command in COMMANDS:
         assert f"    {command} " in done.stdout
     assert cv2.__name__ not in done.stderr
 
@@ -217,7 +219,6 @@ def test_documented_commands_parse(repository: Path) -> None:
         for line in (repository / name).read_text().splitlines()
         if re.match(r" *mask2former [a-z]", line)
     ]
-    known = {"predict", "inspect", "train", "eval", "browse", "convert", "demo", "models"}
-    assert {command[1] for command in commands} == known
+    assert {command[1] for command in commands} == set(COMMANDS)
     for command in commands:
         assert cli.get_parser().parse_args(command[1:]).run
