@@ -8,14 +8,14 @@ result.instances.names, result.instances.masks
 result.save("out/")
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 
 from mask2former.inference import InstanceResult, PanopticResult, PanopticSegment, Result, Segmenter, SemanticResult
 from mask2former.inference.loading import model_config
-from mask2former.inference.zoo import list_models
+from mask2former.weights import list_models
 
 __all__ = [
     "InstanceResult",
@@ -28,12 +28,20 @@ __all__ = [
     "load",
 ]
 
+_OPTIMIZATIONS = {
+    "bfloat16": ["MODEL.INFERENCE.DTYPE", "bfloat16"],
+    "compile": ["MODEL.INFERENCE.COMPILE", "default"],
+    "cuda_graphs": ["MODEL.INFERENCE.COMPILE", "reduce-overhead"],
+    "keep_memory": ["MODEL.INFERENCE.KEEP_MEMORY", "True"],
+}
+
 
 def load(
     model: str | Path | CfgNode,
     weights: str | Path | None = None,
     *,
     device: str | None = None,
+    optimize: bool | str | Collection[str] = False,
     opts: Sequence[str] = (),
 ) -> Segmenter:
     """Load a trained model.
@@ -51,6 +59,9 @@ def load(
             - a folder of Hugging Face's ``save_pretrained``, or the "<owner>/<name>" of a repository there.
         weights: a checkpoint in any form that is understood; None takes the one that goes with ``model``.
         device: "cpu", "cuda" or "cuda:1"; None takes the GPU if there is one.
+        optimize: True gives the same results sooner. Also one or several of "bfloat16" (results differ a little),
+            "compile", "cuda_graphs" (for pictures of few sizes) and "keep_memory" (this process never returns freed
+            memory to the system), as ``MODEL.INFERENCE`` in the configuration describes them.
         opts: ``KEY VALUE`` pairs that change the configuration, as on the command line.
 
     Returns:
@@ -59,9 +70,9 @@ def load(
     Raises:
         FileNotFoundError: something named here is not there.
         OSError: something cannot be downloaded.
-        ValueError: the weights are not those of a whole model of this configuration.
+        ValueError: the weights are not those of a whole model of this configuration, or ``optimize`` is unknown.
     """
-    options = [*(["MODEL.DEVICE", device] if device else []), *opts]
+    options = [*(["MODEL.DEVICE", device] if device else []), *_optimization_keys(optimize), *opts]
     if not isinstance(model, CfgNode):
         return Segmenter(model_config(model, weights, options))
     cfg = model.clone()
@@ -69,3 +80,14 @@ def load(
     cfg.merge_from_list([*([] if weights is None else ["MODEL.WEIGHTS", str(weights)]), *options])
     cfg.freeze()
     return Segmenter(cfg)
+
+
+def _optimization_keys(optimize: bool | str | Collection[str]) -> list[str]:
+    """``KEY VALUE`` pairs for an ``optimize`` of :func:`load`."""
+    if isinstance(optimize, bool):
+        return ["MODEL.INFERENCE.OPTIMIZE", "True"] if optimize else []
+    names = [optimize] if isinstance(optimize, str) else list(optimize)
+    unknown = [name for name in names if name not in _OPTIMIZATIONS]
+    if unknown:
+        raise ValueError(f"optimize is {unknown[0]!r}, expected True, False or some of {', '.join(_OPTIMIZATIONS)}.")
+    return ["MODEL.INFERENCE.OPTIMIZE", "True", *(word for name in names for word in _OPTIMIZATIONS[name])]

@@ -1,21 +1,32 @@
-"""The command ``mask2former``: segment, train, evaluate, convert weights, list models."""
+"""The command ``mask2former``: segment, train and evaluate, look at data, convert weights, list and try models."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detectron2.engine import default_argument_parser
 
-from mask2former.engine.convert import FORMATS, convert_file
+from mask2former.engine.browse import browse, for_data_sets
 from mask2former.engine.run import run
+from mask2former.engine.setup import load_config
 from mask2former.inference import Segmenter
+from mask2former.inference.convert import FORMATS, convert_weights
 from mask2former.inference.loading import model_config
 from mask2former.inference.pictures import find_pictures
 from mask2former.inference.result_files import plan_outputs, plan_video_output
 from mask2former.inference.runs import complain, save_pictures, save_video
 from mask2former.inference.video import VideoWriter, frame_rate, is_video, open_video
-from mask2former.inference.zoo import zoo
+from mask2former.own_data.command import (
+    add_data_arguments,
+    add_training_arguments,
+    check_needs_data,
+    inspect_data,
+    prepare_training,
+    train_and_report,
+)
+from mask2former.web import build_page
+from mask2former.weights import zoo
 
 __all__ = ["get_parser", "main"]
 
@@ -25,12 +36,23 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mask2former", description="Segment pictures with Mask2Former, or train it.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_predict(commands)
-    for name, eval_only, text in (("train", False, "train a model"), ("eval", True, "evaluate a model")):
+    for name, eval_only, text in (
+        ("train", False, "train a model, on your own data with --data"),
+        ("eval", True, "evaluate a model"),
+    ):
         command = commands.add_parser(
             name, help=text, parents=[default_argument_parser(epilog=" ")], conflict_handler="resolve"
         )
-        command.set_defaults(run=_train, eval_only=eval_only)
+        command.set_defaults(run=_train, eval_only=eval_only, data=None)
+        if not eval_only:
+            add_data_arguments(command, required=False)
+            add_training_arguments(command)
+    inspect = commands.add_parser("inspect", help="check your own data and tell what they hold")
+    add_data_arguments(inspect, required=True)
+    inspect.set_defaults(run=_inspect)
+    _add_browse(commands)
     _add_convert(commands)
+    _add_demo(commands)
     commands.add_parser("models", help="list the published models").set_defaults(run=_models)
     return parser
 
@@ -104,30 +126,122 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    if args.data is not None:
+        if failed := _or_complain(prepare_training, args):
+            return failed
+        train_and_report(args)
+        return 0
+    if not args.eval_only:
+        try:
+            check_needs_data(args)
+        except ValueError as error:
+            complain(error)
+            return 1
     run(args)
     return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    return _or_complain(inspect_data, args)
+
+
+def _or_complain(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a command whose input may be wrong in ways that need no traceback."""
+    try:
+        return command(args)
+    except (OSError, ValueError, KeyError, AssertionError) as error:
+        complain(error.args[0] if isinstance(error, KeyError) else error)
+        return 1
+
+
+def _add_browse(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "browse",
+        help="draw the ground truth of a data set",
+        description="Draw ground truth as the model is trained with it: after the augmentations of the configuration's "
+        "dataset mapper.",
+    )
+    command.add_argument("--config-file", required=True, metavar="FILE")
+    command.add_argument("--output", required=True, type=Path, metavar="FOLDER")
+    command.add_argument("--split", choices=("train", "test"), default="train", help="DATASETS.TRAIN (default) or TEST")
+    command.add_argument("--dataset", metavar="NAME", help="a registered data set in place of the configuration's")
+    command.add_argument("--number", type=int, default=16, metavar="N", help="of pictures, at random (default: 16)")
+    command.add_argument("--seed", type=int, default=0, help="of the choice and the augmentations (default: 0)")
+    command.add_argument("--no-augmentation", action="store_true", help="draw the pictures as they are")
+    command.add_argument("--sheet", action="store_true", help="also write all of them on one page, sheet.jpg")
+    command.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys of the configuration")
+    command.set_defaults(run=_browse)
+
+
+def _browse(args: argparse.Namespace) -> int:
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        names = (args.dataset,) if args.dataset else cfg.DATASETS[args.split.upper()]
+        done = browse(
+            for_data_sets(cfg, names),
+            args.output,
+            number=args.number,
+            seed=args.seed,
+            augment=not args.no_augmentation,
+            sheet=args.sheet,
+        )
+    except (OSError, ValueError) as error:
+        complain(error)
+        return 1
+    return 0 if done else 1
 
 
 def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser(
         "convert",
-        help="convert weights between the official names and Hugging Face's",
-        description=convert_file.__doc__,
+        help="convert weights between code bases",
+        description="Convert weights between the names and files of the official release (MaskFormer and Detectron2 "
+        "included), Hugging Face, torchvision, timm and Microsoft; whose names a file has is seen from the file.",
     )
-    command.add_argument("source", type=Path, help=".pth, .pkl, .safetensors or .bin, or a save_pretrained folder")
-    command.add_argument("target", type=Path, help=".pth or .safetensors")
-    command.add_argument("--to", choices=FORMATS, default="official", help="whose names (default: official)")
+    command.add_argument("source", help="a file, an address, hf://<owner>/<name>, or a name of the model zoo")
+    command.add_argument(
+        "target", type=Path, help=".pth, .pkl or .safetensors; or, for Hugging Face, a folder for from_pretrained"
+    )
+    command.add_argument(
+        "--to", choices=FORMATS, default="official", help="whose names (default: official); the last three: a backbone"
+    )
+    command.add_argument("--config-file", metavar="FILE", help="of the source, for a folder; default: the source's own")
     command.add_argument("--half", action="store_true", help="write float16, which is half the size")
     command.set_defaults(run=_convert)
 
 
 def _convert(args: argparse.Namespace) -> int:
     try:
-        number = convert_file(args.source, args.target, args.to, half=args.half)
+        number = convert_weights(args.source, args.target, args.to, config=args.config_file, half=args.half)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         complain(error)
         return 1
     print(f"{number} tensors -> {args.target}")
+    return 0
+
+
+def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser("demo", help="a page to try a model in the browser")
+    command.add_argument("--web", action="store_true", required=True, help="serve the page until Ctrl-C")
+    command.add_argument("--model", default="nuclei/panoptic/Lite0", help="as in predict (default: %(default)s)")
+    command.add_argument("--weights", metavar="FILE", help="a checkpoint to take instead of the model's own")
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
+    command.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    command.add_argument("--device", help="such as cpu or cuda:1; default: the GPU if there is one")
+    command.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the configuration; must come last"
+    )
+    command.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    device = ["MODEL.DEVICE", args.device] if args.device else []
+    try:
+        model = Segmenter(model_config(args.model, args.weights, [*device, *args.opts]))
+        build_page(model, f"Mask2Former: {args.model}").launch(server_name=args.host, server_port=args.port)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        complain(error)
+        return 1
     return 0
 
 

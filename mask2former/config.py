@@ -26,6 +26,7 @@ def add_maskformer2_config(cfg: CN) -> None:
     _add_pixel_decoder_keys(cfg)
     _add_transformer_decoder_keys(cfg)
     _add_loss_and_test_keys(cfg)
+    _add_inference_keys(cfg)
     _add_backbone_keys(cfg)
     _add_data_keys(cfg)
     _add_solver_keys(cfg)
@@ -147,6 +148,22 @@ def _add_loss_and_test_keys(cfg: CN) -> None:
     mask_former.TEST.BATCH_BY_SIZE = False
 
 
+def _add_inference_keys(cfg: CN) -> None:
+    """How fast a trained model runs, by itself; training and its evaluations read none of this. docs/performance.md."""
+    cfg.MODEL.INFERENCE = CN()
+    # Fold batch norms into convolutions, and lay memory out as the processor likes it: the same results up to float32's
+    # rounding. Always done where DTYPE or COMPILE is not the default.
+    cfg.MODEL.INFERENCE.OPTIMIZE = False
+    # "bfloat16" computes convolutions and matrix products in it: for GPUs, and CPUs with AMX or AVX512_BF16.
+    cfg.MODEL.INFERENCE.DTYPE = "float32"
+    # "default" or "reduce-overhead" pass backbone and head through torch.compile, at the first image; the latter, for
+    # GPUs, records a CUDA graph for each size of image, of which there should be few.
+    cfg.MODEL.INFERENCE.COMPILE = "none"
+    # On a CPU with glibc: never return freed memory to the system, because getting it back is slow. Concerns the whole
+    # process.
+    cfg.MODEL.INFERENCE.KEEP_MEMORY = False
+
+
 def _add_backbone_keys(cfg: CN) -> None:
     # D2SwinTransformer (all official).
     cfg.MODEL.SWIN = CN()
@@ -232,5 +249,7 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.TEST.SEMANTIC_PQ = False
     # Keep the checkpoint with the best value of one metric of the evaluation as model_best.pth.
     cfg.TEST.BEST_CHECKPOINT = CN({"ENABLED": False, "METRIC": "panoptic_seg/PQ", "MODE": "max"})
+    # Stop a training when that metric has not become better in PATIENCE evaluations in a row; 0 never does.
+    cfg.TEST.EARLY_STOPPING = CN({"PATIENCE": 0})
     # Detectron2's VIS_PERIOD says how often sample predictions go to TensorBoard; this many images each time.
     cfg.TEST.VIS_IMAGES = 4

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import mask2former as m2f
 from mask2former import api
+from tests.tiny_model import photograph, tiny_config  # noqa: F401
 
 
 def test_names_are_at_the_top() -> None:
@@ -40,6 +43,22 @@ def test_import_is_cheap_and_needs_no_compiled_operator() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_optimize_stands_for_configuration_keys(tiny_config: Path) -> None:  # noqa: F811
+    assert not m2f.load(tiny_config).cfg.MODEL.INFERENCE.OPTIMIZE
+    model = m2f.load(tiny_config, optimize=["bfloat16"])
+    assert model.cfg.MODEL.INFERENCE.OPTIMIZE
+    assert model.cfg.MODEL.INFERENCE.DTYPE == "bfloat16"
+    assert model.model.backbone.stem.conv1.weight.dtype is torch.bfloat16
+    with pytest.raises(ValueError, match="optimize is 'speed', expected True, False or some of bfloat16, compile, "):
+        m2f.load(tiny_config, optimize="speed")
+
+
+def test_optimized_model_predicts_the_same(tiny_config: Path, photograph: np.ndarray) -> None:  # noqa: F811
+    plain, fast = (m2f.load(tiny_config, optimize=optimize) for optimize in (False, True))
+    expected = plain.predict(photograph, task="semantic").semantic.scores
+    np.testing.assert_allclose(fast.predict(photograph, task="semantic").semantic.scores, expected, atol=1e-4)
 
 
 def test_documented_names_exist(repository: Path) -> None:

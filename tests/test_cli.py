@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 
 import mask2former as m2f
 from mask2former import cli
-from mask2former.engine.convert import convert_file
+from mask2former.inference.convert import convert_weights
 from mask2former.inference.video import VideoWriter, open_video, read_frames
 from tests.colour_model import _colours, config_file, picture, save, weights  # noqa: F401
 from tests.tiny_model import tiny_config  # noqa: F401
@@ -131,7 +132,7 @@ class TestConvert:
             "sem_seg_head.layer_1.weight": torch.ones(1),
         }
         torch.save({"model": old}, tmp_path / "old.pth")
-        assert convert_file(tmp_path / "old.pth", tmp_path / "new.pth") == 2
+        assert convert_weights(tmp_path / "old.pth", tmp_path / "new.pth") == 2
         assert torch.load(tmp_path / "new.pth", weights_only=True)["model"].keys() == {
             "sem_seg_head.predictor.query_feat.weight",
             "sem_seg_head.pixel_decoder.layer_1.weight",
@@ -140,7 +141,7 @@ class TestConvert:
     @pytest.mark.parametrize(
         ("source", "target", "message"),
         [
-            ("a.pth", "b.onnx", "cannot write weights of type '.onnx', only .pth and .safetensors"),
+            ("a.pth", "b.onnx", "cannot write weights of type '.onnx', only .pth, .pkl and .safetensors"),
             ("a.pth", "a.pth", "would be overwritten by its own conversion"),
             ("absent.pth", "b.pth", "there is no file"),
         ],
@@ -151,6 +152,45 @@ class TestConvert:
         torch.save({"model": {"sem_seg_head.a": torch.ones(1)}}, tmp_path / "a.pth")
         assert cli.main(["convert", str(tmp_path / source), str(tmp_path / target)]) == 1
         assert message in capsys.readouterr().err
+
+
+class TestBrowse:
+    @pytest.mark.parametrize(
+        ("words", "names", "given"),
+        [
+            ([], ("cells_train",), {"number": 16, "seed": 0, "augment": True, "sheet": False}),
+            (
+                ["--split", "test", "--no-augmentation", "--sheet", "--number", "3", "--seed", "5"],
+                ("cells_val",),
+                {"number": 3, "seed": 5, "augment": False, "sheet": True},
+            ),
+            (["--dataset", "coco_2017_val"], ("coco_2017_val",), {}),
+        ],
+    )
+    def test_arguments(
+        self, words: list[str], names: tuple[str, ...], given: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = []
+        monkeypatch.setattr(cli, "load_config", lambda file, opts: _config_with(file, opts))
+        monkeypatch.setattr(cli, "for_data_sets", lambda cfg, chosen: chosen)
+        monkeypatch.setattr(cli, "browse", lambda *args, **options: seen.append((*args, options)) or True)
+        arguments = ["browse", "--config-file", "a.yaml", "--output", "out", *words, "SOLVER.MAX_ITER", "5"]
+        assert cli.main(arguments) == 0
+        ((chosen, output, options),) = seen
+        assert (chosen, output) == (names, Path("out"))
+        assert options | given == options
+
+    def test_errors_have_one_line(self, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        config = str(repository / "configs/coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml")
+        arguments = ["browse", "--config-file", config, "--output", str(tmp_path), "--dataset", "nothing"]
+        assert cli.main(arguments) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: there is no data set 'nothing'")
+
+
+def _config_with(file: str, opts: list[str]) -> CfgNode:
+    assert (file, opts) == ("a.yaml", ["SOLVER.MAX_ITER", "5"])
+    return CfgNode({"DATASETS": {"TRAIN": ("cells_train",), "TEST": ("cells_val",)}})
 
 
 def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,16 +204,20 @@ def test_help_names_every_command(repository: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mask2former.cli", "--help"], capture_output=True, text=True, check=True, cwd=repository
     )
-    for command in ("predict", "train", "eval", "convert", "models"):
+    for command in ("predict", "inspect", "train", "eval", "browse", "convert", "demo", "models"):
         assert f"    {command} " in done.stdout
     assert cv2.__name__ not in done.stderr
 
 
 def test_documented_commands_parse(repository: Path) -> None:
-    pages = [(repository / page).read_text() for page in ("docs/api.md", "README.md")]
+    names = ("docs/api.md", "docs/own_data.md", "docs/weights.md", "README.md")
     commands = [
-        shlex.split(line) for page in pages for line in page.splitlines() if re.match("mask2former [a-z]", line)
+        shlex.split(line, comments=True)
+        for name in names
+        for line in (repository / name).read_text().splitlines()
+        if re.match(r" *mask2former [a-z]", line)
     ]
-    assert {command[1] for command in commands} == {"predict", "train", "eval", "convert", "models"}
+    known = {"predict", "inspect", "train", "eval", "browse", "convert", "demo", "models"}
+    assert {command[1] for command in commands} == known
     for command in commands:
         assert cli.get_parser().parse_args(command[1:]).run

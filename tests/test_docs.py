@@ -66,3 +66,10 @@ def has_key(node: CfgNode, key: str) -> bool:
 def test_readme_tells_every_mode_of_the_operator(mode: str) -> None:
     text = (REPOSITORY / "README.md").read_text()
     assert f"`{mode}`" in text[text.index("### The compiled operator") :]
+
+
+def test_every_tool_is_listed() -> None:
+    text = (REPOSITORY / "tools/README.md").read_text()
+    tools = {path.name for path in (REPOSITORY / "tools").glob("*.py") if "__main__" in path.read_text()}
+    assert {name for name in tools if f"`{name}`" not in text} == set()
+    assert set(re.findall(r"^\| `(\w+\.py)`", text, flags=re.MULTILINE)) == tools

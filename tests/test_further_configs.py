@@ -45,7 +45,14 @@ def differences(one: CfgNode, other: CfgNode, prefix: str = "") -> dict[str, Any
     [
         ("coco/panoptic-segmentation/maskformer_v1/maskformer_panoptic_R50_bs64_554k.yaml", 133, 45),
         ("coco/instance-segmentation/maskformer_v1/maskformer_instance_R50_bs64_554k.yaml", 80, 45),
+        (
+            "coco/panoptic-segmentation/maskformer_v1/swin/maskformer_panoptic_swin_large_IN21k_384_bs64_554k.yaml",
+            133,
+            212,
+        ),
         (f"{ADE20K}/maskformer_R50_bs16_160k.yaml", 150, 41),
+        (f"{ADE20K}/swin/maskformer_swin_tiny_bs16_160k.yaml", 150, 42),
+        (f"{ADE20K}/swin/maskformer_swin_large_IN21k_384_bs16_160k_res640.yaml", 150, 212),
     ],
 )
 def test_maskformers_of_the_tables(name: str, classes: int, millions: int) -> None:
@@ -61,6 +68,27 @@ def test_maskformers_of_the_tables(name: str, classes: int, millions: int) -> No
     if name.startswith("coco"):
         epochs = [n * cfg.SOLVER.IMS_PER_BATCH / COCO_TRAIN_IMAGES for n in (*cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER)]
         assert epochs == pytest.approx([200, 300], abs=0.1)
+
+
+def test_maskformer_with_fapn() -> None:
+    """Table 3 gives it no number of parameters."""
+    plain = load(f"{ADE20K}/swin/maskformer_swin_large_IN21k_384_bs16_160k_res640.yaml")
+    fapn = load(f"{ADE20K}/swin/maskformer_swin_large_fapn_IN21k_384_bs16_160k_res640.yaml")
+    assert differences(plain, fapn) == {"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "FaPNPixelDecoder"}
+    assert isinstance(build(fapn), MaskFormer)
+
+
+def test_maskformer_trains_swin_transformers_at_their_own_pace() -> None:
+    resnet = load(f"{ADE20K}/maskformer_R50_bs16_160k.yaml")
+    swin = load(f"{ADE20K}/swin/maskformer_swin_tiny_bs16_160k.yaml")
+    changed = {key: value for key, value in differences(resnet, swin).items() if key.startswith("SOLVER.")}
+    assert changed == {
+        "SOLVER.BASE_LR": 6e-5,
+        "SOLVER.BACKBONE_MULTIPLIER": 1.0,
+        "SOLVER.WARMUP_FACTOR": 1e-6,
+        "SOLVER.WARMUP_ITERS": 1500,
+        "SOLVER.WEIGHT_DECAY": 0.01,
+    }
 
 
 @pytest.mark.parametrize(

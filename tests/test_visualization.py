@@ -8,6 +8,7 @@ import torch
 from detectron2.structures import BitMasks, Instances
 
 from mask2former.visualization import (
+    contact_sheet,
     draw_ground_truth,
     draw_instances,
     draw_panoptic,
@@ -313,3 +314,19 @@ class TestGroundTruth:
         np.testing.assert_array_equal(draw_ground_truth(inputs, METADATA), photograph)
         drawn = draw_ground_truth(inputs, METADATA, task="semantic")
         np.testing.assert_array_equal(drawn, draw_semantic(photograph, np.full((120, 160), 3), METADATA))
+
+
+class TestContactSheet:
+    def test_pictures_stand_in_rows(self) -> None:
+        pictures = [np.full((10, 10, 3), value, dtype=np.uint8) for value in range(5)]
+        sheet = contact_sheet(pictures)
+        assert sheet.shape == (2 * 18 + 8, 3 * 18 + 8, 3)
+        assert [int(sheet[8 + 18 * (i // 3) + 5, 8 + 18 * (i % 3) + 5, 0]) for i in range(5)] == list(range(5))
+        assert sheet[-12, -12, 0] == 255  # nothing in the last cell
+        assert contact_sheet(pictures, columns=1).shape == (5 * 18 + 8, 26, 3)
+
+    def test_large_ones_are_shrunk_and_keep_their_shape(self) -> None:
+        sheet = contact_sheet([np.zeros((100, 400, 3), dtype=np.uint8)], side=40)
+        rows, columns = (np.flatnonzero((sheet == 0).any(axis=(axis, 2))) for axis in (1, 0))
+        assert (len(rows), len(columns)) == (10, 40)
+        assert sheet.shape == (26, 56, 3)

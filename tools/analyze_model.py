@@ -1,181 +1,126 @@
 #!/usr/bin/env python
-"""Count a model's parameters and floating-point operations, without weights, without data and without computing.
+"""Analyze a model without weights, without data and without computing: parameters, operations, activations, memory.
 
     python tools/analyze_model.py --config-file configs/coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml
     python tools/analyze_model.py --config-file FILE --size 1024 2048 --details
+    python tools/analyze_model.py --config-file FILE --tasks structure --depth 4
 
-As in the paper, a multiplication with an addition is one operation, and the image has the average size of COCO's at
-test time. Operators count as in fvcore, with which the paper's numbers were made; deformable attention and deformable
-convolution, of which fvcore knows nothing, are counted too. Tensors have shapes and no values, so that large models
-take seconds.
+Numbers are of one image, which has the average size of COCO's at test time, and of float32. Tensors have shapes and no
+values, so that large models take seconds. model_counts.py tells what is counted, model_memory.py what memory is in it.
 """
 
 import argparse
-import importlib
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
-import torch
-import torchvision  # noqa: F401  registers torchvision::deform_conv2d
-from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
+from fake_models import COCO_SIZE, build_without_weights, run_model
+from model_counts import Counts, count_activations, count_operations, count_parameters
+from model_memory import measure_memory
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_leaves
 
 from mask2former.engine import load_config
 
-# Padded to a multiple of 32, 53 photographs of COCO (shorter side 800, longer at most 1333) have 800 x 1126 pixels on
-# average.
-COCO_SIZE = (800, 1120)
+Size = tuple[int, int]
+
+# As the official tool calls them, and memory.
+TASKS = ("parameter", "flop", "activation", "memory", "structure")
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS[:-1], help="default: all but the structure")
     parser.add_argument("--size", nargs=2, type=int, default=COCO_SIZE, metavar=("HEIGHT", "WIDTH"), help="in pixels")
     parser.add_argument("--details", action="store_true", help="also list operators, and the parts of the model")
+    parser.add_argument("--depth", type=int, default=3, help="of the structure (default: 3)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the configuration")
     args = parser.parse_args()
-    model = build_without_weights(load_config(args.config_file, args.opts))
-    print(f"parameters: {count_parameters(model) / 1e6:.1f} M")
+    model, size = build_without_weights(load_config(args.config_file, args.opts)), tuple(args.size)
+    reports = {
+        "parameter": lambda: report_parameters(model),
+        "flop": lambda: report_operations(model, size, args.details),
+        "activation": lambda: report_activations(model, size, args.details),
+        "memory": lambda: report_memory(model, size),
+        "structure": lambda: report_structure(model, size, args.depth),
+    }
+    for task in args.tasks:
+        for line in reports[task]():
+            print(line)
+
+
+def report_parameters(model: nn.Module) -> Iterator[str]:
+    """How many, in all and of each part."""
+    parts = {name: count_parameters(part) for name, part in _parts(model).items()}
+    listed = ", ".join(f"{name} {number / 1e6:.1f}" for name, number in parts.items())
+    yield f"parameters: {count_parameters(model) / 1e6:.1f} M ({listed})"
+
+
+def report_operations(model: nn.Module, size: Size, details: bool = False) -> Iterator[str]:
+    """How many, as the model runs and as the paper counts."""
     for as_published, name in ((False, "as it runs"), (True, "as the paper counts")):
-        counts = count_operations(model, args.size, as_published=as_published)
-        print(f"FLOPs at {args.size[0]} x {args.size[1]}, {name}: {sum(counts['total'].values()) / 1e9:.1f} G")
-        if args.details:
-            print_details(counts)
+        counts = count_operations(model, size, as_published=as_published)
+        yield f"FLOPs at {size[0]} x {size[1]}, {name}: {sum(counts['total'].values()) / 1e9:.1f} G"
+        if details:
+            yield from _table(counts, 1e9, "G")
 
 
-def build_without_weights(cfg: CfgNode) -> nn.Module:
-    """Build the configured model with parameters that have shapes and no values."""
-    with torch.device("meta"):
-        model: nn.Module = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-    # Not meta tensors, because autocast and some operators ask for a device that exists.
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        return model.to_empty(device="cpu").requires_grad_(False)
+def report_activations(model: nn.Module, size: Size, details: bool = False) -> Iterator[str]:
+    """How many numbers convolutions, matrix products and attention give."""
+    counts = count_activations(model, size)
+    yield f"activations at {size[0]} x {size[1]}: {sum(counts['total'].values()) / 1e6:.1f} M"
+    if details:
+        yield from _table(counts, 1e6, "M")
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Count numbers that are learnt or loaded, buffers aside."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def report_memory(model: nn.Module, size: Size) -> Iterator[str]:
+    """Of weights, and of one image in inference and training."""
+    memory = measure_memory(model, size)
+    weights, inference, training, saved = (
+        value / 2**20 for value in (memory.weights, memory.inference, memory.training, memory.saved)
+    )
+    yield f"memory of the weights: {weights:.0f} MiB"
+    yield f"memory at {size[0]} x {size[1]}, inference: {inference:.0f} MiB besides the weights"
+    yield (
+        f"memory at {size[0]} x {size[1]}, training: {training:.0f} MiB with AdamW, of which {saved:.0f} MiB are an "
+        "image's activations"
+    )
 
 
-def count_operations(model: nn.Module, size: Sequence[int], as_published: bool = False) -> dict[str, dict[str, float]]:
-    """Count operations from an image to class logits and mask logits; post-processing has next to none.
+def report_structure(model: nn.Module, size: Size, depth: int = 3) -> Iterator[str]:
+    """The tree of modules: class, parameters, and the shapes that each gives."""
+    shapes: dict[nn.Module, str] = {}
 
-    Args:
-        model: a ``MaskFormer``, with values or without; left in inference mode.
-        size: height and width of one image, multiples of the model's size divisibility.
-        as_published: count the masks of every layer at full size, as predicted in training, if the layers read masks.
-            The official release computes them in inference too, and the paper's numbers contain them; here masked
-            attention makes its own masks, at its own resolution.
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        found = [tuple(tensor.shape) for tensor in tree_leaves(output) if isinstance(tensor, Tensor)]
+        shapes[module] = ", ".join(map(str, found[:4])) + (", ..." if len(found) > 4 else "")
 
-    Returns:
-        For "total", "backbone", "pixel_decoder" and "predictor" the operations of each operator.
-    """
-    backbone: Any = model.eval().backbone
-    head: Any = model.sem_seg_head
-    counts: dict[str, dict[str, float]] = {}
-    # Of the module alone, so that there is no dropout.
-    all_masks = as_published and getattr(head.predictor, "reads_masks", False)
-    predictor_training = mock.patch.object(head.predictor, "training", all_masks)
-    with _mode_of(model), _deformable_attention_as_one_operator(), predictor_training:
-        images = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
-        with _counter() as counter:
-            features = backbone(images)
-        counts["backbone"] = _by_operator(counter)
-        with _counter() as counter:
-            mask_features, _, maps = head.pixel_decoder.forward_features(features)
-        counts["pixel_decoder"] = _by_operator(counter)
-        with _counter() as counter:
-            head.predictor(maps, mask_features)
-        counts["predictor"] = _by_operator(counter)
-    names = sorted({name for part in counts.values() for name in part})
-    return counts | {"total": {name: sum(part.get(name, 0) for part in counts.values()) for name in names}}
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    run_model(model.eval(), size)
+    for handle in handles:
+        handle.remove()
+    for name, module in model.named_modules():
+        level = name.count(".") + 1 if name else 0
+        if level <= depth:
+            label = "  " * level + (name.rpartition(".")[2] or type(model).__name__)
+            yield (
+                f"{label:44} {type(module).__name__:32} {count_parameters(module):>12,}  {shapes.get(module, '')}"
+            ).rstrip()
 
 
-def _mode_of(model: nn.Module) -> AbstractContextManager[Any]:
-    parameter: Any = next(model.parameters())
-    while isinstance(parameter, nn.Parameter) and not isinstance(parameter, FakeTensor):
-        parameter = parameter.data
-    return parameter.fake_mode if isinstance(parameter, FakeTensor) else nullcontext()
+def _parts(model: Any) -> dict[str, nn.Module]:
+    head = model.sem_seg_head
+    return {"backbone": model.backbone, "pixel_decoder": head.pixel_decoder, "predictor": head.predictor}
 
 
-def print_details(counts: dict[str, dict[str, float]]) -> None:
-    """Print what each operator costs in each part of the model."""
+def _table(counts: Counts, unit: float, symbol: str) -> Iterator[str]:
+    """What each operator costs in each part of the model."""
     parts = list(counts)
-    print(f"  {'':32}" + "".join(f"{part:>15}" for part in parts))
+    yield f"  {'':44}" + "".join(f"{part:>15}" for part in parts)
     for name in sorted(counts["total"], key=lambda name: -counts["total"][name]):
-        print(f"  {name:32}" + "".join(f"{counts[part].get(name, 0) / 1e9:13.2f} G" for part in parts))
-
-
-@torch.library.custom_op("mask2former_analysis::deformable_attention", mutates_args=())
-def _deformable_attention(value: Tensor, offsets: Tensor) -> Tensor:
-    """Stands in for multi-scale deformable attention: (N, S, M, D) and (N, Q, M, L, P, 2) to (N, Q, M * D)."""
-    return value.new_zeros(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
-
-
-_deformable_attention.register_fake(_deformable_attention._init_fn)
-
-
-@contextmanager
-def _deformable_attention_as_one_operator() -> Iterator[None]:
-    def count_only(value: Tensor, shapes: Any, reference_points: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-        return torch.ops.mask2former_analysis.deformable_attention(value, offsets)
-
-    module = importlib.import_module("mask2former.ops.ms_deform_attn")
-    with mock.patch.object(module, "fused_ms_deform_attn", count_only):
-        yield
-
-
-# Below, counts are twice the operations, as PyTorch's counter has them: a product and an addition are two.
-
-
-def _count_deformable_attention(value: Sequence[int], offsets: Sequence[int], **_: Any) -> int:
-    """Each sample is made of four neighbours and weighted: five products a channel."""
-    return 2 * 5 * math.prod(offsets[:-1]) * value[-1]
-
-
-def _count_deformable_convolution(
-    images: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any
-) -> int:
-    """A convolution whose inputs are sampled, by four products, and weighted, by one."""
-    out_channels, *taps = weight
-    return 2 * out_shape[0] * math.prod(out_shape[2:]) * math.prod(taps) * (out_channels + 5)
-
-
-def _count_normalisation(images: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * 5 * math.prod(images)
-
-
-def _count_upsampling(operations: int) -> Callable[..., int]:
-    def count(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
-        return 2 * operations * math.prod(out_shape)
-
-    return count
-
-
-_COUNTS = {
-    torch.ops.mask2former_analysis.deformable_attention: _count_deformable_attention,
-    torch.ops.torchvision.deform_conv2d: _count_deformable_convolution,
-    # As fvcore counts them.
-    torch.ops.aten.native_layer_norm: _count_normalisation,
-    torch.ops.aten.native_group_norm: _count_normalisation,
-    torch.ops.aten.upsample_nearest2d: _count_upsampling(1),
-    torch.ops.aten.upsample_bilinear2d: _count_upsampling(4),
-}
-
-
-def _counter() -> FlopCounterMode:
-    return FlopCounterMode(display=False, custom_mapping=_COUNTS)
-
-
-def _by_operator(counter: FlopCounterMode) -> dict[str, float]:
-    return {str(operator): count / 2 for operator, count in counter.get_flop_counts().get("Global", {}).items()}
+        numbers = "".join(f"{counts[part].get(name, 0) / unit:13.2f} {symbol}" for part in parts)
+        yield f"  {name:44}{numbers}"
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 import yaml
 from ablation_report import Result, write_report
-from analyze_model import COCO_SIZE, build_without_weights, count_operations, count_parameters
 from detectron2.utils import comm
+from fake_models import COCO_SIZE, build_without_weights
+from model_counts import count_operations, count_parameters
 
 from mask2former.engine import Trainer, launch, load_config, setup
 

@@ -4,11 +4,14 @@ from .checks import check_config_against_data, largest_instance_count
 from .dataset_mappers import DATASET_MAPPERS, build_dataset_mapper
 from .datasets import register_custom_datasets
 from .image_io import read_image
+from .inspection import Inspection, inspect_records
 
 __all__ = [
     "DATASET_MAPPERS",
+    "Inspection",
     "build_dataset_mapper",
     "check_config_against_data",
+    "inspect_records",
     "largest_instance_count",
     "read_image",
     "register_custom_datasets",

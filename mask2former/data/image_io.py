@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-__all__ = ["image_size", "read_image", "read_label_image", "to_eight_bits"]
+__all__ = ["image_size", "read_image", "read_label_image", "to_eight_bits", "verify_image"]
 
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSED = {5, 6, 7, 8}  # orientations that swap width and height
@@ -81,6 +81,20 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return (width, height) if image.getexif().get(_ORIENTATION) in _TRANSPOSED else (height, width)
 
 
+def verify_image(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image as :func:`read_image` returns it, after a look at every byte of it.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: The file is not an image or is cut short.
+    """
+    size = image_size(path)
+    with _opened(path) as image:
+        image.draft(None, (image.width // 8, image.height // 8))  # JPEGs need not be decoded in full for that
+        image.load()
+    return size
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """Open a file, and turn what goes wrong while it is open into errors that name it."""
@@ -89,7 +103,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file. Check the folders of the data set.") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         raise ValueError(
             f"{path}: cannot be read as an image ({error}). It is damaged, cut short or of an unknown format: "
             "copy it again, or take it out of the data set."

@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mask2former.engine.random_state import derive_seed, seed_all
 
-__all__ = ["BestCheckpointer", "ProgressBar", "SeedEachStep"]
+__all__ = ["BestCheckpointer", "EarlyStopping", "ProgressBar", "SeedEachStep", "TrainingStopped"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,57 @@ class BestCheckpointer(hooks.BestCheckpointer):
         self._checkpointer.save(self._file_prefix, iteration=iteration)
         if resume_from:
             self._checkpointer.tag_last_checkpoint(os.path.basename(resume_from))
+
+
+class TrainingStopped(BaseException):
+    """Ends the loop of steps ahead of time. Not an Exception, for Detectron2 logs those as failures."""
+
+
+class EarlyStopping(HookBase):
+    """Stops the run when a metric has not become better in so many evaluations, in all processes at once.
+
+    Args:
+        eval_period: steps between evaluations.
+        metric: its name, as in ``TEST.BEST_CHECKPOINT``.
+        mode: "max" or "min" is better.
+        patience: evaluations in a row that may bring nothing.
+    """
+
+    def __init__(self, eval_period: int, metric: str, mode: str, patience: int) -> None:
+        self._period = eval_period
+        self._metric = metric
+        self._sign = {"max": 1, "min": -1}[mode]
+        self._patience = patience
+        self._best = -math.inf
+        self._stale = 0
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether the patience is at an end."""
+        return self._stale >= self._patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best, "stale": self._stale}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best, self._stale = state_dict["best"], state_dict["stale"]
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._period <= 0 or done % self._period or done == self.trainer.max_iter:
+            return
+        if comm.is_main_process():  # which alone has the results
+            value, _ = self.trainer.storage.latest().get(self._metric, (math.nan, 0))
+            if value * self._sign > self._best:  # false for NaN
+                self._best, self._stale = value * self._sign, 0
+            else:
+                self._stale += 1
+        self._stale = comm.all_gather(self._stale)[0]
+        if self.has_stopped:
+            raise TrainingStopped(
+                f"{self._metric} has not become better in {self._stale} evaluations (TEST.EARLY_STOPPING.PATIENCE): "
+                f"stopped after {done} steps."
+            )
 
 
 class ProgressBar(HookBase):

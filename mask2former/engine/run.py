@@ -11,6 +11,7 @@ from mask2former.engine.launch import launch
 from mask2former.engine.setup import setup
 from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.trainer import Trainer
+from mask2former.modeling.optimize import prepare_for_inference
 
 __all__ = ["main", "run"]
 
@@ -25,6 +26,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         Mask2FormerCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        model = prepare_for_inference(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             SegmentorWithTTA(cfg, model)  # complains now of what it cannot do, not after the evaluation without it
         results = Trainer.test(cfg, model)

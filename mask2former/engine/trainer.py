@@ -16,7 +16,7 @@ from torch import nn
 from mask2former.data import build_dataset_mapper
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.engine.data_loader import TrainLoader, build_train_loader
-from mask2former.engine.hooks import BestCheckpointer, ProgressBar, SeedEachStep
+from mask2former.engine.hooks import BestCheckpointer, EarlyStopping, ProgressBar, SeedEachStep, TrainingStopped
 from mask2former.engine.optimizer import build_lr_scheduler, build_optimizer
 from mask2former.engine.prediction_images import PredictionImages
 from mask2former.engine.random_state import derive_seed, seed_all
@@ -59,13 +59,22 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def train(self) -> dict[str, Any] | None:
-        """Train from ``start_iter`` to ``SOLVER.MAX_ITER``.
+        """Train from ``start_iter`` to ``SOLVER.MAX_ITER``, or until early stopping ends it.
 
         Returns:
             The last evaluation's results, on the main process.
         """
+        self._last_eval_results: dict[str, Any] | None = None
+        if any(isinstance(hook, EarlyStopping) and hook.has_stopped for hook in self._hooks):
+            logger.info("The run that is resumed was stopped early, so nothing is left to do.")
+            return None
         self.data_loader.first_batch = self.start_iter * self.cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS
-        super().train()
+        try:
+            super().train()
+        except TrainingStopped as stop:
+            logger.info(str(stop))
+            if comm.is_main_process():
+                self.checkpointer.save("model_final", iteration=self.iter)
         return self._last_eval_results
 
     def build_hooks(self) -> list[HookBase]:
@@ -79,6 +88,9 @@ class Trainer(DefaultTrainer):
             if self.cfg.VIS_PERIOD > 0 and self.cfg.DATASETS.TEST:
                 built.append(PredictionImages(self.cfg, self.model))
             built += [writer, ProgressBar()]
+        if self.cfg.TEST.EARLY_STOPPING.PATIENCE > 0:  # last: what it interrupts the others have done
+            best, patience = self.cfg.TEST.BEST_CHECKPOINT, self.cfg.TEST.EARLY_STOPPING.PATIENCE
+            built.append(EarlyStopping(self.cfg.TEST.EVAL_PERIOD, best.METRIC, best.MODE, patience))
         return [SeedEachStep(), *built]
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from pycocotools.coco import COCO
 
 from mask2former.evaluation.panoptic_evaluation import match_segments, sum_pq, summarize_pq
-from mask2former.evaluation.sem_seg_evaluation import confusion_of_saved, summarize_miou
+from mask2former.evaluation.saved_predictions import decode_class_map, find_predictions
+from mask2former.evaluation.sem_seg_evaluation import confusion_matrix, read_class_map, summarize_miou
 
 __all__ = ["evaluate_groups"]
 
@@ -22,7 +23,13 @@ Groups = Mapping[str, Collection[Any]]
 Metrics = dict[str, dict[str, float]]
 
 
-def evaluate_groups(dataset_name: str, output_folder: str | Path, groups: Groups, max_detections: int = 100) -> Metrics:
+def evaluate_groups(
+    dataset_name: str,
+    output_folder: str | Path,
+    groups: Groups,
+    max_detections: int = 100,
+    tasks: Collection[str] = ("instance", "panoptic", "semantic"),
+) -> Metrics:
     """Compute the metrics of each group of images.
 
     Args:
@@ -30,6 +37,7 @@ def evaluate_groups(dataset_name: str, output_folder: str | Path, groups: Groups
         output_folder: where ``build_evaluator`` saved the predictions (``OUTPUT_DIR/inference``).
         groups: image ids of each group; groups may overlap.
         max_detections: instances an image that count for AP; more than 100 where the model may give more.
+        tasks: those whose predictions are looked at.
 
     Returns:
         For each group, in percent: "AP" and "AP50" of the masks, "PQ", "SQ", "RQ" of all classes, with "_th" of things
@@ -40,18 +48,17 @@ def evaluate_groups(dataset_name: str, output_folder: str | Path, groups: Groups
     """
     folder, metadata = Path(output_folder), MetadataCatalog.get(dataset_name)
     metrics: Metrics = {group: {} for group in groups}
-    found = False
-    for file_name, evaluate in (
-        ("coco_instances_results.json", lambda p: _mask_ap(p, metadata, groups, max_detections)),
-        ("panoptic_predictions.json", lambda p: _panoptic_quality(p, folder, metadata, groups)),
-        ("sem_seg_predictions.json", lambda p: _miou(p, dataset_name, groups)),
+    found = find_predictions(folder)
+    if "instance" in found and metadata.get("evaluator_type") == "lvis":
+        raise ValueError(f"{dataset_name}: LVIS' AP is defined for the whole data set only, not for parts of it.")
+    for task, evaluate in (
+        ("instance", lambda p: _mask_ap(p, metadata, groups, max_detections)),
+        ("panoptic", lambda p: _panoptic_quality(p, folder, metadata, groups)),
+        ("semantic", lambda p: _miou(p, dataset_name, groups)),
     ):
-        if (folder / file_name).is_file():
-            found = True
-            for group, values in evaluate(json.loads((folder / file_name).read_text())).items():
+        if task in found and task in tasks:
+            for group, values in evaluate(json.loads(found[task].read_text())).items():
                 metrics[group].update(values)
-    if not found:
-        raise FileNotFoundError(f"{folder} has no predictions; run train_net.py --eval-only, which saves them.")
     return metrics
 
 
@@ -91,7 +98,7 @@ def _miou(predictions: list[dict[str, Any]], dataset_name: str, groups: Groups) 
     for prediction in predictions:
         by_file[prediction["file_name"]].append(prediction)
     confusions = {
-        record["image_id"]: confusion_of_saved(by_file[record["file_name"]], record, metadata)
+        record["image_id"]: _confusion(by_file[record["file_name"]], record, metadata)
         for record in DatasetCatalog.get(dataset_name)
     }
     names = metadata.stuff_classes
@@ -100,3 +107,8 @@ def _miou(predictions: list[dict[str, Any]], dataset_name: str, groups: Groups) 
         group: {"mIoU": summarize_miou(sum((confusions[i] for i in image_ids), nothing), names)["mIoU"]}
         for group, image_ids in groups.items()
     }
+
+
+def _confusion(masks: list[dict[str, Any]], record: dict[str, Any], metadata: Metadata) -> np.ndarray:
+    truth = read_class_map(record, metadata)
+    return confusion_matrix(decode_class_map(masks, truth.shape, metadata), truth, len(metadata.stuff_classes))

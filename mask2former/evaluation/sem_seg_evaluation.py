@@ -16,7 +16,7 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 from tabulate import tabulate
 
-__all__ = ["SemSegEvaluator", "confusion_matrix", "confusion_of_saved", "read_class_map", "summarize_miou"]
+__all__ = ["SemSegEvaluator", "confusion_matrix", "read_class_map", "summarize_miou"]
 
 logger = logging.getLogger(__name__)
 
@@ -133,18 +133,6 @@ def confusion_matrix(predicted: np.ndarray, truth: np.ndarray, num_classes: int)
     """
     pairs = predicted.ravel() * (num_classes + 1) + truth.ravel()
     return np.bincount(pairs, minlength=(num_classes + 1) ** 2).reshape(num_classes + 1, num_classes + 1)
-
-
-def confusion_of_saved(masks: list[dict[str, Any]], record: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    """The :func:`confusion_matrix` of an image, of which ``sem_seg_predictions.json`` has ``masks``."""
-    num_classes = len(metadata.stuff_classes)
-    to_contiguous = metadata.get("stuff_dataset_id_to_contiguous_id", {})
-    truth = read_class_map(record, metadata)
-    predicted = np.full_like(truth, num_classes)
-    for mask in masks:
-        label = to_contiguous.get(mask["category_id"], mask["category_id"])
-        predicted[mask_util.decode(mask["segmentation"]) > 0] = label
-    return confusion_matrix(predicted, truth, num_classes)
 
 
 def summarize_miou(confusion: np.ndarray, class_names: list[str]) -> dict[str, float]:

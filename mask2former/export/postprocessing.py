@@ -115,7 +115,10 @@ def instances_of_batch(
 def _to_size(masks: Tensor, padded_size: Size, size: Size) -> Tensor:
     """Resize (N, R, h, w) to the padded input and cut the padding off: (N, R, H, W)."""
     resized = F.interpolate(masks, size=padded_size, mode="bilinear", align_corners=False)
-    return resized[..., : size[0], : size[1]]
+    # Not a slice: whether that is contiguous depends on the sizes, and a recorded graph would insist on what it was.
+    for dim, length in ((2, size[0]), (3, size[1])):
+        resized = resized.index_select(dim, torch.arange(length, device=masks.device))
+    return resized
 
 
 def _compete(masks: Tensor, strength: Tensor, padded_size: Size, size: Size) -> tuple[Tensor, Tensor, Tensor]:

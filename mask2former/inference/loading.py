@@ -1,6 +1,5 @@
 """Finding the configuration and the weights of what a user calls a model."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,12 +7,11 @@ from detectron2.config import CfgNode
 
 from mask2former.engine.setup import finish_config, load_config
 from mask2former.inference import huggingface
-from mask2former.inference.zoo import ZooEntry, find_entry, installed_file, suggest_names
+from mask2former.weights import find_entry, installed_file, parse_repository, suggest_names
 
 __all__ = ["model_config"]
 
 _CONFIG_SUFFIXES = {".yaml", ".yml"}
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def model_config(model: str | Path, weights: str | Path | None = None, opts: Sequence[str] = ()) -> CfgNode:
@@ -22,8 +20,8 @@ def model_config(model: str | Path, weights: str | Path | None = None, opts: Seq
     Args:
         model: a configuration (``.yaml``); a name of the zoo; a checkpoint of the zoo, or one with its ``config.yaml``
             beside it, as training leaves it; the output folder of a training; a folder of Hugging Face's
-            ``save_pretrained``; or "<owner>/<name>" at Hugging Face.
-        weights: replaces the weights that go with it; a path, an address or a name that ``PathManager`` knows.
+            ``save_pretrained``; or "<owner>/<name>" at Hugging Face, with or without ``hf://``.
+        weights: replaces the weights that go with it; all that :func:`~mask2former.weights.find_weights` knows.
         opts: ``KEY VALUE`` pairs that change the configuration.
 
     Returns:
@@ -43,11 +41,10 @@ def model_config(model: str | Path, weights: str | Path | None = None, opts: Seq
         return _config_of_folder(path, weights, opts)
     if path.is_file():
         return _config_of_checkpoint(path, weights, opts)
-    entry = find_entry(str(model))
-    if entry is not None:
-        return _config_of_entry(entry, weights, opts)
-    if _REPOSITORY.fullmatch(str(model)):
-        return _config_of_huggingface(huggingface.download_repository(str(model)), weights, opts)
+    if entry := find_entry(str(model)):
+        return _load(installed_file(entry.config), weights or entry.name, opts)
+    if repository := parse_repository(str(model)):
+        return _config_of_huggingface(huggingface.download_repository(repository), weights, opts)
     raise FileNotFoundError(
         f"there is no model {str(model)!r}: it is no file or folder here and no name of the model zoo (the closest are "
         f"{', '.join(suggest_names(str(model)))}; mask2former.list_models() has all)."
@@ -59,18 +56,11 @@ def _load(config: Path, weights: str | Path | None, opts: Sequence[str]) -> CfgN
     return load_config(str(config), [*given, *opts])  # in this order: opts win
 
 
-def _config_of_entry(entry: ZooEntry, weights: str | Path | None, opts: Sequence[str]) -> CfgNode:
-    config = installed_file(entry.config)
-    needs_own = weights is None and "MODEL.WEIGHTS" not in opts
-    return _load(config, entry.checkpoint_file() if needs_own else weights, opts)
-
-
 def _config_of_checkpoint(path: Path, weights: str | Path | None, opts: Sequence[str]) -> CfgNode:
     beside = path.parent / "config.yaml"
     if beside.is_file():
         return _load(beside, weights or path, opts)
-    entry = find_entry(path.name)
-    if entry is not None:
+    if entry := find_entry(path.name):
         return _load(installed_file(entry.config), weights or path, opts)
     raise FileNotFoundError(
         f"{path} is a checkpoint without a config.yaml beside it, and none of the model zoo's; give the configuration "

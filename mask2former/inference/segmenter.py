@@ -22,6 +22,7 @@ from mask2former.inference.pictures import Picture, is_single, iterate_sources, 
 from mask2former.inference.result import Result
 from mask2former.inference.video import is_video, open_video, prefetch, read_frames
 from mask2former.inference.weights import load_whole_model
+from mask2former.modeling.optimize import prepare_for_inference
 from mask2former.visualization import Task
 
 __all__ = ["Segmenter"]
@@ -70,11 +71,16 @@ class Segmenter:
         if cfg.INPUT.FORMAT not in ("RGB", "BGR", "L"):
             raise ValueError(f'INPUT.FORMAT is "{cfg.INPUT.FORMAT}", expected "RGB", "BGR" or "L"')
         self.cfg = _batching_by_size(cfg)
-        model = load_whole_model(build_model(self.cfg), cfg.MODEL.WEIGHTS)
-        self.model = (SegmentorWithTTA(self.cfg, model) if cfg.TEST.AUG.ENABLED else model).eval()
+        model = prepare_for_inference(self.cfg, load_whole_model(build_model(self.cfg), cfg.MODEL.WEIGHTS))
+        self.model = SegmentorWithTTA(self.cfg, model).eval() if cfg.TEST.AUG.ENABLED else model
         self.metadata = _metadata(cfg)
-        self.default_tasks = _first_task(cfg)
+        self.default_tasks = _tasks_on(cfg)[:1]
         self._resize = T.AugmentationList(build_test_augmentations(cfg))
+
+    @property
+    def offered_tasks(self) -> tuple[Task, ...]:
+        """The tasks that the configuration turns on, panoptic first."""
+        return _tasks_on(self.cfg)
 
     def predict(
         self,
@@ -250,9 +256,9 @@ def _metadata(cfg: CfgNode) -> Metadata:
     return [*known, *candidates, Metadata()][0]
 
 
-def _first_task(cfg: CfgNode) -> tuple[Task, ...]:
+def _tasks_on(cfg: CfgNode) -> tuple[Task, ...]:
     test = cfg.MODEL.MASK_FORMER.TEST
-    return tuple(task for task, key in TASK_KEYS.items() if test[key])[:1]
+    return tuple(task for task, key in TASK_KEYS.items() if test[key])
 
 
 def _reorder(rgb: np.ndarray, image_format: str) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from typing import Any, TypeVar
 
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
@@ -18,12 +17,11 @@ def load_whole_model(model: _Model, path: str) -> _Model:
 
     Raises:
         FileNotFoundError: nothing is there.
+        OSError: it cannot be downloaded.
         ValueError: it is not a whole model of this configuration.
     """
     if not path:
         raise FileNotFoundError(f"MODEL.WEIGHTS is empty; {_REMEDY}")
-    if "://" not in path and not PathManager.exists(path):
-        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {path}; {_REMEDY}")
     _CompleteCheckpointer(model).load(path)
     return model
 

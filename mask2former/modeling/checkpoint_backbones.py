@@ -1,10 +1,10 @@
-"""Pretrained ImageNet backbones, with the names that their publishers gave, to the names of ours.
+"""Pretrained ImageNet backbones, with the names that their publishers gave, to the names of ours and back.
 
 Pure functions from ``{name: tensor}`` to ``{name: tensor}``; results have no ``backbone.`` before their names.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,10 +15,24 @@ __all__ = [
     "convert_swin",
     "convert_timm",
     "convert_torchvision_resnet",
+    "is_resnet",
+    "is_swin",
     "resize_position_tables",
+    "to_timm_swin",
+    "to_torchvision_resnet",
 ]
 
 StateDict = dict[str, Tensor]
+
+
+def is_resnet(names: Collection[str]) -> bool:
+    """Whether the names are of a ResNet: torchvision's, timm's or Detectron2's."""
+    return any(name.startswith(("layer1.", "res2.")) for name in names)
+
+
+def is_swin(names: Collection[str]) -> bool:
+    """Whether the names are of a Swin Transformer: Microsoft's, timm's or ours."""
+    return any(name.startswith("layers.0.blocks.") for name in names)
 
 
 def convert_pretrained_backbone(state_dict: Mapping[str, Tensor], target_names: Collection[str]) -> StateDict:
@@ -48,13 +62,21 @@ def convert_torchvision_resnet(state_dict: Mapping[str, Tensor]) -> StateDict:
         (r"\.downsample\.0\.", ".shortcut."),
         (r"\.downsample\.1\.", ".shortcut.norm."),
     ]
-    converted = {}
-    for name, tensor in state_dict.items():
-        if not name.startswith(("fc.", "stem.fc.")):
-            for pattern, replacement in replacements:
-                name = re.sub(pattern, replacement, name)
-            converted[name] = tensor
-    return converted
+    kept = {name: tensor for name, tensor in state_dict.items() if not name.startswith(("fc.", "stem.fc."))}
+    return {_replace(name, replacements): tensor for name, tensor in kept.items()}
+
+
+def to_torchvision_resnet(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Detectron2's names of a ResNet to torchvision's and timm's."""
+    replacements = [
+        (r"^stem\.conv1\.norm\.", "bn1."),
+        (r"^stem\.", ""),
+        *((rf"^res{i + 1}\.", f"layer{i}.") for i in range(1, 5)),
+        (r"\.conv(\d)\.norm\.", r".bn\1."),
+        (r"\.shortcut\.norm\.", ".downsample.1."),
+        (r"\.shortcut\.", ".downsample.0."),
+    ]
+    return {_replace(name, replacements): tensor for name, tensor in state_dict.items()}
 
 
 def convert_swin(state_dict: Mapping[str, Tensor]) -> StateDict:
@@ -64,13 +86,25 @@ def convert_swin(state_dict: Mapping[str, Tensor]) -> StateDict:
     """
     # timm counts the merging of patches to the stage that it leads to (and had Microsoft's names until 0.8).
     shift = int("layers.0.downsample.reduction.weight" not in state_dict)
-
-    def rename(name: str) -> str:
-        return re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) - shift}.downsample", name)
-
     left_out = ("head.", "norm.")
     kept = {n: t for n, t in state_dict.items() if not n.startswith(left_out) and not n.endswith(".attn_mask")}
-    return {rename(name): tensor for name, tensor in kept.items()}
+    return {_move_downsampling(name, -shift): tensor for name, tensor in kept.items()}
+
+
+def to_timm_swin(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Our names of a Swin Transformer, which are Microsoft's, to timm's, which has no constants of the window size."""
+    kept = {name: tensor for name, tensor in state_dict.items() if not name.endswith("relative_position_index")}
+    return {_move_downsampling(name, 1): tensor for name, tensor in kept.items()}
+
+
+def _move_downsampling(name: str, by: int) -> str:
+    return re.sub(r"^layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + by}.downsample", name)
+
+
+def _replace(name: str, replacements: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in replacements:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def resize_position_tables(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> StateDict:

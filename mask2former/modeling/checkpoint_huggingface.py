@@ -5,7 +5,7 @@ Pure functions from ``{name: tensor}`` to ``{name: tensor}``. Theirs are the nam
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -110,9 +110,9 @@ FUSED = [
 ]
 
 
-def is_huggingface(state_dict: Mapping[str, Tensor]) -> bool:
+def is_huggingface(names: Iterable[str]) -> bool:
     """Whether the names are Hugging Face's."""
-    return any(name.startswith(("model.pixel_level_module.", "model.transformer_module.")) for name in state_dict)
+    return any(name.startswith(("model.pixel_level_module.", "model.transformer_module.")) for name in names)
 
 
 def from_huggingface(state_dict: Mapping[str, Tensor]) -> StateDict:

@@ -158,16 +158,14 @@ class MaskFormer(nn.Module):
         if not self.training:
             return self._segment(batched_inputs)
         images = self._normalise_and_pad(batched_inputs)
-        features = self.backbone(images.tensor)
-        outputs = self.sem_seg_head(features)
+        outputs = self.run_network(images.tensor)
         targets = self._prepare_targets(batched_inputs, images)
         return self._weigh(self.criterion(outputs, targets))
 
     def predict_queries(self, batched_inputs: list[dict[str, Any]]) -> list[QueryPrediction]:
         """Classes and masks of the queries of each image; takes what :meth:`forward` takes, and never cuts tiles."""
         images = self._normalise_and_pad(batched_inputs)
-        features = self.backbone(images.tensor)
-        outputs = self.sem_seg_head(features)
+        outputs = self.run_network(images.tensor)
         predictions = []
         for logits, masks, entry, image_size in zip(
             outputs["pred_logits"].float(), outputs["pred_masks"], batched_inputs, images.image_sizes, strict=True
@@ -209,6 +207,12 @@ class MaskFormer(nn.Module):
                 allowed_classes=self._instance_classes,
             )
         return result
+
+    def run_network(self, images: Tensor) -> dict[str, Any]:
+        """Normalised, padded images (N, 3, H, W) to the head's predictions."""
+        features = self.backbone(images)
+        predictions: dict[str, Any] = self.sem_seg_head(features)
+        return predictions
 
     def with_outputs(
         self, tasks: Collection[str], *, object_mask_threshold: float | None = None, panoptic_scores: bool = False
@@ -306,7 +310,7 @@ class MaskFormer(nn.Module):
         image = self._normalise_and_pad([entry]).tensor[0]
         height, width = entry["image"].shape[-2:]
         prediction = self.tiled_inference(
-            lambda tiles: self.sem_seg_head(self.backbone(tiles)),
+            self.run_network,
             image[:, :height, :width],
             (entry.get("height", height), entry.get("width", width)),
             thing_classes=self._instance_classes,

@@ -3,7 +3,7 @@
 Pure functions. They share the arguments ``mask_cls``, class logits (Q, K + 1) with "no object" last, ``mask_pred``,
 mask logits (Q, h, w) at the network's resolution, and ``geometry``, which says how to get from there to the output.
 Masks are resized a few at a time, and only those that can matter, so that no Q masks of the output's size ever exist in
-float32.
+float32. On the CPU, native operators (:mod:`mask2former.ops.masks`) do it row by row.
 """
 
 from collections.abc import Collection, Iterator
@@ -15,9 +15,12 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.masks import Resizing, binarise_masks, compete_masks, has_native_masks, make_resizing, resize_masks
+
 __all__ = [
     "MaskGeometry",
     "accept_segments",
+    "count_areas",
     "instance_inference",
     "masks_to_boxes",
     "most_probable_pairs",
@@ -27,6 +30,8 @@ __all__ = [
 
 # Masks that are resized together: enough to fill the machine, few enough for its memory.
 _CHUNK = 16
+# Numbers in the rows of all masks that are resized together: they fit a processor's second-level cache or nearly.
+_BAND = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class MaskGeometry:
         """Resize (C, h, w) to (C, *output_size)."""
         return self.padded_to_output(self.to_padded(maps))
 
+    def resizing(self, maps: Tensor) -> Resizing:
+        """``to_output`` of ``maps`` (C, h, w), for the operators of :mod:`mask2former.ops.masks`."""
+        return make_resizing((maps.shape[-2], maps.shape[-1]), self.padded_size, self.image_size, self.output_size)
+
 
 def semantic_inference(
     mask_cls: Tensor, mask_pred: Tensor, geometry: MaskGeometry, *, resize_before_inference: bool = True
@@ -72,6 +81,8 @@ def semantic_inference(
         (K, height, width) float32; not normalised over classes.
     """
     probabilities = mask_cls.float().softmax(-1)[:, :-1]  # (Q, K)
+    if resize_before_inference and has_native_masks(mask_pred, mask_cls):
+        return _mix_by_rows(probabilities, mask_pred, geometry)
     resize = geometry.to_output if resize_before_inference else geometry.to_padded
     size = geometry.output_size if resize_before_inference else geometry.padded_size
     scores = mask_pred.new_zeros((probabilities.shape[1], *size), dtype=torch.float32)
@@ -113,11 +124,8 @@ def panoptic_inference(
     if len(kept) == 0:
         return torch.zeros(geometry.output_size, dtype=torch.int32, device=mask_pred.device), []
 
-    winner, inside, own_area = _compete(mask_pred, kept, scores, geometry)
     return accept_segments(
-        winner,
-        inside,
-        own_area,
+        *_compete(mask_pred, kept, scores, geometry),
         labels[kept].tolist(),
         thing_classes=thing_classes,
         overlap_threshold=overlap_threshold,
@@ -128,7 +136,7 @@ def panoptic_inference(
 def accept_segments(
     winner: Tensor,
     inside: Tensor,
-    own_area: Tensor,
+    areas: Tensor,
     labels: list[int],
     *,
     thing_classes: Collection[int],
@@ -138,9 +146,10 @@ def accept_segments(
     """The panoptic result of S competing segments.
 
     Args:
-        winner: which of them has each pixel (height, width), int64 in 0..S - 1.
+        winner: which of them has each pixel (height, width), integers in 0..S - 1.
         inside: whether the pixel is in the winner's own mask (height, width), bool.
-        own_area: pixels of each one's own mask, (S,).
+        areas: pixels of each one's own mask, those that it wins, and those that are both, (3, S); see
+            :func:`count_areas`.
         labels: their classes.
         thing_classes: as in :func:`panoptic_inference`.
         overlap_threshold: as in :func:`panoptic_inference`.
@@ -149,14 +158,20 @@ def accept_segments(
     Returns:
         As :func:`panoptic_inference`.
     """
-    won_area = torch.bincount(winner.flatten(), minlength=len(labels))
-    segment_area = torch.bincount(winner[inside], minlength=len(labels))
+    own_area, won_area, segment_area = areas
     accepted = (own_area > 0) & (segment_area > 0) & (won_area.double() / own_area >= overlap_threshold)
     ids, segments = _number_segments(labels, accepted.tolist(), thing_classes)
     if scores is not None:
         _add_scores(segments, ids, scores)
     lookup = torch.tensor(ids, dtype=torch.int32, device=winner.device)
-    return lookup[winner] * inside, segments
+    return lookup[winner.flatten()].view_as(winner) * inside, segments
+
+
+def count_areas(winner: Tensor, inside: Tensor, own_area: Tensor) -> Tensor:
+    """The ``areas`` (3, S) of :func:`accept_segments`, from its first arguments and the first of them, (S,)."""
+    won_area = torch.bincount(winner.flatten(), minlength=len(own_area))
+    segment_area = torch.bincount(winner[inside], minlength=len(own_area))
+    return torch.stack([own_area, won_area, segment_area])
 
 
 def instance_inference(
@@ -185,10 +200,10 @@ def instance_inference(
     scores, queries, classes = most_probable_pairs(probabilities, topk, allowed_classes)
 
     used, rows = queries.unique(return_inverse=True)
-    masks, mask_scores = _binarise(mask_pred, used, geometry)
+    masks, mask_scores, boxes = _binarise(mask_pred, used, geometry)
     result = Instances(geometry.output_size)
     result.pred_masks = masks[rows]
-    result.pred_boxes = Boxes(masks_to_boxes(masks)[rows])
+    result.pred_boxes = Boxes(boxes[rows])
     result.scores = scores * mask_scores[rows]
     result.pred_classes = classes
     return result
@@ -242,13 +257,29 @@ def _chunks(rows: Tensor) -> Iterator[Tensor]:
     return iter(rows.split(_CHUNK)) if len(rows) else iter(())
 
 
+def _mix_by_rows(probabilities: Tensor, mask_pred: Tensor, geometry: MaskGeometry) -> Tensor:
+    """Class scores (K, height, width) of class probabilities (Q, K), some rows of all masks at a time."""
+    height, width = geometry.output_size
+    resizing = geometry.resizing(mask_pred)
+    scores = torch.empty((probabilities.shape[1], height, width))
+    step = max(1, _BAND // max(1, len(mask_pred) * width))
+    for begin in range(0, height, step):
+        rows = range(begin, min(height, begin + step))
+        inside = resize_masks(mask_pred, resizing, rows, sigmoid=True).flatten(1)  # (Q, len(rows) * width)
+        with torch.autocast("cpu", enabled=False):
+            scores[:, rows.start : rows.stop] = (probabilities.T @ inside).unflatten(1, (len(rows), width))
+    return scores
+
+
 def _compete(mask_pred: Tensor, kept: Tensor, scores: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor, Tensor]:
     """Which of the ``kept`` queries wins each pixel.
 
     Returns:
-        The winner's position in ``kept`` (height, width) int64, whether the pixel is inside the winner's own mask, and
-        the areas of the own masks (len(kept),) in pixels.
+        The winner's position in ``kept`` (height, width), whether the pixel is inside the winner's own mask, and the
+        ``areas`` (3, len(kept)) of :func:`accept_segments`.
     """
+    if has_native_masks(mask_pred, scores):
+        return compete_masks(mask_pred[kept], scores[kept], geometry.resizing(mask_pred))
     best = mask_pred.new_full(geometry.output_size, -1.0, dtype=torch.float32)
     winner = torch.zeros(geometry.output_size, dtype=torch.int64, device=mask_pred.device)
     inside = torch.zeros(geometry.output_size, dtype=torch.bool, device=mask_pred.device)
@@ -262,7 +293,7 @@ def _compete(mask_pred: Tensor, kept: Tensor, scores: Tensor, geometry: MaskGeom
         best = torch.where(better, chunk_best, best)
         winner = torch.where(better, chunk[index], winner)
         inside = torch.where(better, own.gather(0, index[None])[0], inside)
-    return winner, inside, torch.cat(own_areas)
+    return winner, inside, count_areas(winner, inside, torch.cat(own_areas))
 
 
 def _number_segments(
@@ -296,8 +327,11 @@ def _add_scores(segments: list[dict[str, Any]], ids: list[int], scores: list[flo
             segment["score"] = max(score, segment.get("score", 0.0))
 
 
-def _binarise(mask_pred: Tensor, queries: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor]:
-    """Binary masks (len(queries), height, width), and the mean probability inside each."""
+def _binarise(mask_pred: Tensor, queries: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor, Tensor]:
+    """Binary masks (len(queries), height, width), the mean probability inside each, and their boxes."""
+    if has_native_masks(mask_pred):
+        masks, _, mask_scores, boxes = binarise_masks(mask_pred[queries], geometry.resizing(mask_pred))
+        return masks, mask_scores, boxes
     masks = torch.empty((len(queries), *geometry.output_size), dtype=torch.bool, device=mask_pred.device)
     mask_scores = torch.empty(len(queries), device=mask_pred.device)
     for chunk in _chunks(torch.arange(len(queries), device=mask_pred.device)):
@@ -306,4 +340,4 @@ def _binarise(mask_pred: Tensor, queries: Tensor, geometry: MaskGeometry) -> tup
         masks[chunk] = inside
         total = (logits.sigmoid_() * inside).flatten(1).sum(1)
         mask_scores[chunk] = total / (inside.flatten(1).sum(1) + 1e-6)
-    return masks, mask_scores
+    return masks, mask_scores, masks_to_boxes(masks)

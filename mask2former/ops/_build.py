@@ -24,6 +24,8 @@ _SOURCES = _HERE / "csrc"
 # -fno-trapping-math lets selections become vector code; results stay those of IEEE arithmetic.
 _FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 _STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # of PyTorch 2.11
+_BINDINGS = ("ms_deform_attn.cpp", "masks.cpp")
+_KERNELS = ("ms_deform_attn_kernels.cpp", "mask_kernels.cpp")  # compiled once per instruction set
 _INSTRUCTION_SETS = {
     "baseline": "",
     "avx2": "-mavx2 -mfma",
@@ -173,13 +175,13 @@ def _gpu_flags() -> list[str]:
 def _compile(compiler: list[str], torch_folder: Path, folder: Path) -> list[str]:
     """Compiles every object file; the kernels once per instruction set."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    jobs: dict[str, list[str]] = {"bindings": ["ms_deform_attn.cpp", _STABLE_ABI, f"-I{torch_folder / 'include'}"]}
+    jobs = [(source, "bindings", [_STABLE_ABI, f"-I{torch_folder / 'include'}"]) for source in _BINDINGS]
     for name, flags in _INSTRUCTION_SETS.items():
         if is_x86 or name == "baseline":
-            jobs[name] = ["ms_deform_attn_kernels.cpp", f"-DMASK2FORMER_KERNELS=kernels_{name}", *flags.split()]
+            jobs += [(source, name, [f"-DMASK2FORMER_KERNELS=kernels_{name}", *flags.split()]) for source in _KERNELS]
     objects = []
-    for name, (source, *options) in jobs.items():
-        objects.append(str(folder / f"{name}.o"))
+    for source, name, options in jobs:
+        objects.append(str(folder / f"{source}.{name}.o"))
         _run([*compiler, *_FLAGS, *options, "-c", str(_SOURCES / source), "-o", objects[-1]])
     return objects
 

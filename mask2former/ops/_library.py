@@ -145,6 +145,9 @@ def _register() -> None:
         operator = getattr(torch.ops.mask2former, name)
         for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
             _REGISTRATIONS.impl(name, functools.partial(_autocast, device, operator), key)
+    torch.library.register_fake("mask2former::resize_masks", _resize_masks_fake)
+    torch.library.register_fake("mask2former::binarise_masks", _binarise_masks_fake)
+    torch.library.register_fake("mask2former::compete_masks", _compete_masks_fake)
 
 
 # Below, `geometry` is what an operator takes after the value and the spatial shapes: locations (N, Q, M, L, P, 2) and
@@ -199,3 +202,41 @@ def _autocast(
     """Values stay in the dtype that autocast gave them; all else needs float32's resolution."""
     with torch.autocast(device, enabled=False):
         return operator(value, spatial_shapes, *(x.float() for x in geometry))
+
+
+# The operators on masks take logits (Q, h, w) and, for rows and columns, where in a mask an output pixel comes from:
+# see mask2former.ops.masks.
+
+
+def _resize_masks_fake(
+    logits: Tensor,
+    first_row: Tensor,
+    row_weights: Tensor,
+    first_column: Tensor,
+    column_weights: Tensor,
+    begin: int,
+    end: int,
+    sigmoid: bool,
+) -> Tensor:
+    return logits.new_empty(logits.shape[0], end - begin, first_column.shape[0])
+
+
+def _binarise_masks_fake(
+    logits: Tensor, first_row: Tensor, row_weights: Tensor, first_column: Tensor, column_weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count = logits.shape[0]
+    masks = logits.new_empty((count, first_row.shape[0], first_column.shape[0]), dtype=torch.bool)
+    return masks, logits.new_empty(count, dtype=torch.int64), logits.new_empty(count), logits.new_empty(count, 4)
+
+
+def _compete_masks_fake(
+    logits: Tensor,
+    scores: Tensor,
+    first_row: Tensor,
+    row_weights: Tensor,
+    first_column: Tensor,
+    column_weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    size = (first_row.shape[0], first_column.shape[0])
+    winner, inside = logits.new_empty(size, dtype=torch.int32), logits.new_empty(size, dtype=torch.bool)
+    return winner, inside, logits.new_empty((3, logits.shape[0]), dtype=torch.int64)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from mask2former.visualization.drawing import draw_segments
-from mask2former.visualization.segments import Segment, crop_segment
+from mask2former.visualization.segments import Segment, crop_segment, is_thing_class
 
 __all__ = ["Task", "draw_ground_truth", "draw_instances", "draw_panoptic", "draw_predictions", "draw_semantic"]
 
@@ -141,16 +141,8 @@ def draw_ground_truth(
         return draw_semantic(image, inputs["sem_seg"], metadata)
     masks = _fitting(_bitmasks(inputs["instances"].gt_masks), image)
     classes = inputs["instances"].gt_classes.tolist()
-    segments = [crop_segment(mask, c, _is_thing(metadata, c)) for mask, c in zip(masks, classes, strict=True)]
+    segments = [crop_segment(mask, c, is_thing_class(metadata, c)) for mask, c in zip(masks, classes, strict=True)]
     return draw_segments(image, _present(segments), metadata)
-
-
-def _is_thing(metadata: Any, class_id: int) -> bool:
-    """Whether a training target is a thing: things and stuff share one numbering there."""
-    things = getattr(metadata, "thing_dataset_id_to_contiguous_id", None)
-    if things is not None:
-        return class_id in things.values()
-    return getattr(metadata, "thing_classes", None) is not None or getattr(metadata, "stuff_classes", None) is None
 
 
 def _bitmasks(masks: Any) -> np.ndarray:

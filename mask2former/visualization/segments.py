@@ -9,7 +9,7 @@ import numpy as np
 
 from mask2former.visualization.colors import assign_colors, spread_palette
 
-__all__ = ["Segment", "class_color", "class_name", "crop_segment", "segment_colors"]
+__all__ = ["Segment", "class_color", "class_name", "crop_segment", "is_thing_class", "segment_colors"]
 
 _MIN_CLASS_COLORS = 64
 
@@ -57,6 +57,14 @@ def class_name(metadata: Any, class_id: int, isthing: bool) -> str:
     if isthing and len(names) == len(things):  # ADE20K lists the names of its things alone, whose ids have gaps
         class_id = things.index(class_id) if class_id in things else -1
     return names[class_id] if 0 <= class_id < len(names) else unnamed
+
+
+def is_thing_class(metadata: Any, class_id: int) -> bool:
+    """Whether a training target is a thing: things and stuff share one numbering there."""
+    things = getattr(metadata, "thing_dataset_id_to_contiguous_id", None)
+    if things is not None:
+        return class_id in things.values()
+    return getattr(metadata, "thing_classes", None) is not None or getattr(metadata, "stuff_classes", None) is None
 
 
 def class_color(metadata: Any, class_id: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask2former import add_maskformer2_config
 from mask2former.data import build_dataset_mapper, check_config_against_data, register_custom_datasets
+from tests.brick_data import FORMATS, make_pictures, write_data
 
 REPOSITORY = Path(__file__).parents[2]
 README = REPOSITORY / "datasets" / "README.md"
@@ -38,7 +39,21 @@ def folders(
         shutil.copy(coco / "instances.json", mine / "annotations" / f"{split}.json")
         shutil.copy(panoptic / "panoptic.json", mine / "annotations" / f"panoptic_{split}.json")
         shutil.copytree(panoptic / "segments", mine / f"panoptic_{split}")
+        _more_formats(data_root, split)
     (data_root / "land/names.txt").write_text("road\ncar\nperson\n")
+
+
+def _more_formats(root: Path, split: str) -> None:
+    pictures = make_pictures(2)
+    write_data(root / "street" / split, "color_png", pictures)
+    shutil.copy(root / "street" / split / "colors.csv", root / "street/colors.txt")
+    write_data(root / "written" / split, "yolo_seg", pictures)
+    for part in ("images", "labels"):
+        shutil.copytree(root / "written" / split / part, root / "yolo" / part / split)
+    write_data(root / "labelled" / split, "labelme", pictures)
+    shutil.copytree(root / "labelled" / split / "images", root / "labelme" / split)
+    for file in (root / "labelled" / split / "labelme").iterdir():
+        (root / "labelme" / split / file.name).write_text(file.read_text().replace("../images/", ""))
 
 
 def check(config_file: Path) -> None:
@@ -74,7 +89,7 @@ def test_readme(block: int, tmp_path: Path) -> None:
 
 
 def test_every_form_is_shown() -> None:
-    for form in ("id_png", "coco_instance", "coco_panoptic"):
+    for form in FORMATS:
         assert any(f"FORMAT: {form}" in block for block in BLOCKS)
-        assert f"own_{form}.yaml" in EXAMPLES
-    assert len(BLOCKS) == 4
+    assert len(EXAMPLES) == 3
+    assert len(BLOCKS) == 7

@@ -1,12 +1,13 @@
 """Reading images and label PNGs."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.data.image_io import image_size, read_image, read_label_image
+from mask2former.data.image_io import image_size, read_image, read_label_image, verify_image
 
 RNG = np.random.default_rng(0)
 
@@ -116,3 +117,23 @@ def test_labels_that_are_not_ids(tmp_path: Path) -> None:
     for pixels in (np.full((2, 2), -1, dtype=np.int32), np.full((2, 2), 0.5, dtype=np.float32)):
         with pytest.raises(ValueError, match=r"a\.tif: has negative or fractional values"):
             read_label_image(save(tmp_path / "a.tif", pixels))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_verify_image(tmp_path: Path, suffix: str) -> None:
+    pixels = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    path = save(tmp_path / f"a.{suffix}", pixels)
+    assert verify_image(path) == (40, 60)
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(ValueError, match=r"cannot be read as an image"):
+        verify_image(path)
+
+
+def test_pictures_that_claim_to_be_enormous_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.zeros((4, 4), dtype=np.uint8))
+    content = bytearray(path.read_bytes())
+    content[16:24] = (100_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image \(Image size \(10000000000 pixels\)"):
+        verify_image(path)

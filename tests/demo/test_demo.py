@@ -15,6 +15,7 @@ from pycocotools import mask as mask_util
 
 import demo
 from mask2former.inference.loading import model_config
+from mask2former.weights import find_weights
 
 Save = Callable[..., Path]
 
@@ -316,7 +317,7 @@ class TestModel:
     ) -> None:
         assert run("--input", save("a.png"), "--opts", "MODEL.WEIGHTS", weights) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert re.match(r"error: MODEL\.WEIGHTS.*(is empty|no file nowhere/model\.pth).*--opts MODEL\.WEIGHTS", line)
+        assert re.match(r"error: MODEL\.WEIGHTS.*(is empty.*--opts MODEL\.WEIGHTS|no file nowhere/model\.pth)", line)
 
     def test_backbone_alone_is_no_model(
         self, run: Callable[..., int], save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -362,7 +363,7 @@ class TestDefaults:
 
     def test_default_is_the_model_of_the_repository(self) -> None:
         cfg = model_config(demo.DEFAULT_MODEL)
-        assert Path(cfg.MODEL.WEIGHTS).is_file()
+        assert Path(find_weights(cfg.MODEL.WEIGHTS)).is_file()
         assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
 
     def test_sample_package_missing(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,14 @@ def test_eval_only_gives_the_results_of_training(toy, one_process, tmp_path):
     assert found == final_metrics(one_process)
 
 
+def test_eval_only_optimises_the_model_if_asked_to(toy, one_process, tmp_path):
+    options = toy.options(
+        OUTPUT_DIR=tmp_path, MODEL__WEIGHTS=one_process / "model_final.pth", MODEL__INFERENCE__OPTIMIZE=True
+    )
+    with pytest.raises(ValueError, match="only MaskFormer models can be optimised for inference"):
+        train_net.main(parse(["--eval-only", *options]))
+
+
 def test_resume_goes_on_from_the_command_line(toy, one_process, training, tmp_path):
     options = toy.options(OUTPUT_DIR=tmp_path, **training)
     train_net.main(parse([*options, "SOLVER.CHECKPOINT_PERIOD", "25"]))

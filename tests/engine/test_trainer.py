@@ -160,6 +160,29 @@ def test_a_best_metric_that_is_not_computed_gives_a_warning(toy_config, caplog):
     assert "'segm/PQ' was not computed; the evaluation gave ['bbox/AP'" in caplog.text
 
 
+def test_a_run_stops_when_the_metric_gets_no_better(toy_config, tmp_path, monkeypatch, caplog):
+    values = [1.0, 3.0, 2.0, 4.0, float("nan"), 4.0, 9.0, 9.0]
+    build_hooks = Trainer.build_hooks
+    monkeypatch.setattr(Trainer, "build_hooks", lambda self: [FakeEvaluation(values), *build_hooks(self)])
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *args, **kwargs: {}))
+    changes = {"TEST__EVAL_PERIOD": 1, "TEST__BEST_CHECKPOINT__METRIC": "task/metric", "SOLVER__CHECKPOINT_PERIOD": 2}
+    cfg = toy_config(TEST__EARLY_STOPPING__PATIENCE=2, **changes)
+    with caplog.at_level(logging.INFO, "mask2former"):
+        assert len(train(cfg)) == 5  # the hook that counts comes after, so the sixth step is not seen
+    assert "task/metric has not become better in 2 evaluations" in caplog.text
+    assert "Exception during training" not in caplog.text
+    assert torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["iteration"] == 5
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_final.pth"
+    with caplog.at_level(logging.INFO, "mask2former"):
+        assert train(cfg, resume=True) == []
+    assert "was stopped early, so nothing is left to do" in caplog.text
+
+    (tmp_path / "out" / "last_checkpoint").write_text("model_0000003.pth")
+    assert train(cfg, resume=True) == []  # one evaluation without gain before that checkpoint, one after it
+    smaller = {"TEST__BEST_CHECKPOINT__MODE": "min", "OUTPUT_DIR": tmp_path / "min"}
+    assert len(train(toy_config(TEST__EARLY_STOPPING__PATIENCE=2, **changes, **smaller))) == 2
+
+
 def test_predictions_are_drawn_beside_the_truth(toy_config, tmp_path):
     train(toy_config(VIS_PERIOD=4, TEST__VIS_IMAGES=3))
     events = EventAccumulator(str(tmp_path / "out"))

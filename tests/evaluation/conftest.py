@@ -98,7 +98,8 @@ def make_scene(tmp_path: Path) -> Callable[..., Scene]:
             for i in (int(i) for i in np.unique(ids) if i):
                 class_map[ids == i] = classes[i]
                 mask = ids == i
-                infos.append({"id": i, "category_id": classes[i], "iscrowd": int(i == 3), "area": int(mask.sum())})
+                info = {"id": i, "category_id": classes[i], "isthing": classes[i] in things}
+                infos.append({**info, "iscrowd": int(i == 3), "area": int(mask.sum())})
                 if classes[i] in things:
                     rle = encode(mask)
                     instances.append(

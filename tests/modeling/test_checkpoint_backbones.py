@@ -12,7 +12,6 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from mask2former import add_maskformer2_config
-from mask2former.engine.weight_files import read_torch
 from mask2former.modeling.backbone import D2SwinTransformer, TimmBackbone
 from mask2former.modeling.checkpoint_backbones import (
     convert_efficientnet_pytorch,
@@ -20,6 +19,7 @@ from mask2former.modeling.checkpoint_backbones import (
     convert_torchvision_resnet,
     resize_position_tables,
 )
+from mask2former.weights.files import read_torch
 
 TINY_SWIN = {"embed_dim": 12, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 3, 4), "window_size": 2}
 

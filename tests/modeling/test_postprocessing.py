@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mask2former.modeling import postprocessing
 from mask2former.modeling.postprocessing import (
     MaskGeometry,
     instance_inference,
@@ -15,8 +16,19 @@ from mask2former.modeling.postprocessing import (
     panoptic_inference,
     semantic_inference,
 )
+from mask2former.ops._library import load_library
 
 THINGS = {0, 1}
+
+
+@pytest.fixture(params=["native", "pytorch"], autouse=True)
+def operators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything here is true of the native operators and of PyTorch's."""
+    if request.param == "pytorch":
+        monkeypatch.setattr(postprocessing, "has_native_masks", lambda *tensors: False)
+    elif not load_library():
+        pytest.skip("the native library is not built (python -m mask2former.ops.build)")
+    return str(request.param)
 
 
 def _random_case(seed: int) -> tuple[Tensor, Tensor, MaskGeometry]:
@@ -154,7 +166,7 @@ class _LargestFloats(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("sure_queries", [3, 200])
-def test_few_masks_of_the_output_s_size_exist_at_a_time(sure_queries: int) -> None:
+def test_few_masks_of_the_output_s_size_exist_at_a_time(sure_queries: int, operators: str) -> None:
     logits = torch.full((200, 6), -9.0)
     logits[:sure_queries, 0] = 9
     logits[sure_queries:, -1] = 9
@@ -167,8 +179,21 @@ def test_few_masks_of_the_output_s_size_exist_at_a_time(sure_queries: int) -> No
         instance_inference(logits, masks, geometry, topk=sure_queries)
     with _LargestFloats() as semantic:
         semantic_inference(logits, masks, geometry)
-    assert panoptic.largest == instance.largest == at_once
-    assert semantic.largest == 16 * 64 * 64  # every query counts there
+    if operators == "native":
+        assert max(panoptic.largest, instance.largest) <= masks.numel()
+        assert semantic.largest == 200 * 64 * 64  # some rows of all queries; here that is all rows
+    else:
+        assert panoptic.largest == instance.largest == at_once
+        assert semantic.largest == 16 * 64 * 64  # every query counts there
+
+
+def test_some_rows_of_all_queries_exist_at_a_time(operators: str) -> None:
+    if operators == "pytorch":
+        pytest.skip("there it is all rows of some queries")
+    masks, size = torch.randn(200, 4, 4), (300, 100)
+    with _LargestFloats() as semantic:
+        semantic_inference(torch.randn(200, 6), masks, MaskGeometry(size, size, size))
+    assert 5 * 300 * 100 < semantic.largest <= 2**20 < 200 * 300 * 100
 
 
 def test_panoptic_scores_are_those_of_the_surest_query() -> None:

@@ -16,9 +16,7 @@ import argparse
 import importlib
 import importlib.util
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from contenders import Contender
 from torch import Tensor
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 Shapes = list[tuple[int, int]]
 # images N, heads M, channels per head D, points P, (height, width) of each level
 SIZES: dict[str, tuple[int, int, int, int, Shapes]] = {
@@ -92,19 +90,19 @@ def compare(size: str, rounds: int, device: str) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         outputs = {}
         for name, process in processes.items():
-            ask(process, f"{folder}/outputs.pt")
+            process.ask(f"{folder}/outputs.pt")
             outputs[name] = torch.load(f"{folder}/outputs.pt")
-    processes.pop(EXACT).communicate()
+    processes.pop(EXACT).stop()
     results: dict[str, dict[str, Any]] = {name: {} for name in processes}
     for direction in ("forward", "backward"):
         seconds: dict[str, list[float]] = {name: [] for name in processes}
         for _ in range(rounds):
             for name, process in processes.items():
-                seconds[name].append(float(ask(process, direction)))
+                seconds[name].append(float(process.ask(direction)))
         for name in processes:
             results[name][f"{direction}_ms"] = 1e3 * statistics.median(seconds[name])
     for process in processes.values():
-        process.communicate()
+        process.stop()
     print(f"\n{size}: {'forward':>17} {'backward':>11}   error   times as fast as")
     for name, result in results.items():
         result["error"] = max(map(relative_error, outputs[name], outputs[EXACT]))
@@ -124,28 +122,11 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).abs().max() / expected.abs().max())
 
 
-def start(contender: str, size: str, device: str) -> subprocess.Popen[str]:
+def start(contender: str, size: str, device: str) -> Contender:
     """Starts the process of a contender."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
-        "MASK2FORMER_OPS": "auto" if contender.startswith("native") else "reference",
-        # The threads of one contender must not go on spinning while the next one is timed.
-        "OMP_WAIT_POLICY": "passive",
-    }
-    command = [sys.executable, __file__, "--contender", contender, "--sizes", size, "--device", device]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def ask(process: subprocess.Popen[str], request: str) -> str:
-    """Sends a line to a contender's process, and returns the line that it answers."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    print(request, file=process.stdin, flush=True)
-    answer = process.stdout.readline()
-    if not answer:
-        raise RuntimeError(f"{process.args!r} failed; what it says is above.")
-    return answer
+    operators = "auto" if contender.startswith("native") else "reference"
+    arguments = ["--contender", contender, "--sizes", size, "--device", device]
+    return Contender(__file__, arguments, {"MASK2FORMER_OPS": operators})
 
 
 def serve(contender: str, size: str, device: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .entry import CustomDataset, parse_entry
+from .entry import parse_entry
+from .own import CustomDataset
 
 __all__ = ["register_custom_datasets"]
 

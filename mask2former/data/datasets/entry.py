@@ -1,26 +1,32 @@
 """Reading an entry of ``DATASETS.CUSTOM`` into the data set that it describes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .categories import Category
-from .coco_own import CocoInstanceDataset, CocoPanopticDataset
 from .files import read_lines, resolve
-from .id_png import IdPngDataset
+from .formats.coco_instances import CocoInstanceSource
+from .formats.coco_panoptic import CocoPanopticSource
+from .formats.id_png import IdPngSource
+from .formats.labelme import LabelmeSource
+from .formats.palette import read_palette
+from .formats.source import Source
+from .formats.yolo import YoloSource
+from .own import CustomDataset
 
-__all__ = ["CustomDataset", "parse_entry"]
+__all__ = ["parse_entry"]
 
-CustomDataset = CocoInstanceDataset | CocoPanopticDataset | IdPngDataset
-
-# Per format the keys that an entry must have, and those that it may have.
+# Per format the keys that an entry must have, and those that it may have beside LIST and SKIP_BAD.
 _KEYS: dict[str, tuple[set[str], set[str]]] = {
     "coco_instance": ({"IMAGES", "ANNOTATIONS"}, set()),
     "coco_panoptic": ({"IMAGES", "ANNOTATIONS", "SEGMENTS"}, set()),
-    "id_png": (
-        {"IMAGES"},
-        {"INSTANCES", "CLASSES", "CLASS_NAMES", "THINGS", "BACKGROUND", "IGNORE_VALUE", "LIST"},
-    ),
+    "id_png": ({"IMAGES"}, {"INSTANCES", "CLASSES", "CLASS_NAMES", "THINGS", "BACKGROUND", "IGNORE_VALUE"}),
+    "color_png": ({"IMAGES", "CLASSES", "PALETTE"}, {"INSTANCES", "THINGS"}),
+    "yolo_seg": ({"IMAGES", "LABELS", "CLASS_NAMES"}, set()),
+    "labelme": ({"IMAGES", "ANNOTATIONS"}, {"CLASS_NAMES"}),
 }
+_ALWAYS = {"LIST", "SKIP_BAD"}
 
 _VOID = "void"  # the name of unlabelled pixels in CLASS_NAMES and BACKGROUND
 
@@ -43,34 +49,56 @@ def parse_entry(name: str, entry: Any) -> CustomDataset:
     if entry.get("FORMAT") not in _KEYS:
         raise ValueError(f"{where}.FORMAT: is {entry.get('FORMAT')!r}, expected one of {formats}.")
     required, optional = _KEYS[entry["FORMAT"]]
-    for key in entry.keys() - required - optional - {"FORMAT"}:
+    for key in entry.keys() - required - optional - _ALWAYS - {"FORMAT"}:
         raise ValueError(
             f"{where}: has the key {key}, which {entry['FORMAT']} does not know. "
-            f"Expected {', '.join(sorted(required))} and perhaps {', '.join(sorted(optional)) or 'no other'}."
+            f"Expected {', '.join(sorted(required))} and perhaps {', '.join(sorted(optional | _ALWAYS))}."
         )
     for key in sorted(required - entry.keys()):
         raise ValueError(f"{where}: lacks the key {key}, which {entry['FORMAT']} needs.")
-    paths = {key: resolve(str(entry[key])) for key in ("IMAGES", "ANNOTATIONS", "SEGMENTS") if key in entry}
+    skip_bad = entry.get("SKIP_BAD", False)
+    if not isinstance(skip_bad, bool):
+        raise ValueError(f"{where}.SKIP_BAD: is {skip_bad!r}, expected True or False.")
+    return CustomDataset(name, _parse_source(where, entry), _path(entry, "LIST"), skip_bad)
+
+
+def _parse_source(where: str, entry: Mapping[str, Any]) -> Source:
+    images = resolve(str(entry["IMAGES"]))
+    paths = {key: resolve(str(entry[key])) for key in ("ANNOTATIONS", "SEGMENTS", "LABELS") if key in entry}
     if entry["FORMAT"] == "coco_instance":
-        return CocoInstanceDataset(name, paths["IMAGES"], paths["ANNOTATIONS"])
+        return CocoInstanceSource(images, paths["ANNOTATIONS"])
     if entry["FORMAT"] == "coco_panoptic":
-        return CocoPanopticDataset(name, paths["IMAGES"], paths["ANNOTATIONS"], paths["SEGMENTS"])
-    return _parse_id_png(name, where, entry)
+        return CocoPanopticSource(images, paths["ANNOTATIONS"], paths["SEGMENTS"])
+    if entry["FORMAT"] == "yolo_seg":
+        return YoloSource(images, paths["LABELS"], tuple(_class_names(where, entry["CLASS_NAMES"])))
+    if entry["FORMAT"] == "labelme":
+        given = _class_names(where, entry["CLASS_NAMES"]) if "CLASS_NAMES" in entry else None
+        return LabelmeSource(images, paths["ANNOTATIONS"], tuple(given) if given else None)
+    return _parse_color_png(where, entry) if entry["FORMAT"] == "color_png" else _parse_id_png(where, entry)
 
 
-def _parse_id_png(name: str, where: str, entry: Mapping[str, Any]) -> IdPngDataset:
-    folders = {key: resolve(str(entry[key])) if key in entry else None for key in ("INSTANCES", "CLASSES", "LIST")}
+def _path(entry: Mapping[str, Any], key: str) -> Path | None:
+    return resolve(str(entry[key])) if key in entry else None
+
+
+def _parse_id_png(where: str, entry: Mapping[str, Any]) -> IdPngSource:
+    instances, classes = _path(entry, "INSTANCES"), _path(entry, "CLASSES")
     ignore_values: tuple[int, ...] = ()
-    if folders["CLASSES"]:
+    if classes:
         categories, ignore_values = _classes_of_map(where, entry)
-    elif folders["INSTANCES"]:
+    elif instances:
         categories = _classes_of_instances(where, entry)
     else:
         raise ValueError(f"{where}: has neither INSTANCES nor CLASSES, expected a folder of PNGs for one or both.")
-    images = resolve(str(entry["IMAGES"]))
-    return IdPngDataset(
-        name, images, folders["INSTANCES"], folders["CLASSES"], categories, ignore_values, folders["LIST"]
-    )
+    return IdPngSource(resolve(str(entry["IMAGES"])), instances, classes, categories, ignore_values)
+
+
+def _parse_color_png(where: str, entry: Mapping[str, Any]) -> IdPngSource:
+    palette = read_palette(resolve(str(entry["PALETTE"])))
+    categories = _categories_of(palette.names, _things(where, entry, palette.names), palette.colors)
+    void = tuple(value for value, name in enumerate(palette.names) if name == _VOID)
+    images, classes = resolve(str(entry["IMAGES"])), resolve(str(entry["CLASSES"]))
+    return IdPngSource(images, _path(entry, "INSTANCES"), classes, categories, void, palette)
 
 
 def _classes_of_instances(where: str, entry: Mapping[str, Any]) -> tuple[Category, ...]:
@@ -98,6 +126,17 @@ def _classes_of_map(where: str, entry: Mapping[str, Any]) -> tuple[tuple[Categor
             "text file of one name a line."
         )
     names = _class_names(where, entry["CLASS_NAMES"])
+    things = _things(where, entry, names)
+    ignore = entry.get("IGNORE_VALUE", 255 if len(names) <= 255 else 65535)
+    if not isinstance(ignore, int) or not 0 <= ignore <= 65535:
+        raise ValueError(f"{where}.IGNORE_VALUE: is {ignore!r}, expected a pixel value.")
+    if ignore < len(names) and names[ignore] != _VOID:
+        raise ValueError(f"{where}.IGNORE_VALUE: is {ignore}, which CLASS_NAMES call {names[ignore]!r}.")
+    void = tuple(value for value, name in enumerate(names) if name == _VOID)
+    return _categories_of(names, things), (*void, ignore)
+
+
+def _things(where: str, entry: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     things = [str(thing) for thing in entry.get("THINGS", [])]
     if bool(things) != ("INSTANCES" in entry):
         raise ValueError(
@@ -107,16 +146,18 @@ def _classes_of_map(where: str, entry: Mapping[str, Any]) -> tuple[tuple[Categor
     for thing in things:
         if thing not in names:
             raise ValueError(f"{where}.THINGS: {thing!r} is not one of CLASS_NAMES ({', '.join(names)}).")
-    ignore = entry.get("IGNORE_VALUE", 255 if len(names) <= 255 else 65535)
-    if not isinstance(ignore, int) or not 0 <= ignore <= 65535:
-        raise ValueError(f"{where}.IGNORE_VALUE: is {ignore!r}, expected a pixel value.")
-    if ignore < len(names) and names[ignore] != _VOID:
-        raise ValueError(f"{where}.IGNORE_VALUE: is {ignore}, which CLASS_NAMES call {names[ignore]!r}.")
-    categories = tuple(
-        Category(value + 1, name, isthing=name in things) for value, name in enumerate(names) if name != _VOID
+    return things
+
+
+def _categories_of(
+    names: Sequence[str], things: Sequence[str], colors: Sequence[tuple[int, int, int]] | None = None
+) -> tuple[Category, ...]:
+    """The classes of the values 0, 1, 2, ... of a map."""
+    return tuple(
+        Category(value + 1, name, isthing=name in things, color=colors[value] if colors else None)
+        for value, name in enumerate(names)
+        if name != _VOID
     )
-    void = tuple(value for value, name in enumerate(names) if name == _VOID)
-    return categories, (*void, ignore)
 
 
 def _class_names(where: str, names: Any) -> list[str]:

@@ -155,7 +155,7 @@ class D2SwinTransformer(Backbone):
             x = stage(x)
             name = f"res{i + 2}"
             if name in self._out_features:
-                outputs[name] = getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2).contiguous()  # (N, C, H, W)
+                outputs[name] = getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2)  # (N, C, H, W)
             if name == self._out_features[-1]:
                 break
             x = stage.downsample(x)

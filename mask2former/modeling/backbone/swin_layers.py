@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..row_chunks import in_row_chunks
+
 __all__ = ["PatchEmbed", "PatchMerging", "SwinBlock"]
 
 
@@ -145,8 +147,9 @@ class SwinBlock(nn.Module):
         mask = None
         if shift:
             x = x.roll((-shift, -shift), dims=(1, 2))
-            # In a graph that is being recorded, sizes are symbols: it must compute the mask anew from each.
-            recording = torch.compiler.is_exporting() or torch.jit.is_tracing()
+            # In a graph that is being recorded, sizes are symbols: it must compute the mask anew from each. And what
+            # is computed of tensors without values must not be kept for those with.
+            recording = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
             make_mask = shifted_window_mask.__wrapped__ if recording else shifted_window_mask
             mask = make_mask(rows, columns, size, shift, x.device, x.dtype)
         x = x.view(n, rows, size, columns, size, dim).transpose(2, 3).reshape(n, rows * columns, size**2, dim)
@@ -167,6 +170,9 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
+        return in_row_chunks(self._run, x)
+
+    def _run(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
 
 

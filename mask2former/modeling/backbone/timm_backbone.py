@@ -85,7 +85,7 @@ class TimmBackbone(Backbone):
             images = F.pad(images, (0, pad_width, 0, pad_height))
         features = self.body(images)
         if self._channels_last:
-            features = [x.permute(0, 3, 1, 2).contiguous() for x in features]  # (N, C, H, W)
+            features = [x.permute(0, 3, 1, 2) for x in features]  # (N, C, H, W)
         strides = self._out_feature_strides.values()
         features = [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(features, strides, strict=True)]
         return dict(zip(self._out_features, features, strict=True))

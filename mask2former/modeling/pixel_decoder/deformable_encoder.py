@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...ops import MSDeformAttn
+from ..row_chunks import in_row_chunks
 
 __all__ = ["MSDeformAttnTransformerEncoder", "MSDeformAttnTransformerEncoderLayer"]
 
@@ -31,7 +32,10 @@ class MSDeformAttnTransformerEncoderLayer(nn.Module):
         """Map tokens (N, S, C) to tokens (N, S, C); the other arguments are as in the encoder."""
         attended = self.self_attn(x + pos, reference_points, x, spatial_shapes)
         x = self.norm1(x + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(x)))
+        return in_row_chunks(self._feed_forward, x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(F.relu_(self.linear1(x)))
         return self.norm2(x + self.dropout(self.linear2(hidden)))
 
 
@@ -98,15 +102,16 @@ class MSDeformAttnTransformerEncoder(nn.Module):
             L maps of the same shapes.
         """
         spatial_shapes = [(x.shape[-2], x.shape[-1]) for x in features]
-        tokens = torch.cat([x.flatten(2) for x in features], dim=2).transpose(1, 2)  # (N, S, C)
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in features], dim=1)  # (N, S, C)
         pos = torch.cat(
             [p.flatten(2).transpose(1, 2) + embed for p, embed in zip(positions, self.level_embed, strict=True)], dim=1
         )  # (1 or N, S, C)
         reference_points = pixel_centers(spatial_shapes, tokens.device)[None, :, None]  # (1, S, 1, 2)
         for layer in self.encoder.layers:
             tokens = layer(tokens, pos, reference_points, spatial_shapes)
-        levels = tokens.transpose(1, 2).split([h * w for h, w in spatial_shapes], dim=2)
-        return [level.unflatten(2, shape) for level, shape in zip(levels, spatial_shapes, strict=True)]
+        levels = tokens.split([h * w for h, w in spatial_shapes], dim=1)
+        # Permuted last: PyTorch then sees that these are `channels_last`, which what follows does without a copy.
+        return [x.unflatten(1, shape).permute(0, 3, 1, 2) for x, shape in zip(levels, spatial_shapes, strict=True)]
 
 
 def pixel_centers(spatial_shapes: Sequence[tuple[int, int]], device: torch.device | str | None = None) -> Tensor:

@@ -43,7 +43,7 @@ class TopDownPath(nn.Module):
 
     def output_conv(self, in_channels: int) -> Conv2d:
         """Make a 3x3 convolution with normalisation and ReLU."""
-        conv = Conv2d(in_channels, self.conv_dim, kernel_size=3, padding=1, activation=F.relu, **self._bias_and_norm())
+        conv = Conv2d(in_channels, self.conv_dim, kernel_size=3, padding=1, activation=F.relu_, **self._bias_and_norm())
         weight_init.c2_xavier_fill(conv)
         return conv
 

@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..postprocessing import accept_segments, masks_to_boxes, most_probable_pairs
+from ..postprocessing import accept_segments, count_areas, masks_to_boxes, most_probable_pairs
 from .merging import SURELY_OUTSIDE, MaskPatch
 
 __all__ = ["Canvas", "instances_of_patches", "panoptic_of_patches"]
@@ -102,7 +102,7 @@ def panoptic_of_patches(
     return accept_segments(
         winner,
         inside,
-        torch.stack(own_areas),
+        count_areas(winner, inside, torch.stack(own_areas)),
         labels,
         thing_classes=thing_classes,
         overlap_threshold=overlap_threshold,

@@ -1,7 +1,8 @@
-// The operators mask2former::ms_deform_attn and its backward on CPU: checks, threads, choice of instructions.
+// The operators mask2former::ms_deform_attn and its backward on CPU: checks and threads.
 //
 // Only libtorch's stable ABI is used, so one library serves every torch from 2.11 on and every Python.
 #include "ms_deform_attn.h"
+#include "cpu.h"
 #include "schemas.h"
 
 #include <torch/csrc/stable/library.h>
@@ -9,10 +10,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <cstdlib>
 #include <limits>
 #include <memory>
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -22,42 +21,9 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The best kernels that the machine can run, and that PyTorch's own switch ATEN_CPU_CAPABILITY allows.
-const Kernels& choose_kernels() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const char* capability = std::getenv("ATEN_CPU_CAPABILITY");
-  const std::string allowed = capability == nullptr ? "" : capability;
-  const bool avx2 = allowed != "default" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && allowed != "avx2" && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  if (avx512)
-    return kernels_avx512;
-  if (avx2)
-    return kernels_avx2;
-#endif
-  return kernels_baseline;
-}
-
 const Kernels& kernels() {
-  static const Kernels& chosen = choose_kernels();
+  static const Kernels& chosen = choose_kernels(kernels_baseline, kernels_avx2, kernels_avx512);
   return chosen;
-}
-
-// Frees what allocate() allocates.
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
-// Uninitialised memory for a number of elements, aligned for vectors.
-template <typename T>
-std::unique_ptr<T[], Free> allocate(int64_t count) {
-  constexpr size_t kCacheLine = 64;
-  const size_t lines = static_cast<size_t>(count) * sizeof(T) / kCacheLine + 1;
-  void* memory = std::aligned_alloc(kCacheLine, lines * kCacheLine);
-  STD_TORCH_CHECK(memory != nullptr, "ms_deform_attn: no memory for ", lines * kCacheLine, " bytes");
-  return std::unique_ptr<T[], Free>(static_cast<T*>(memory));
 }
 
 // Memory of one thread for `kernels`.

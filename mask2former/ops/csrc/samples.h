@@ -72,25 +72,6 @@ MASK2FORMER_INLINE void locate_lanes(const float* offsets, const GroupLevels& le
   }
 }
 
-// exp for numbers that are not positive, to 2 units in the last place; 0 for those below -80, because denormal weights
-// would be a hundred times as slow.
-MASK2FORMER_INLINE Float exp_of_negative(Float x) {
-  // x = exponent * ln 2 + rest; the number that is added and taken away again rounds to an integer.
-  const Float magic = Float{} + 12582912.0f;
-  const Float shifted = x * 1.44269504f + magic;
-  const Float exponent = shifted - magic;
-  const Float rest = (x - exponent * 0.693359375f) + exponent * 2.12194440e-4f;
-  Float series = rest * (1.0f / 5040) + 1.0f / 720;
-  series = series * rest + 1.0f / 120;
-  series = series * rest + 1.0f / 24;
-  series = series * rest + 1.0f / 6;
-  series = series * rest + 0.5f;
-  series = series * rest + 1.0f;
-  series = series * rest + 1.0f;
-  const Float result = bit_cast<Float>(bit_cast<Int>(series) + (bit_cast<Int>(shifted) << 23));
-  return x < -80.0f ? Float{} : result;
-}
-
 // Turns the logits in the groups into weights that add up to 1.
 MASK2FORMER_INLINE void softmax(Group* groups, int64_t num_samples) {
   const auto attention = [groups](int64_t sample) { return groups[sample / kGroup].attention + sample % kGroup; };

@@ -1,7 +1,7 @@
 // Vectors of floats of any width (GCC's and Clang's vector extensions), and rows of channels as such vectors.
 //
-// Only for ms_deform_attn_kernels.cpp, which is compiled once per instruction set: everything here has internal
-// linkage, so that the linker cannot take one instruction set's copy of a function for all of them.
+// Only for *_kernels.cpp, which are compiled once per instruction set: everything here has internal linkage, so that the
+// linker cannot take one instruction set's copy of a function for all of them.
 #pragma once
 
 #include <cstdint>
@@ -111,6 +111,25 @@ MASK2FORMER_INLINE Float reduce(Float vector, Combine combine) {
   } else {
     return reduce<kDistance / 2>(combine(vector, rotate<kDistance>(vector)), combine);
   }
+}
+
+// exp for numbers that are not positive, to 2 units in the last place; 0 for those below -80, because denormal weights
+// would be a hundred times as slow.
+MASK2FORMER_INLINE Float exp_of_negative(Float x) {
+  // x = exponent * ln 2 + rest; the number that is added and taken away again rounds to an integer.
+  const Float magic = Float{} + 12582912.0f;
+  const Float shifted = x * 1.44269504f + magic;
+  const Float exponent = shifted - magic;
+  const Float rest = (x - exponent * 0.693359375f) + exponent * 2.12194440e-4f;
+  Float series = rest * (1.0f / 5040) + 1.0f / 720;
+  series = series * rest + 1.0f / 120;
+  series = series * rest + 1.0f / 24;
+  series = series * rest + 1.0f / 6;
+  series = series * rest + 0.5f;
+  series = series * rest + 1.0f;
+  series = series * rest + 1.0f;
+  const Float result = bit_cast<Float>(bit_cast<Int>(series) + (bit_cast<Int>(shifted) << 23));
+  return x < -80.0f ? Float{} : result;
 }
 
 // kChannels channels as one or two vectors of floats ("parts"), in an order that only load and store need to know.

@@ -200,7 +200,11 @@ def test_conversion_happens_once_and_leaves_the_source_alone(
 
 
 WRONG_KEYS: list[tuple[str, Entry, str]] = [
-    ("id_png", {"FORMAT": "coco"}, "own.FORMAT: is 'coco', expected one of coco_instance, coco_panoptic, id_png"),
+    (
+        "id_png",
+        {"FORMAT": "coco"},
+        "own.FORMAT: is 'coco', expected one of coco_instance, coco_panoptic, id_png, color_png",
+    ),
     (
         "id_png",
         {"MASKS": "x"},
@@ -223,7 +227,7 @@ WRONG_KEYS: list[tuple[str, Entry, str]] = [
     (
         "coco_instance",
         {"SEGMENTS": "x"},
-        "own: has the key SEGMENTS, .* Expected ANNOTATIONS, IMAGES and perhaps no other",
+        "own: has the key SEGMENTS, .* Expected ANNOTATIONS, IMAGES and perhaps LIST, SKIP_BAD",
     ),
     ("coco_panoptic", {"SEGMENTS": None}, "own: lacks the key SEGMENTS, which coco_panoptic needs"),
 ]
@@ -255,7 +259,7 @@ def test_wrong_id_pngs(cfg: CfgNode, id_png_entry: Entry, data_root: Path, write
     write("own/classes/deep/b.png", np.full((24, 32), 7, dtype=np.uint8))
     fails(r"classes/deep/b\.png: has class value 7, expected one of \[0, 1, 2, 255\]")
     (own / "classes/deep/b.png").unlink()
-    fails(r"images/deep/b\.png: has no mask .*classes/deep/b\.png \(1 of 2 images have none\)")
+    fails(r"images/deep/b\.png: has no mask .*classes/deep/b\.png\. Add it")
     write("own/images/deep/b.jpg", np.zeros((24, 32, 3), dtype=np.uint8))
     fails(r"images/deep/b\.png: has the same name as .*images/deep/b\.jpg")
     shutil.rmtree(own / "images/deep")
@@ -289,14 +293,14 @@ def test_wrong_coco_files(cfg: CfgNode, coco_instance_entry: Entry, data_root: P
 
     first, *others = content["annotations"]
     fails(r'instances\.json: has no list "images", expected a COCO', images={})
-    fails('annotation 1 has category_id 99, which is not in "categories"', annotations=[first | {"category_id": 99}])
-    fails('annotation 1 has image_id 99, which is not in "images"', annotations=[first | {"image_id": 99}])
-    fails("annotation 1 has no segmentation", annotations=[first | {"segmentation": []}])
-    fails('id 2 occurs more than once in "annotations"', annotations=[first | {"id": 2}, *others])
+    fails('annotation 1: has category_id 99, which is not in "categories"', annotations=[first | {"category_id": 99}])
+    fails('annotation 1: has image_id 99, which is not in "images"', annotations=[first | {"image_id": 99}])
+    fails("annotation 1: has no segmentation", annotations=[first | {"segmentation": []}])
+    fails('annotation 2: id occurs more than once in "annotations"', annotations=[first | {"id": 2}, *others])
     fails('id 7 occurs more than once in "images"', images=[content["images"][0]] * 2)
     fails('id 8 occurs more than once in "categories"', categories=[{"id": 8, "name": "a"}, *content["categories"]])
     missing = {"id": 11, "file_name": "c.png", "height": 2, "width": 2}
-    fails(r"images/c\.png: no such file, but .* lists it \(1 of 3", images=[*content["images"], missing])
+    fails(r"instances\.json: image 11: .*images/c\.png: no such file", images=[*content["images"], missing])
     path.write_text("{")
     with pytest.raises(ValueError, match=r"instances\.json: is not JSON"):
         load(cfg, coco_instance_entry)
@@ -307,12 +311,12 @@ def test_wrong_coco_panoptic_files(cfg: CfgNode, coco_panoptic_entry: Entry, dat
     content = json.loads(path.read_text())
     annotation = content["annotations"][0]
     path.write_text(json.dumps(content | {"annotations": [annotation | {"image_id": 99}]}))
-    with pytest.raises(ValueError, match=r'panoptic\.json: image_id 99 is annotated but not in "images"'):
+    with pytest.raises(ValueError, match=r'panoptic\.json: annotation 1: image_id 99 is annotated but not in "images"'):
         load(cfg, coco_panoptic_entry)
-    unannotated = {"id": 8, "file_name": "b.png", "height": 24, "width": 32}
+    unannotated = {"id": 8, "file_name": "b.png", "height": 40, "width": 60}
     shutil.copy(data_root / "pan/images/a.png", data_root / "pan/images/b.png")
     path.write_text(json.dumps(content | {"images": [*content["images"], unannotated]}))
-    with pytest.raises(ValueError, match=r"b\.png is not annotated \(1 of 2 images\). Give it an annotation"):
+    with pytest.raises(ValueError, match=r"image 8: b\.png is not annotated. Give it an annotation"):
         load(cfg, coco_panoptic_entry)
     path.write_text(json.dumps(content | {"annotations": [annotation] * 2}))
     with pytest.raises(ValueError, match='id 7 occurs more than once in "annotations"'):
@@ -323,5 +327,5 @@ def test_wrong_coco_panoptic_files(cfg: CfgNode, coco_panoptic_entry: Entry, dat
         load(cfg, coco_panoptic_entry)
     path.write_text(json.dumps(content))
     (data_root / "pan/segments/a.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"segments/a\.png: no such file"):
+    with pytest.raises(ValueError, match=r"segments/a\.png: no such file"):
         load(cfg, coco_panoptic_entry)

@@ -68,7 +68,6 @@ def test_channels_last_models_give_channels_first() -> None:
     backbone.body = reference
     with torch.no_grad():
         for feature, x in zip(backbone(images).values(), expected, strict=True):
-            assert feature.is_contiguous()
             torch.testing.assert_close(feature, x)
 
 

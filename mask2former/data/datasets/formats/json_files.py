@@ -1,0 +1,56 @@
+"""Reading JSON that others wrote: any content must end in the right thing or in a fault."""
+
+import json
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from .faults import DataError, Fault
+
+__all__ = ["is_number", "read_json", "read_text", "shown"]
+
+_LARGE = 1e9  # more pixels than any picture has along an edge
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 200, 60, 3
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file in UTF-8.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        DataError: It is no text.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. Relative paths start at $DETECTRON2_DATASETS (default ./datasets)."
+        )
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError([Fault(str(path), f"is no text in UTF-8 ({error.reason} at byte {error.start}).")]) from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        DataError: It is not JSON.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets in brackets
+        raise DataError([Fault(str(path), f"is not JSON ({error}).")]) from error
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number of a size that makes sense in a picture; True and False are none."""
+    return type(value) in (int, float) and -_LARGE < value < _LARGE  # false for NaN
+
+
+def shown(value: Any) -> str:
+    """A value from a file as a message shows it: as Python writes it, but never long."""
+    return _SHORT.repr(value)

@@ -1,0 +1,115 @@
+"""YOLO's segmentation labels: a text file an image, a line an instance."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..categories import Category
+from ..files import IMAGE_SUFFIXES, find_files
+from .faults import DataError, Fault, Faults
+from .instances import InstanceFile
+from .json_files import read_text
+from .source import choose_images, verify_images
+
+__all__ = ["YoloSource"]
+
+_OVER = 0.01  # how far rounding may lead out of the picture, which is 1 wide and high
+
+
+@dataclass(frozen=True)
+class YoloSource:
+    """YOLO's segmentation labels: ``class x y x y ...`` a line, coordinates from 0 to 1.
+
+    The label file of ``a/b.jpg`` is ``a/b.txt``; an image without one has no objects.
+
+    Attributes:
+        images: Folder of images.
+        labels: Folder of text files.
+        names: Of the classes 0, 1, 2, ...
+    """
+
+    images: Path
+    labels: Path
+    names: tuple[str, ...]
+    panoptic = False
+
+    def files(self) -> list[Path]:
+        return [*find_files(self.images, IMAGE_SUFFIXES), *self._label_files()]
+
+    def categories(self) -> tuple[Category, ...]:
+        return tuple(Category(number, name, True) for number, name in enumerate(self.names, 1))
+
+    def segments(self, folder: Path) -> Path:
+        raise NotImplementedError
+
+    def convert(self, folder: Path, list_file: Path | None) -> None:
+        result = InstanceFile(self.categories())
+        faults = result.faults
+        files = {path.relative_to(self.images).as_posix(): path for path in find_files(self.images, IMAGE_SUFFIXES)}
+        if not files:
+            raise DataError([Fault(str(self.images), f"has no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")])
+        names = choose_images(files, list_file, self.images)
+        labels = {_stem(path.relative_to(self.labels)): path for path in self._label_files()}
+        stems = {_stem(Path(name)) for name in files}
+        if not stems & labels.keys():
+            message = f"none of its {len(labels)} text files is named like an image of {self.images}."
+            raise DataError([Fault(str(self.labels), message)])
+        if list_file is None:
+            for stem in sorted(labels.keys() - stems):
+                faults.add(labels[stem], f"has no image in {self.images}. Add it, or remove the file.", image=stem)
+        for number, (name, size) in enumerate(verify_images([files[name] for name in names], names, faults).items(), 1):
+            result.add_image(number, name, size)
+            if _stem(Path(name)) in labels:
+                self._add_labels(labels[_stem(Path(name))], number, name, size, result)
+        result.write(folder)
+
+    def _label_files(self) -> list[Path]:
+        # LabelImg puts the names of the classes among the labels.
+        return [path for path in find_files(self.labels, (".txt",)) if path.name != "classes.txt"]
+
+    def _add_labels(self, path: Path, image_id: int, name: str, size: tuple[int, int], result: InstanceFile) -> None:
+        for number, line in _lines(path, name, result.faults):
+            with result.faults.catch(path, f"line {number}", name):
+                class_id, polygon = self._parse(line, size)
+                result.add(image_id, class_id + 1, [polygon])
+
+    def _parse(self, line: str, size: tuple[int, int]) -> tuple[int, list[float]]:
+        """The class of a line, and its polygon [x, y, x, y, ...] in pixels."""
+        first, *rest = line.split()
+        if not first.isascii() or not first.isdigit() or len(first) > 9:
+            raise ValueError(f"begins with {first[:40]!r}, expected the number of a class.")
+        if int(first) >= len(self.names):
+            names = ", ".join(self.names[:9])
+            raise ValueError(f"has the class {int(first)}, expected 0 to {len(self.names) - 1} ({names}).")
+        if len(rest) == 4:
+            raise ValueError("has a box, expected a polygon: boxes alone cannot train masks.")
+        if len(rest) < 6 or len(rest) % 2:
+            raise ValueError(f"has {len(rest)} coordinates, expected x and y of three points or more.")
+        values = [_coordinate(text) for text in rest]
+        extents = (size[1], size[0])
+        return int(first), [value * extents[i % 2] for i, value in enumerate(values)]
+
+
+def _coordinate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"has the coordinate {text[:40]!r}, expected a number.") from None
+    if math.isnan(value) or not -_OVER <= value <= 1 + _OVER:
+        raise ValueError(f"has the coordinate {value:g}, expected 0 to 1, a share of the image's width or height.")
+    return min(max(value, 0.0), 1.0)
+
+
+def _lines(path: Path, image: str, faults: Faults) -> Iterator[tuple[int, str]]:
+    """The lines that are not empty, with their numbers."""
+    try:
+        text = read_text(path)
+    except DataError as error:
+        faults.add(path, str(error), image=image)
+        return
+    yield from ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+
+
+def _stem(path: Path) -> str:
+    return path.with_suffix("").as_posix()

@@ -1,0 +1,135 @@
+"""Masks at the network's resolution to masks at the output's, and what results need of these.
+
+Resizing to the padded input, cutting the padding off and resizing to the output are linear along each axis, so they are
+one :class:`Resizing`. The native operators apply it row by row, and never hold masks at the output's size that are not
+themselves the result.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._library import load_library
+
+__all__ = ["Axis", "Resizing", "binarise_masks", "compete_masks", "has_native_masks", "make_resizing", "resize_masks"]
+
+Size = tuple[int, int]
+
+
+class Axis(NamedTuple):
+    """What each of the n places of an output's axis is made of: T neighbouring places of a mask.
+
+    Attributes:
+        first: (n,) int32, the first of them.
+        weights: (T, n) float32, not negative.
+    """
+
+    first: Tensor
+    weights: Tensor
+
+
+class Resizing(NamedTuple):
+    """A linear map of masks (Q, h, w) to (Q, height, width), on the CPU."""
+
+    rows: Axis
+    columns: Axis
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the output."""
+        return len(self.rows.first), len(self.columns.first)
+
+
+def make_resizing(mask_size: Size, padded_size: Size, image_size: Size, output_size: Size) -> Resizing:
+    """Bilinear to ``padded_size``, cut at ``image_size``, bilinear to ``output_size``; all (height, width)."""
+    rows, columns = (_axis(*sizes) for sizes in zip(mask_size, padded_size, image_size, output_size, strict=True))
+    return Resizing(rows, columns)
+
+
+@lru_cache(maxsize=64)
+def _axis(size: int, padded: int, kept: int, output: int) -> Axis:
+    # What happens to each place alone, by the functions that resize masks elsewhere: the same weights to the last bit.
+    shares = torch.eye(size)[None]  # (1, size, size)
+    if padded != size:
+        shares = F.interpolate(shares, padded, mode="linear", align_corners=False)
+    shares = shares[..., :kept]
+    if output != kept:
+        shares = F.interpolate(shares, output, mode="linear", align_corners=False)
+    shares = shares[0].T  # (output, size)
+    used = shares > 0
+    place = torch.arange(size)
+    first = torch.where(used, place, size).amin(dim=1)
+    taps = int((torch.where(used, place + 1, 0).amax(dim=1) - first).max())
+    first = first.clamp(max=size - taps)
+    weights = shares.gather(1, first[:, None] + torch.arange(taps))  # (output, taps)
+    return Axis(first.int(), weights.T.contiguous())
+
+
+def has_native_masks(masks: Tensor, *others: Tensor) -> bool:
+    """Whether the native operators below can take these: all is on the CPU, and nothing is traced or differentiated."""
+    return (
+        masks.device.type == "cpu"
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in (masks, *others)))
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and load_library()
+    )
+
+
+def resize_masks(masks: Tensor, resizing: Resizing, rows: range, *, sigmoid: bool = False) -> Tensor:
+    """Some rows of resized masks.
+
+    Args:
+        masks: (Q, h, w) logits.
+        resizing: to the output.
+        rows: of the output, consecutive.
+        sigmoid: give probabilities.
+
+    Returns:
+        (Q, len(rows), width) float32.
+    """
+    result: Tensor = torch.ops.mask2former.resize_masks(
+        masks.float(), *resizing.rows, *resizing.columns, rows.start, rows.stop, sigmoid
+    )
+    return result
+
+
+def binarise_masks(masks: Tensor, resizing: Resizing) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where resized masks are positive.
+
+    Args:
+        masks: (Q, h, w) logits.
+        resizing: to the output.
+
+    Returns:
+        - Binary masks (Q, height, width) bool.
+        - Their areas (Q,) int64 in pixels.
+        - The mean probability inside each (Q,) float32, 0 for an empty one.
+        - Their tight boxes (Q, 4) float32 as (x0, y0, x1, y1) pixel edges, zeros for an empty one.
+    """
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.mask2former.binarise_masks(
+        masks.float(), *resizing.rows, *resizing.columns
+    )
+    return result
+
+
+def compete_masks(masks: Tensor, scores: Tensor, resizing: Resizing) -> tuple[Tensor, Tensor, Tensor]:
+    """Give each pixel to the resized mask with the highest score times probability; the first of equals.
+
+    Args:
+        masks: (Q, h, w) logits, Q at least 1.
+        scores: (Q,) in 0..1.
+        resizing: to the output.
+
+    Returns:
+        - The winner of each pixel (height, width) int32.
+        - Whether its probability there is at least one half (height, width) bool.
+        - Numbers of pixels (3, Q) int64: where a mask's own probability is at least one half, where it wins, and both.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.mask2former.compete_masks(
+        masks.float(), scores.float(), *resizing.rows, *resizing.columns
+    )
+    return result

@@ -1,0 +1,1 @@
+"""From a folder of annotated pictures to a trained model: find, inspect, choose, train, report."""

@@ -1,0 +1,117 @@
+"""The data of a training: found, read, checked, divided, inspected."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import Metadata
+
+from mask2former.data import Inspection, inspect_records
+from mask2former.data.datasets.entry import parse_entry
+from mask2former.data.datasets.formats.faults import DataError, Fault
+from mask2former.own_data.source import Entry, Given, find_entries
+from mask2former.own_data.split import split_records
+
+__all__ = ["OwnData", "read_own_data"]
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One data set that was read."""
+
+    entry: Entry
+    records: list[Record]
+    faults: list[Fault]
+    metadata: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        names: list[str] = self.metadata.get("stuff_classes") or self.metadata["thing_classes"]
+        return names
+
+    def inspect(self) -> Inspection:
+        return inspect_records(self.records, Metadata(**self.metadata))
+
+    def names(self) -> list[str]:
+        """Of the images, below their folder."""
+        folder = Path(self.entry["IMAGES"])
+        return [Path(record["file_name"]).relative_to(folder).as_posix() for record in self.records]
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """What a training needs to know of its data.
+
+    Attributes:
+        entries: Of ``DATASETS.CUSTOM``, by name: ``own_train`` and, if there is validation, ``own_val``.
+        images: By the same names those to use, as paths below the entry's ``IMAGES``.
+        inspections: By the same names.
+        panoptic: Whether there are segments rather than instances.
+        faults: What is left out.
+    """
+
+    entries: dict[str, Entry]
+    images: dict[str, list[str]]
+    inspections: dict[str, Inspection]
+    panoptic: bool
+    faults: tuple[Fault, ...]
+
+
+def read_own_data(given: Given, val_given: Given | None, val_fraction: float, *, skip_bad: bool) -> OwnData:
+    """Read and check everything.
+
+    Args:
+        given: The data.
+        val_given: Data for validation; None takes what the data themselves name, else a share of them.
+        val_fraction: That share.
+        skip_bad: Leave out what is wrong.
+
+    Raises:
+        DataError: Something is wrong, and is not to be left out, or nothing is left.
+        FileNotFoundError: Something is not there.
+        ValueError: It is of no known format, or training and validation have different classes.
+    """
+    entry, val_entry = find_entries(given)
+    if val_given is not None:
+        classes = {"CLASS_NAMES": entry["CLASS_NAMES"]} if entry["FORMAT"] == "labelme" else {}
+        val_entry = find_entries(val_given)[0] | classes
+    parts = {"own_train": _read("own_train", entry)}
+    if val_entry is not None:
+        parts["own_val"] = _read("own_val", val_entry)
+    # Training and validation may come of the same files.
+    faults = list(dict.fromkeys(fault for part in parts.values() for fault in part.faults))
+    for part in parts.values():
+        if not part.records:
+            raise DataError([*faults, Fault(part.entry["IMAGES"], "no image is left to use.")])
+    if faults and not skip_bad:
+        raise DataError(faults)
+    if val_entry is None and val_fraction != 0:
+        whole = parts["own_train"]
+        train, val = split_records(whole.records, val_fraction)
+        parts = {"own_train": replace(whole, records=train), "own_val": replace(whole, records=val)}
+    _check_classes(list(parts.values()))
+    return OwnData(
+        entries={name: part.entry | ({"SKIP_BAD": True} if faults else {}) for name, part in parts.items()},
+        images={name: part.names() for name, part in parts.items()},
+        inspections={name: part.inspect() for name, part in parts.items()},
+        panoptic="stuff_classes" in parts["own_train"].metadata,
+        faults=tuple(faults),
+    )
+
+
+def _read(name: str, entry: Entry) -> _Part:
+    dataset = parse_entry(name, entry)
+    records, faults = dataset.read()
+    return _Part(entry, records, faults, {"name": name, **dataset.metadata()})
+
+
+def _check_classes(parts: Sequence[_Part]) -> None:
+    for part in parts[1:]:
+        if part.classes != parts[0].classes:
+            raise ValueError(
+                f"training has the classes {', '.join(parts[0].classes)}, and validation {', '.join(part.classes)}. "
+                "Both need the same, in the same order."
+            )

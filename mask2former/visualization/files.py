@@ -1,0 +1,34 @@
+"""Drawings as files of a folder."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mask2former.visualization.sheet import contact_sheet
+
+__all__ = ["save_drawings"]
+
+
+def save_drawings(drawings: Iterable[tuple[str, np.ndarray, str]], folder: Path, *, sheet: bool = False) -> int:
+    """Write drawings as JPEG files, and print a line for each.
+
+    Args:
+        drawings: name without suffix, (H, W, 3) uint8 RGB, and what to say about it.
+        folder: made where it does not exist.
+        sheet: also write ``sheet.jpg``, all of them on one page.
+
+    Returns:
+        How many there were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, drawing, text in drawings:
+        Image.fromarray(drawing).save(folder / f"{name}.jpg", quality=92)
+        print(f"{name}.jpg: {text}")
+        written.append(drawing)
+    if sheet and written:
+        Image.fromarray(contact_sheet(written)).save(folder / "sheet.jpg", quality=92)
+    print(f"{len(written)} pictures -> {folder}/")
+    return len(written)

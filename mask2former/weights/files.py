@@ -1,0 +1,220 @@
+"""Reading files of weights without ever running code that they hold."""
+
+import io
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "file_in_folder",
+    "read_checkpoint",
+    "read_pickle",
+    "read_safetensors",
+    "read_torch",
+    "read_weights",
+    "to_tensors",
+    "write_weights",
+]
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of any form, as they are named there, without what else it holds.
+
+    Args:
+        path: a ``.pth``, ``.pkl``, ``.safetensors`` or ``.bin`` file.
+
+    Raises:
+        ValueError: if it is damaged, or holds anything but tensors.
+    """
+    return to_tensors(read_checkpoint(path)["model"])
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """All that a checkpoint of any form holds, the weights as "model".
+
+    Args:
+        path: a ``.pth``, ``.pkl``, ``.safetensors`` or ``.bin`` file. A ``.pkl`` of Caffe2 is marked for Detectron2's
+            own conversion of names.
+
+    Raises:
+        ValueError: if it is damaged, or not plain data.
+    """
+    if path.endswith(".safetensors"):
+        return {"model": read_safetensors(path)}
+    if path.endswith(".pkl"):
+        return _from_zoo(read_pickle(path))
+    return _with_model_key(path, read_torch(path))
+
+
+def to_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Arrays as tensors; what ``state_dict()`` adds to them is left out.
+
+    Raises:
+        ValueError: if anything is neither.
+    """
+    tensors = {}
+    for name, value in state_dict.items():
+        if isinstance(value, np.ndarray | np.generic):
+            value = torch.as_tensor(value)
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif name != "_metadata":
+            raise ValueError(f"{name!r} in the checkpoint is {type(value).__name__}, expected a tensor or numpy array.")
+    return tensors
+
+
+def _with_model_key(path: str, loaded: Any) -> dict[str, Any]:
+    """What ``torch.save`` wrote, with the weights under Detectron2's name."""
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a state_dict or {{'model': state_dict}}.")
+    for key in ("state_dict", "model_state"):
+        if "model" not in loaded and key in loaded:
+            loaded["model"] = loaded.pop(key)
+    return loaded if "model" in loaded else {"model": loaded}
+
+
+def _from_zoo(data: dict[str, Any]) -> dict[str, Any]:
+    """Detectron2's format as it is; a Caffe2 model in the way Detectron2 wants it for its own conversion."""
+    if "model" in data:
+        return data
+    blobs = {name: value for name, value in data.get("blobs", data).items() if not name.endswith("_momentum")}
+    return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def read_torch(path: str) -> Any:
+    """Read a file of ``torch.save`` that holds tensors and plain containers only.
+
+    Raises:
+        ValueError: if it holds anything else, or is damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise ValueError(
+            f"{path} is refused: it is not a file of tensors and plain containers alone, and reading more could run "
+            "foreign code. Where you trust it, read it with torch.load(..., weights_only=False) and save "
+            f"{{'model': state_dict}} anew. (PyTorch says: {str(e).splitlines()[0]})"
+        ) from e
+    except (RuntimeError, EOFError) as e:
+        raise _damaged(path, e) from e
+
+
+def read_safetensors(path: str) -> dict[str, torch.Tensor]:
+    """Read a ``.safetensors`` file.
+
+    Raises:
+        ModuleNotFoundError: without the ``safetensors`` package.
+        ValueError: if it is damaged.
+    """
+    module = _safetensors(path)
+    try:
+        weights: dict[str, Tensor] = module.torch.load_file(path)
+    except module.SafetensorError as e:
+        raise _damaged(path, e) from e
+    return weights
+
+
+def write_weights(weights: Mapping[str, Tensor], path: str | Path, **more: Any) -> None:
+    """Write tensors as ``.pth`` (``torch.save``), ``.pkl`` (Detectron2's model zoo) or ``.safetensors`` (Hugging Face).
+
+    Args:
+        weights: by name.
+        path: its folder must exist.
+        more: plain data to write beside them; ``.safetensors`` has no place for it.
+
+    Raises:
+        ModuleNotFoundError: ``.safetensors`` needs the package of that name.
+        ValueError: the type of file is another, or it has none of these numbers.
+    """
+    path = Path(path)
+    if path.suffix == ".pth":
+        torch.save({"model": dict(weights), **more}, path)
+    elif path.suffix == ".pkl":
+        if unknown := [name for name, tensor in weights.items() if tensor.dtype == torch.bfloat16]:
+            raise ValueError(f"{path}: NumPy has no bfloat16, which {unknown[0]} is; write .pth or .safetensors.")
+        arrays = {name: tensor.numpy(force=True) for name, tensor in weights.items()}
+        path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Mask2Former", **more}))
+    elif path.suffix == ".safetensors":
+        contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+        _safetensors(path).torch.save_file(contiguous, path, metadata={"format": "pt"})
+    else:
+        raise ValueError(f"{path}: cannot write weights of type {path.suffix!r}, only .pth, .pkl and .safetensors.")
+
+
+def _safetensors(path: str | Path) -> ModuleType:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(f"{path} needs safetensors: pip install 'mask2former[hf]'") from e
+    return safetensors
+
+
+def read_pickle(path: str) -> Any:
+    """Read a pickle of Detectron2's model zoo or conversion tools: plain containers of numpy arrays or tensors.
+
+    Raises:
+        ValueError: if it holds anything else, or is damaged.
+    """
+    with open(path, "rb") as file:
+        try:
+            return _ArrayUnpickler(file, encoding="latin1").load()
+        except pickle.UnpicklingError as e:
+            raise ValueError(f"{path} is refused: {e}.") from e
+        except Exception as e:  # a damaged pickle can end in anything
+            raise _damaged(path, e) from e
+
+
+def _damaged(path: str, error: Exception) -> ValueError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return ValueError(f"{path} cannot be read ({reason}): it is cut short, or no file of its kind. Get it again.")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles what numpy arrays and tensors are made of; nothing else can be called."""
+
+    ALLOWED = frozenset(
+        {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict")}
+        | {("numpy.core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "scalar")}
+        | {("numpy.core.numeric", "_frombuffer"), ("_codecs", "encode")}  # protocol 5's arrays, protocol 2's bytes
+        | {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter")}
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _storage_from_bytes  # torch's own would unpickle anything
+        if (module.replace("numpy._core", "numpy.core"), name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(
+                f"it holds {module}.{name}, but only arrays and tensors in plain containers are read: more could run "
+                "foreign code; where you trust it, unpickle it yourself and save {'model': state_dict} with torch.save"
+            )
+        # numpy 1 and 2 write different modules for the same thing, and each reads both.
+        core = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"
+        return super().find_class(re.sub(r"numpy\._?core", core, module), name)
+
+
+def _storage_from_bytes(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def file_in_folder(folder: str) -> str:
+    """The one file of weights in a folder of ``save_pretrained``.
+
+    Raises:
+        FileNotFoundError: if there is none or the weights are spread over several.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (Path(folder) / name).is_file():
+            return str(Path(folder) / name)
+    raise FileNotFoundError(
+        f"{folder} is a folder without model.safetensors or pytorch_model.bin; it has "
+        f"{sorted(p.name for p in Path(folder).iterdir())}. Weights in several files must be saved as one "
+        "(save_pretrained with a larger max_shard_size)."
+    )

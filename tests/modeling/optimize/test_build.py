@@ -1,0 +1,31 @@
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from mask2former.modeling.optimize import prepare_for_inference
+
+
+def test_defaults_leave_the_model_alone(tiny_cfg: CfgNode) -> None:
+    model = build_model(tiny_cfg)
+    assert prepare_for_inference(tiny_cfg, model) is model
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "dtype"),
+    [("OPTIMIZE", True, torch.float32), ("DTYPE", "bfloat16", torch.bfloat16), ("COMPILE", "default", torch.float32)],
+)
+def test_each_key_makes_a_fast_copy(tiny_cfg: CfgNode, key: str, value: object, dtype: torch.dtype) -> None:
+    tiny_cfg.MODEL.INFERENCE[key] = value
+    model = build_model(tiny_cfg)
+    fast = prepare_for_inference(tiny_cfg, model)
+    assert fast is not model
+    assert isinstance(fast.backbone.stem.conv1.norm, nn.Identity)
+    assert fast.backbone.stem.conv1.weight.dtype is dtype
+
+
+def test_other_models_are_left_alone_by_default(tiny_cfg: CfgNode) -> None:
+    model = nn.Linear(1, 1)
+    assert prepare_for_inference(tiny_cfg, model) is model

@@ -1,0 +1,151 @@
+import copy
+import importlib
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+
+from mask2former.modeling.mask_former import MaskFormer
+from mask2former.modeling.optimize import optimize_for_inference
+from mask2former.modeling.optimize.network import _network
+
+
+@pytest.fixture(params=["resnet", "resnet_bn", "timm", "timm_bn", "swin"])
+def cfg(request: pytest.FixtureRequest, tiny_cfg: CfgNode) -> CfgNode:
+    choose_backbone(tiny_cfg, request.param)
+    return tiny_cfg
+
+
+def choose_backbone(cfg: CfgNode, name: str) -> None:
+    model = cfg.MODEL
+    if name.startswith("resnet"):
+        resnet = model.RESNETS
+        resnet.DEPTH, resnet.STEM_OUT_CHANNELS, resnet.RES2_OUT_CHANNELS, resnet.WIDTH_PER_GROUP = 50, 8, 16, 4
+        resnet.NORM = "BN" if name == "resnet_bn" else "FrozenBN"
+    elif name.startswith("timm"):
+        pytest.importorskip("timm")
+        model.BACKBONE.NAME = "TimmBackbone"
+        model.TIMM.MODEL_NAME = "tf_efficientnet_lite0"
+        model.TIMM.NORM = "BN" if name == "timm_bn" else "FrozenBN"
+    else:
+        model.BACKBONE.NAME = "D2SwinTransformer"
+        model.SWIN.EMBED_DIM, model.SWIN.DEPTHS, model.SWIN.NUM_HEADS = 16, [2, 2, 2, 2], [1, 2, 2, 4]
+
+
+def build(cfg: CfgNode) -> MaskFormer:
+    """A model whose norms do something, as those of a trained one."""
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if getattr(module, "running_var", None) is not None:
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.1)
+    return model
+
+
+def image(height: int = 96, width: int = 64) -> Tensor:
+    return torch.randn(2, 3, height, width)
+
+
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, x in expected.items():
+        span = float(x.max() - x.min())
+        assert float((actual[name].float() - x).abs().max()) <= tolerance * span, name
+
+
+@torch.no_grad()
+def test_same_results(cfg: CfgNode) -> None:
+    model = build(cfg)
+    images = image()
+    assert_same(optimize_for_inference(model).run_network(images), model.run_network(images), 1e-4)
+
+
+@torch.no_grad()
+def test_no_batch_norm_is_left_and_all_convolutions_are_channels_last(cfg: CfgNode) -> None:
+    fast = optimize_for_inference(build(cfg))
+    assert not [name for name, module in fast.named_modules() if getattr(module, "running_var", None) is not None]
+    convs = [module for module in fast.modules() if isinstance(module, nn.Conv2d)]
+    assert all(conv.weight.is_contiguous(memory_format=torch.channels_last) for conv in convs)
+    features = fast.backbone(image())
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in features.values())
+
+
+def test_given_model_stays_as_it_is(tiny_cfg: CfgNode) -> None:
+    model = build(tiny_cfg)
+    before = copy.deepcopy(model.state_dict())
+    strides = [x.stride() for x in model.parameters()]
+    fast = optimize_for_inference(model, dtype="bfloat16")
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert [x.stride() for x in model.parameters()] == strides
+    assert all(x.requires_grad for x in model.sem_seg_head.parameters())
+    assert fast.metadata is model.metadata
+    assert fast.sem_seg_head.predictor.query_feat.weight is model.sem_seg_head.predictor.query_feat.weight
+
+
+def test_bfloat16_is_close(tiny_cfg: CfgNode) -> None:
+    model = build(tiny_cfg)
+    images = image()
+    with torch.no_grad():
+        logits = optimize_for_inference(model, dtype="bfloat16").run_network(images)["pred_logits"]
+        assert logits.dtype is torch.bfloat16
+        # Masked attention is a matter of thresholds, so few layers agree better than many.
+        assert_same({"pred_logits": logits}, {"pred_logits": model.run_network(images)["pred_logits"]}, 0.1)
+
+
+@torch.inference_mode()
+def test_whole_model(tiny_cfg: CfgNode) -> None:
+    model = build(tiny_cfg)
+    entry = {"image": torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8), "height": 35, "width": 45}
+    expected = model([entry])[0]
+    actual = optimize_for_inference(model).with_outputs(["panoptic", "semantic"])([entry])[0]
+    torch.testing.assert_close(actual["sem_seg"], expected["sem_seg"], rtol=0, atol=1e-4)
+    assert torch.equal(actual["panoptic_seg"][0], expected["panoptic_seg"][0])
+
+
+# Windows of any size take PyTorch many minutes.
+@pytest.mark.parametrize(("backbone", "dynamic"), [("resnet", True), ("swin", False)])
+def test_compiles_to_one_graph(
+    tiny_cfg: CfgNode, backbone: str, dynamic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The native operator wants sizes as numbers, so that there would be a graph for each.
+    monkeypatch.setattr(importlib.import_module("mask2former.ops.ms_deform_attn"), "has_native_kernel", lambda _: False)
+    tiny_cfg.MODEL.MASK_FORMER.DEC_LAYERS = 2
+    if backbone == "swin":
+        choose_backbone(tiny_cfg, backbone)
+        tiny_cfg.MODEL.SWIN.DEPTHS = [2, 1, 1, 1]
+    fast = optimize_for_inference(build(tiny_cfg))
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    network = _network(fast.backbone, fast.sem_seg_head, "float32")
+    compiled = torch.compile(network, backend=counter, fullgraph=True, dynamic=dynamic)
+    with torch.no_grad():
+        for size in ((96, 128), (160, 64)) if dynamic else ((96, 128),):
+            images = image(*size)
+            assert_same(compiled(images), network(images), 1e-4)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float16"}, "DTYPE is 'float16', expected one of float32, bfloat16"),
+        ({"compile_mode": "fast"}, "COMPILE is 'fast', expected one of none, default, reduce-overhead"),
+        ({"compile_mode": "reduce-overhead"}, "records CUDA graphs, but the model is on 'cpu'"),
+    ],
+)
+def test_what_cannot_be(tiny_cfg: CfgNode, options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        optimize_for_inference(build(tiny_cfg), **options)
+
+
+def test_models_that_cannot_be_optimised(tiny_cfg: CfgNode) -> None:
+    with pytest.raises(ValueError, match="only MaskFormer models can be optimised for inference, not Linear"):
+        optimize_for_inference(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"training mode.* call model.eval\(\) first"):
+        optimize_for_inference(build(tiny_cfg).train())

@@ -1,0 +1,59 @@
+"""Zips of somebody else's making."""
+
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mask2former.data.datasets.formats.faults import DataError
+from mask2former.own_data.archive import unpack
+
+
+def pack(path: Path, **files: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_good(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "a.zip", **{"own/a.txt": b"1", "own/b/c.txt": b"2", "__MACOSX/own/._a.txt": b""})
+    folder = unpack(archive)
+    assert folder.name == "own"
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*")} == {"a.txt", "b", "b/c.txt"}
+    (folder / "mark").touch()
+    assert (unpack(archive) / "mark").exists()  # not unpacked again
+
+
+@pytest.mark.parametrize("name", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:\\evil.txt"])
+def test_paths_that_lead_out(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"which is refused: it leads out of"):
+        unpack(pack(tmp_path / "a.zip", **{"b.txt": b"", name: b"x"}))
+    assert not list(tmp_path.rglob("evil.txt"))
+
+
+def test_links(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(DataError, match="link: is a link, which is refused"):
+        unpack(tmp_path / "a.zip")
+
+
+def test_bombs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"zeros\.png: unpacks from \d+ to 50000000 bytes, which is refused"):
+        unpack(pack(tmp_path / "a.zip", **{"zeros.png": bytes(50_000_000)}))
+
+
+def test_damage(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "a.zip", **{"a.txt": bytes(range(256)) * 100})
+    content = bytearray(archive.read_bytes())
+    content[60] ^= 0xFF
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.zip: cannot be unpacked"):
+        unpack(archive)
+    archive.write_bytes(b"no zip")
+    with pytest.raises(DataError, match=r"cannot be unpacked \(File is not a zip file\)"):
+        unpack(archive)

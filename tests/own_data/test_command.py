@@ -1,0 +1,192 @@
+"""From annotated pictures of every format to a trained model and its report, by the commands that users type."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import train_net
+from mask2former import cli
+from mask2former.engine import load_config
+from mask2former.inference import Segmenter
+from mask2former.inference.loading import model_config
+from tests.brick_data import FORMATS, NAMES, make_pictures, write_data
+from tests.engine.test_train_net import parse
+
+Run = Callable[..., int]
+
+
+def data_words(folder: Path, entry: dict[str, Any]) -> list[str]:
+    """What a user types to name data of a format."""
+    form = entry["FORMAT"]
+    if form == "yolo_seg":
+        return ["--data", str(folder / "data.yaml")]
+    if form == "id_png":
+        (folder / "classes.txt").write_text("\n".join(entry["CLASS_NAMES"]))
+    if form in ("id_png", "color_png"):
+        classes = ["--classes", str(folder / "colors.csv")] if form == "color_png" else []
+        return ["--data", str(folder), *classes]
+    return ["--data", str(entry["ANNOTATIONS"]), "--images", str(entry["IMAGES"])]
+
+
+@pytest.fixture
+def train(tiny_base: Path, tmp_path: Path) -> Run:
+    """Train for a few steps; the report is in ``out``."""
+
+    def _train(*words: object, steps: int = 4) -> int:
+        options = ["--config-file", str(tiny_base), "--output", str(tmp_path / "out")]
+        keys = ["INPUT.IMAGE_SIZE", "64", "SOLVER.MAX_ITER", str(steps), "SOLVER.IMS_PER_BATCH", "2"]
+        keys += ["DATALOADER.NUM_WORKERS", "0", "SEED", "1", "MODEL.DEVICE", "cpu"]
+        return cli.main(["train", *map(str, words), *options, *keys])
+
+    return _train
+
+
+@pytest.mark.parametrize("form", list(FORMATS))
+def test_every_format(form: str, train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = write_data(tmp_path / "own", form, make_pictures(6))
+    assert train(*data_words(tmp_path / "own", entry)) == 0
+    out = tmp_path / "out"
+    task = {"coco_panoptic": "panoptic", "id_png": "panoptic", "color_png": "semantic"}.get(form, "instance")
+    metric = {"panoptic": "panoptic_seg/PQ", "semantic": "sem_seg/mIoU", "instance": "segm/AP"}[task]
+    config = yaml.safe_load((out / "own_data.yaml").read_text())
+    assert config["INPUT"]["DATASET_MAPPER_NAME"] == f"coco_{task}_lsj"
+    assert config["DATASETS"]["CUSTOM"]["own_train"]["FORMAT"] == form if form != "yolo_seg" else True
+    assert metric in (out / "metrics.json").read_text()
+    assert torch.load(out / "model_best.pth", weights_only=True)["iteration"] >= 3
+    page = (out / "report.html").read_text()
+    assert f"{task} segmentation" in page
+    assert all(name in page for name in NAMES)
+    assert page.count("data:image/jpeg;base64,") >= 2
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)  # nothing from elsewhere
+    printed = capsys.readouterr().out
+    assert "Training data" in printed
+    assert "Settings, in" in printed
+
+
+def test_the_written_configuration_trains_the_same_again(train: Run, tmp_path: Path) -> None:
+    write_data(tmp_path / "own", "coco_instance", make_pictures(6))
+    assert train("--data", tmp_path / "own/coco.json") == 0
+    again = ["OUTPUT_DIR", str(tmp_path / "again")]
+    train_net.main(parse(["--config-file", str(tmp_path / "out/own_data.yaml"), *again]))
+
+    def weights(folder: str) -> dict[str, torch.Tensor]:
+        return torch.load(tmp_path / folder / "model_final.pth", weights_only=True)["model"]
+
+    first, second = weights("out"), weights("again")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_resume_and_early_stop(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_data(tmp_path / "own", "yolo_seg", make_pictures(6))
+    words = ["--data", tmp_path / "own/data.yaml", "--patience", "3"]
+    assert train(*words) == 0
+    config = load_config(str(tmp_path / "out/own_data.yaml"))
+    assert config.TEST.EARLY_STOPPING.PATIENCE == 3
+    assert str(tmp_path / "own/labels") == config.DATASETS.CUSTOM.own_val.LABELS
+    assert train(*words) == 1
+    assert "has a training already; go on with it by --resume" in capsys.readouterr().err
+    assert train(*words, "--resume", steps=6) == 0
+    assert torch.load(tmp_path / "out/model_final.pth", weights_only=True)["iteration"] == 5
+    assert "data and settings are those of then" in capsys.readouterr().out
+
+
+def test_faults_before_a_step_is_spent(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_data(tmp_path / "own", "yolo_seg", make_pictures(6))
+    (tmp_path / "own/labels/p00.txt").write_text("9 0 0 1 0 1 1\n0 0 0 1 0")
+    (tmp_path / "own/images/p01.png").write_bytes(b"")
+    words = ["--data", tmp_path / "own/data.yaml"]
+    assert train(*words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: 3 faults in the data:\n")
+    assert "p00.txt: line 1: has the class 9, expected 0 to 1 (brick, tile)." in error
+    assert "p00.txt: line 2: has 4 coordinates" not in error  # it is a box
+    assert "p00.txt: line 2: has a box, expected a polygon" in error
+    assert "p01.png: cannot be read as an image" in error
+    assert not (tmp_path / "out").exists()
+    assert cli.main(["inspect", *map(str, words)]) == 1
+    assert "Left out: 3 faults" in capsys.readouterr().out
+    assert train(*words, "--skip-bad") == 0
+    config = yaml.safe_load((tmp_path / "out/own_data.yaml").read_text())
+    assert config["DATASETS"]["CUSTOM"]["own_train"]["SKIP_BAD"] is True
+    listed = (tmp_path / "out/train.txt").read_text() + (tmp_path / "out/val.txt").read_text()
+    assert sorted(set(listed.split())) == ["p00.png", "p02.png", "p03.png", "p04.png", "p05.png"]
+    assert "p01.png: cannot be read" in (tmp_path / "out/report.html").read_text()
+
+
+def test_validation_data_and_weights(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_data(tmp_path / "own", "coco_instance", make_pictures(5))
+    write_data(tmp_path / "more", "coco_instance", make_pictures(3))
+    words = ["--data", tmp_path / "own/coco.json", "--val-data", tmp_path / "more/coco.json"]
+    assert train(*words) == 0
+    out = tmp_path / "out"
+    assert len((out / "val.txt").read_text().split()) == 3
+    out.rename(tmp_path / "first")
+    # Its own classes now: the old head does not fit, and the log says so.
+    content = json.loads((tmp_path / "own/coco.json").read_text())
+    content["categories"].append({"id": 77, "name": "roof"})
+    (tmp_path / "own/coco.json").write_text(json.dumps(content))
+    out = tmp_path / "second"
+    words = ["--data", str(tmp_path / "own/coco.json"), "--weights", str(tmp_path / "first"), "--output", str(out)]
+    assert cli.main(["train", *words, "SOLVER.MAX_ITER", "1"]) == 0
+    log = (out / "log.txt").read_text()
+    assert "Of another shape, so initialised anew" in log
+    assert "sem_seg_head.predictor.class_embed.weight: (3, 32) in the checkpoint, (4, 32) in the model" in log
+    config = load_config(str(out / "own_data.yaml"))
+    assert str(tmp_path / "first/model_best.pth") == config.MODEL.WEIGHTS
+    assert set(config.DATASETS.CUSTOM) == {"own_train", "own_val"}
+    model = Segmenter(model_config(str(out)))
+    assert model.predict(str(tmp_path / "own/images/p00.png")).instances is not None
+
+
+def test_without_validation(train: Run, tmp_path: Path) -> None:
+    write_data(tmp_path / "own", "labelme", make_pictures(4))
+    words = ["--data", tmp_path / "own/labelme", "--images", tmp_path / "own/images", "--val-fraction", "0"]
+    assert train(*words, steps=2) == 0
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Course" in page
+    assert "Confusion" not in page
+
+
+WRONG: list[tuple[list[str], str]] = [
+    (["--data", "nowhere.json"], "nowhere.json: no such file or folder."),
+    (["--data", "own/coco.json", "--val-fraction", "2"], "--val-fraction is 2, expected 0 to less than 1."),
+    (["--data", "own/coco.json", "--weights", "coco/panoptik/R50"], "there is no model 'coco/panoptik/R50'"),
+    (["--data", "own/coco.json", "--weights", "a.pth", "--config-file", "tiny.yaml"], "--weights a.pth: no such file"),
+    (["--data", "own/coco.json", "--config-file", "no.yaml"], "there is no configuration no.yaml"),
+    (["--data", "own/coco.json", "--patience", "-1"], "--patience is -1, expected 0 or more evaluations."),
+    (["--data", "own/coco.json", "SOLVER.MAXITER", "3"], "Non-existent key: SOLVER.MAXITER"),
+    (["--data", "own/coco.json", "OUTPUT_DIR", "x"], "OUTPUT_DIR is --output here."),
+    (["--data", "own/coco.json", "--val-data", "other/coco.json"], "training has the classes brick, tile, and"),
+    (["--data", "own/coco.json", "--eval-only"], "--eval-only does not go with --data"),
+    (["--data", "own/coco.json", "--num-machines", "2"], "settings are chosen by one process"),
+    (["--images", "own/images"], "--images says something about --data, which is not given."),
+    (["--patience", "3"], "--patience says something about --data, which is not given."),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG)
+def test_wrong_commands(
+    words: list[str],
+    message: str,
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path / "own", "coco_instance", make_pictures(2))
+    shutil.copytree(tmp_path / "own", tmp_path / "other")
+    text = (tmp_path / "other/coco.json").read_text()
+    (tmp_path / "other/coco.json").write_text(text.replace('"tile"', '"roof"'))
+    assert cli.main(["train", *words]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "output").exists()

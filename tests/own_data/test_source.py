@@ -1,0 +1,174 @@
+"""What --data may be, and what is found beside it."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mask2former.data.datasets.entry import parse_entry
+from mask2former.own_data.source import Given, find_entries
+from tests.brick_data import FORMATS, NAMES, make_pictures, write_data
+
+
+def write(folder: Path, form: str) -> dict[str, Any]:
+    entry = write_data(folder, form, make_pictures(2))
+    if form == "id_png":
+        (folder / "classes.txt").write_text("\n".join(entry["CLASS_NAMES"]))
+    if form == "color_png":
+        (folder / "colors.csv").rename(folder / "class_dict.csv")
+        entry["PALETTE"] = str(folder / "class_dict.csv")
+    if form == "coco_panoptic":
+        (folder / "panoptic.json").rename(folder / "pan.json")
+        (folder / "panoptic").rename(folder / "pan")
+        entry |= {"ANNOTATIONS": str(folder / "pan.json"), "SEGMENTS": str(folder / "pan")}
+    if form == "labelme":
+        entry["CLASS_NAMES"] = list(NAMES)
+    return entry
+
+
+def given_of(folder: Path, form: str) -> Path:
+    """The file that stands for the data, or the folder."""
+    files = {"coco_instance": "coco.json", "coco_panoptic": "pan.json", "yolo_seg": "data.yaml"}
+    return folder / files.get(form, "")
+
+
+@pytest.mark.parametrize("form", list(FORMATS))
+def test_files(tmp_path: Path, form: str) -> None:
+    expected = write(tmp_path / "own", form)
+    if form == "labelme":
+        expected["ANNOTATIONS"] = str(tmp_path / "own")
+    entry, _ = find_entries(Given(given_of(tmp_path / "own", form)))
+    assert entry == expected
+    assert len(parse_entry("own", entry).load()) == 2
+
+
+@pytest.mark.parametrize("form", list(FORMATS))
+@pytest.mark.parametrize("packed", [False, True])
+def test_folders_and_zips(tmp_path: Path, form: str, packed: bool) -> None:
+    write(tmp_path / "own", form)
+    data = tmp_path / "own"
+    if packed:
+        data = Path(shutil.make_archive(str(tmp_path / "data"), "zip", tmp_path, "own"))
+        shutil.rmtree(tmp_path / "own")
+    entry, _ = find_entries(Given(data))
+    assert entry["FORMAT"] == form
+    assert len(parse_entry("own", entry).load()) == 2
+
+
+def test_the_layout_of_coco(tmp_path: Path) -> None:
+    write_data(tmp_path / "own", "coco_instance", make_pictures(2))
+    (tmp_path / "own/annotations").mkdir()
+    (tmp_path / "own/coco.json").rename(tmp_path / "own/annotations/instances_val2017.json")
+    (tmp_path / "own/images").rename(tmp_path / "own/val2017")
+    entry, _ = find_entries(Given(tmp_path / "own/annotations/instances_val2017.json"))
+    assert entry["IMAGES"] == str(tmp_path / "own/val2017")
+    (tmp_path / "own/val2017").rename(tmp_path / "own/elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"names images such as p00\.png, which are not beside it.*--images"):
+        find_entries(Given(tmp_path / "own/annotations/instances_val2017.json"))
+    entry, _ = find_entries(Given(tmp_path / "own", images=tmp_path / "own/elsewhere"))
+    assert entry["IMAGES"] == str(tmp_path / "own/elsewhere")
+
+
+def test_the_layout_of_voc(tmp_path: Path) -> None:
+    write_data(tmp_path / "own", "id_png", make_pictures(2))
+    for name, voc in (("images", "JPEGImages"), ("classes", "SegmentationClass"), ("instances", "SegmentationObject")):
+        (tmp_path / "own" / name).rename(tmp_path / "own" / voc)
+    (tmp_path / "own/labelmap.txt").write_text("background\nbrick\ntile\n")
+    entry, _ = find_entries(Given(tmp_path / "own"))
+    assert entry["THINGS"] == ["brick", "tile"]
+    entry, _ = find_entries(Given(tmp_path / "own", things=("brick",)))
+    assert entry["THINGS"] == ["brick"]
+
+
+def test_pngs_alone(tmp_path: Path) -> None:
+    write_data(tmp_path / "own", "id_png", make_pictures(2))
+    folder, images = tmp_path / "own/instances", tmp_path / "own/images"
+    with pytest.raises(FileNotFoundError, match=r"no images in a folder called images; say where: --images"):
+        find_entries(Given(folder))
+    entry, _ = find_entries(Given(folder, images))
+    assert entry == {"FORMAT": "id_png", "IMAGES": str(images), "INSTANCES": str(folder)}
+    (tmp_path / "names.txt").write_text("background\nbrick\ntile\n")
+    entry, _ = find_entries(Given(tmp_path / "own/classes", images, classes=tmp_path / "names.txt"))
+    assert (entry["CLASSES"], entry["CLASS_NAMES"]) == (str(tmp_path / "own/classes"), ["background", "brick", "tile"])
+
+
+def test_yolo_labels_alone(tmp_path: Path) -> None:
+    write_data(tmp_path / "own", "yolo_seg", make_pictures(2))
+    with pytest.raises(ValueError, match=r"has YOLO's labels; say what the classes are called: --classes"):
+        find_entries(Given(tmp_path / "own/labels"))
+    (tmp_path / "own/labels/classes.txt").write_text("brick\ntile\n")
+    entry, _ = find_entries(Given(tmp_path / "own/labels"))
+    assert entry["IMAGES"] == str(tmp_path / "own/images")
+
+
+def yolo_yaml(folder: Path, **content: Any) -> Path:
+    file = folder / "data.yaml"
+    file.write_text(json.dumps({"names": {0: "brick", 1: "tile"}, "train": "images", **content}))
+    return file
+
+
+def test_yolo_yaml(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    write_data(folder, "yolo_seg", make_pictures(2))
+    for part in ("images", "labels"):
+        shutil.copytree(folder / part, folder / "val" / part)
+    train, val = find_entries(Given(yolo_yaml(folder, path=str(folder), val="../val/images")))
+    assert train["CLASS_NAMES"] == ["brick", "tile"]
+    assert val is not None
+    assert val["LABELS"] == str(folder / "val/labels")
+    assert find_entries(Given(yolo_yaml(folder)))[1] is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"names": None}, 'has "names" None, expected a list of class names'),
+        ({"names": {1: "a"}}, 'has "names" .*, expected a list of class names'),
+        ({"train": ["a", "b"]}, 'has "train" .*, expected one folder of images'),
+        ({"train": "nowhere/images"}, r"but .*nowhere/images is no folder"),
+    ],
+)
+def test_wrong_yolo_yaml(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    write_data(tmp_path / "own", "yolo_seg", make_pictures(1))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        find_entries(Given(yolo_yaml(tmp_path / "own", **content)))
+
+
+def test_a_zip_cannot_name_folders_outside(tmp_path: Path) -> None:
+    write_data(tmp_path / "secret", "yolo_seg", make_pictures(1))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("data.yaml", json.dumps({"names": ["a"], "train": str(tmp_path / "secret/images")}))
+        archive.writestr("b.txt", "")
+    with pytest.raises(ValueError, match=r"which is refused: it leads out of"):
+        find_entries(Given(tmp_path / "a.zip"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.txt", "is of no known format, expected a COCO JSON, YOLO's data.yaml, a folder"),
+        ("a.json", 'has no list "annotations", expected a COCO annotation file; of Labelme\'s files give the folder'),
+        ("empty", r"has no annotations, expected data\.yaml, JSON files, text files of polygons, PNGs"),
+        ("two", r"has 2 COCO files \(.*\.json, .*\.json\); give one as --data"),
+    ],
+)
+def test_what_is_not_understood(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "a.json").write_text('{"shapes": []}')
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "two").mkdir()
+    for number in range(2):
+        (tmp_path / f"two/{number}.json").write_text('{"annotations": []}')
+    with pytest.raises(ValueError, match=message):
+        find_entries(Given(tmp_path / name))
+
+
+def test_a_yaml_of_many_aliases_has_a_short_error(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    (tmp_path / "data.yaml").write_text("\n".join([*levels, "names: *a11", "train: images"]))
+    with pytest.raises(ValueError, match='has "names"') as error:
+        find_entries(Given(tmp_path / "data.yaml"))
+    assert len(str(error.value)) < 10_000

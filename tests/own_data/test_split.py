@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from mask2former.own_data.split import split_records
+
+
+def records(*classes: tuple[int, ...]) -> list[dict]:
+    return [
+        {"file_name": f"{i:03d}.png", "annotations": [{"category_id": c} for c in present]}
+        for i, present in enumerate(classes)
+    ]
+
+
+def names(part: list[dict]) -> list[str]:
+    return [Path(record["file_name"]).stem for record in part]
+
+
+def test_a_share_of_the_images() -> None:
+    every = records(*[(0,)] * 50)
+    train, val = split_records(every, 0.1)
+    assert (len(train), len(val)) == (45, 5)
+    assert sorted(names(train) + names(val)) == names(every)
+    assert split_records(every[::-1], 0.1) == (train, val)
+    assert len(split_records(every[:3], 0.1)[1]) == 1
+    assert split_records(every, 0) == (every, [])
+
+
+def test_no_class_is_lost_to_training() -> None:
+    every = records(*[(i, 99) for i in range(20)])  # every image has a class of its own
+    train, val = split_records(every, 0.5)
+    assert len(val) == 1  # but something has to be left to judge by
+    assert len(train) == 19
+    every = records(*[(0,)] * 30, (1,), (1,))
+    for fraction in (0.3, 0.6, 0.9):
+        train, _ = split_records(every, fraction)
+        assert any(record["annotations"][0]["category_id"] == 1 for record in train)
+
+
+def test_wrong_fractions() -> None:
+    with pytest.raises(ValueError, match=r"--val-fraction is -0\.1, expected 0 to less than 1"):
+        split_records(records((0,), (0,)), -0.1)
+    with pytest.raises(ValueError, match="One image cannot be divided"):
+        split_records(records((0,)), 0.5)

@@ -1,0 +1,30 @@
+import sys
+from pathlib import Path
+
+import pytest
+import training_report
+
+from mask2former.engine import Trainer
+from tests.engine.conftest import _loggers, toy, toy_config, toy_data  # noqa: F401
+
+
+def test_a_training_of_another_kind(
+    toy_config,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cfg = toy_config(SOLVER__MAX_ITER=2)
+    trainer = Trainer(cfg)
+    trainer.train()
+    (tmp_path / "out/config.yaml").write_text(cfg.dump())
+    monkeypatch.setattr(sys, "argv", ["training_report.py", str(tmp_path / "out")])
+    training_report.main()
+    assert capsys.readouterr().out.endswith(f"{tmp_path / 'out/report.html'}\n")
+    page = (tmp_path / "out/report.html").read_text()
+    assert "panoptic segmentation" in page
+    assert page.count('<figure class="pair">') == 8
+    assert "Settings" not in page  # they are told where they were chosen only
+    monkeypatch.setattr(sys, "argv", ["training_report.py", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"training_report\.py: .* has no config\.yaml"):
+        training_report.main()

@@ -1,0 +1,321 @@
+"""Times whole images, and the parts that they pass through, for this implementation and for that of transformers.
+
+    python tools/benchmarks/inference.py
+    python tools/benchmarks/inference.py --contenders all --backbone swin_t --json output/t.json --plot output/t.png
+
+Every contender runs in a process of its own. They take turns, one image each, so that whatever else the machine does
+falls on all of them; figures are medians. An image goes from uint8 pixels to results of its own size. Weights are
+random, so masks and classes are replaced before post-processing, for all alike, by those of 100 queries of which 25 are
+sure: with no sure query, there would be nothing to do. The floor is what the network's convolutions and matrix
+products would take at the rate of one large matrix product, measured here. Post-processing is each implementation's
+own: transformers' resizes masks to 384 x 384 on the way.
+"""
+
+import argparse
+import importlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import REPOSITORY, Contender
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+OURS, THEIRS = "ours", "transformers"
+# Arguments of optimize_for_inference, or None for the model as it is.
+OPTIONS: dict[str, dict[str, str] | None] = {
+    OURS: None,
+    "ours, optimised": {},
+    "ours, compiled": {"compile_mode": "default"},
+    "ours, bfloat16": {"dtype": "bfloat16"},
+    "ours, bfloat16, compiled": {"dtype": "bfloat16", "compile_mode": "default"},
+}
+CONTENDERS = [*OPTIONS, THEIRS, *(f"{THEIRS}, {how}" for how in ("compiled", "bfloat16", "bfloat16, compiled"))]
+DEFAULT = [OURS, "ours, optimised", THEIRS]
+BACKBONES = {
+    "r50": "configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml",
+    "swin_t": "configs/coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml",
+}
+PARTS = ["backbone", "pixel decoder", "Transformer decoder", "post-processing", "whole image"]
+TASKS = ["panoptic", "instance", "semantic"]
+CLASSES, QUERIES, SURE_QUERIES = 133, 100, 25
+# What the C library does with freed memory; see docs/performance.md.
+ALLOCATORS = {"default": {}, "tuned": {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_MAX_": "0"}}
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--contenders",
+        nargs="*",
+        choices=["all", *CONTENDERS],
+        default=DEFAULT,
+        metavar="NAME",
+        help=f"all, or of {CONTENDERS} (default: %(default)s)",
+    )
+    parser.add_argument("--backbone", choices=list(BACKBONES), default="r50", help="(default: %(default)s)")
+    parser.add_argument("--size", nargs=2, type=int, default=[800, 1216], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS[:2])
+    parser.add_argument("--rounds", type=int, default=3, help="images for each contender (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of each contender (default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--allocator", choices=list(ALLOCATORS), default="default", help="(default: %(default)s)")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, where other programs run too"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--plot", type=Path, help="also draw them into this file")
+    parser.add_argument("--serve", choices=CONTENDERS, help=argparse.SUPPRESS)  # the process of a contender
+    return parser
+
+
+def main() -> None:
+    """Prints a table."""
+    arguments = get_parser().parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.serve:
+        serve(arguments)
+        return
+    names = CONTENDERS if "all" in arguments.contenders else list(arguments.contenders)
+    results = compare(names, arguments)
+    print_table(results)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    if arguments.plot:
+        plot(results, arguments.plot)
+
+
+def compare(names: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds of all parts and contenders, and what the machine could do."""
+    environment = {"OMP_NUM_THREADS": str(arguments.threads), **ALLOCATORS[arguments.allocator]}
+    contenders = {name: Contender(__file__, [*sys.argv[1:], "--serve", name], environment) for name in names}
+    flops = {name: float(contender.ask("flops")) for name, contender in contenders.items()}  # warms them up, too
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    rates = []
+    for _ in range(arguments.rounds):
+        rates.append(matmul_rate(arguments))
+        for name, contender in contenders.items():
+            seconds[name].append(json.loads(contender.ask("image")))
+    for contender in contenders.values():
+        contender.stop()
+    rate = max(rates)
+    return {
+        "settings": {key: value for key, value in vars(arguments).items() if key not in ("json", "plot", "serve")},
+        "torch": torch.__version__,
+        "processor": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
+        "matmul_gflops": rate / 1e9,
+        "floor_s": min(filter(None, flops.values()), default=0) / rate,
+        "seconds": {
+            name: {part: statistics.median(x[part] for x in rounds) for part in rounds[0]}
+            for name, rounds in seconds.items()
+        },
+    }
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """One line a contender."""
+    settings, seconds = results["settings"], results["seconds"]
+    print(f"{results['processor']}, torch {results['torch']}, {settings}")
+    print(
+        f"a matrix product: {results['matmul_gflops']:.0f} GFLOP/s; the network's floor: {results['floor_s']:.3f} s\n"
+    )
+    print(f"{'seconds':28}" + "".join(f"{part:>21}" for part in PARTS) + "   times as fast as")
+    for name, parts in seconds.items():
+        cells = "".join(f"{parts[part]:21.3f}" if part in parts else f"{'':21}" for part in PARTS)
+        others = [f"{x}: {y['whole image'] / parts['whole image']:.2f}" for x, y in seconds.items() if x != name]
+        print(f"{name:28}{cells}   {'; '.join(others)}")
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Bars of the parts, and the floor."""
+    from matplotlib.figure import Figure
+
+    seconds = results["seconds"]
+    figure = Figure(figsize=(9, 1 + 0.5 * len(seconds)), layout="constrained")
+    axes = figure.add_subplot()
+    left = [0.0] * len(seconds)
+    for part in ["network", *PARTS[:-1]]:
+        widths = [x.get(part, 0.0) for x in seconds.values()]
+        if any(widths):
+            axes.barh(list(seconds), widths, left=left, label="network, compiled" if part == "network" else part)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.axvline(results["floor_s"], color="black", linestyle=":", label="floor of the network")
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds an image")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def matmul_rate(arguments: argparse.Namespace, side: int = 2048) -> float:
+    """Floating point operations a second, of a product of two float32 matrices."""
+    clock = Clock(arguments)
+    x = torch.rand(side, side, device=arguments.device)
+    times = []
+    for _ in range(4):
+        begin = clock()
+        x @ x
+        times.append(clock() - begin)
+    return 2 * side**3 / min(times)
+
+
+def cpu_name() -> str:
+    """The processor as it calls itself."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+class Clock:
+    """Seconds of the wall or of this process."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._device = arguments.device
+        self._read = time.perf_counter if arguments.clock == "wall" else time.process_time
+
+    def __call__(self) -> float:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        return self._read()
+
+
+@torch.inference_mode()
+def serve(arguments: argparse.Namespace) -> None:
+    """A contender's process: "flops" counts the network's, "image" times the parts of an image."""
+    torch.manual_seed(0)
+    clock = Clock(arguments)
+    marks: dict[str, float] = {}
+    make = make_theirs if arguments.serve.startswith(THEIRS) else make_ours
+    network, run = make(arguments, lambda name: marks.update({name: clock()}))
+    height, width = arguments.size
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    for request in map(str.strip, sys.stdin):
+        if request == "flops":
+            run(image)
+            # What is compiled has no operations to count: its twin counts for it.
+            print(0 if "compiled" in arguments.serve else count_flops(network, arguments), flush=True)
+            continue
+        begin = clock()
+        run(image)
+        print(json.dumps(durations({"begin": begin, **marks, "end": clock()})), flush=True)
+
+
+def durations(marks: dict[str, float]) -> dict[str, float]:
+    """Seconds between marks, of the parts that were seen."""
+    seconds = {"whole image": marks["end"] - marks["begin"], "post-processing": marks["end"] - marks["network end"]}
+    if "backbone end" not in marks:
+        return {**seconds, "network": marks["network end"] - marks["begin"]}
+    return {
+        **seconds,
+        "backbone": marks["backbone end"] - marks["begin"],
+        "pixel decoder": marks["decoder begin"] - marks["backbone end"],
+        "Transformer decoder": marks["network end"] - marks["decoder begin"],
+    }
+
+
+def count_flops(network: Callable[[Tensor], object], arguments: argparse.Namespace) -> int:
+    """Of convolutions, matrix products and attention, twice the multiplications."""
+    with FlopCounterMode(display=False) as counter:
+        network(torch.rand(1, 3, *arguments.size, device=arguments.device))
+    return counter.get_total_flops()
+
+
+def watch(backbone: nn.Module, decoder: nn.Module, mark: Callable[[str], None]) -> None:
+    """Mark when the backbone is done and when the Transformer decoder begins."""
+    backbone.register_forward_hook(lambda *_: mark("backbone end"))
+    decoder.register_forward_pre_hook(lambda *_: mark("decoder begin"))
+
+
+def predictions(size: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
+    """Class logits (1, Q, K + 1) and mask logits (1, Q, *size): discs, of which 25 are sure of their class."""
+    height, width = size
+    logits = torch.zeros(1, QUERIES, CLASSES + 1, device=device)
+    logits[..., -1] = 8
+    for query in range(SURE_QUERIES):
+        logits[0, query * QUERIES // SURE_QUERIES, [query * 5, -1]] = torch.tensor([10.0, 0.0], device=device)
+    generator = torch.Generator().manual_seed(0)
+    x, y, radius = torch.rand(3, QUERIES, 1, 1, generator=generator).to(device)
+    rows = torch.linspace(0, 1, height, device=device)[:, None]
+    columns = torch.linspace(0, 1, width, device=device)
+    distance = ((rows - y) ** 2 + (columns - x) ** 2).sqrt()
+    return logits, (20 * (0.1 + 0.2 * radius - distance))[None]
+
+
+def make_ours(
+    arguments: argparse.Namespace, mark: Callable[[str], None]
+) -> tuple[Callable[[Tensor], object], Callable[[Tensor], object]]:
+    """The network, and a function of an image."""
+    from detectron2.modeling import build_model
+
+    from mask2former.engine import load_config
+    from mask2former.modeling.optimize import optimize_for_inference
+
+    options = ["MODEL.DEVICE", arguments.device, "MODEL.WEIGHTS", ""]
+    model: Any = build_model(load_config(str(REPOSITORY / BACKBONES[arguments.backbone]), options)).eval()
+    model = model.with_outputs(arguments.tasks, object_mask_threshold=0.5)
+    how = OPTIONS[arguments.serve]
+    model = model if how is None else optimize_for_inference(model, **how)  # type: ignore[arg-type]
+    if "compiled" not in arguments.serve:
+        watch(model.backbone, model.sem_seg_head.predictor, mark)
+    network = model.run_network
+
+    def run_network(images: Tensor) -> dict[str, Tensor]:
+        shape = network(images)["pred_masks"].shape[-2:]
+        mark("network end")
+        logits, masks = predictions(shape, arguments.device)
+        return {"pred_logits": logits, "pred_masks": masks}
+
+    model.run_network = run_network
+    return network, lambda image: model([{"image": image}])
+
+
+def make_theirs(
+    arguments: argparse.Namespace, mark: Callable[[str], None]
+) -> tuple[Callable[[Tensor], object], Callable[[Tensor], object]]:
+    """The network, and a function of an image."""
+    transformers: Any = importlib.import_module("transformers")
+    stages = [f"stage{i}" for i in range(1, 5)]
+    if arguments.backbone == "r50":
+        backbone = transformers.ResNetConfig(out_features=stages)
+    else:
+        backbone = transformers.SwinConfig(out_features=stages)
+    config = transformers.Mask2FormerConfig(backbone_config=backbone, num_labels=CLASSES, num_queries=QUERIES)
+    model = transformers.Mask2FormerForUniversalSegmentation(config).eval().to(arguments.device)
+    if "compiled" not in arguments.serve:
+        watch(model.model.pixel_level_module.encoder, model.model.transformer_module, mark)
+    else:
+        model.forward = torch.compile(model.forward)
+    processor = transformers.Mask2FormerImageProcessor()
+    height, width = arguments.size
+    mean = torch.tensor(processor.image_mean, device=arguments.device).view(3, 1, 1)
+    std = torch.tensor(processor.image_std, device=arguments.device).view(3, 1, 1)
+    options: dict[str, dict[str, Any]] = {
+        "panoptic": {"label_ids_to_fuse": set(range(80, CLASSES))},
+        "instance": {"return_binary_maps": True},
+    }
+
+    def network(images: Tensor) -> Any:
+        with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled="bfloat16" in arguments.serve):
+            return model(pixel_values=images)
+
+    def run(image: Tensor) -> None:
+        outputs = network(((image.to(arguments.device) / 255 - mean) / std)[None])
+        mark("network end")
+        shape = outputs.masks_queries_logits.shape[-2:]
+        outputs.class_queries_logits, outputs.masks_queries_logits = predictions(shape, arguments.device)
+        for task in arguments.tasks:
+            process = getattr(processor, f"post_process_{task}_segmentation")
+            process(outputs, target_sizes=[(height, width)], **options.get(task, {}))
+
+    return network, run
+
+
+if __name__ == "__main__":
+    main()
