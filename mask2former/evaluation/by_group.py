@@ -14,8 +14,8 @@ from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from pycocotools.coco import COCO
 
 from mask2former.evaluation.panoptic_evaluation import match_segments, sum_pq, summarize_pq
-from mask2former.evaluation.saved_predictions import find_predictions
-from mask2former.evaluation.sem_seg_evaluation import confusion_of_saved, summarize_miou
+from mask2former.evaluation.saved_predictions import decode_class_map, find_predictions
+from mask2former.evaluation.sem_seg_evaluation import confusion_matrix, read_class_map, summarize_miou
 
 __all__ = ["evaluate_groups"]
 
@@ -98,7 +98,7 @@ def _miou(predictions: list[dict[str, Any]], dataset_name: str, groups: Groups) 
     for prediction in predictions:
         by_file[prediction["file_name"]].append(prediction)
     confusions = {
-        record["image_id"]: confusion_of_saved(by_file[record["file_name"]], record, metadata)
+        record["image_id"]: _confusion(by_file[record["file_name"]], record, metadata)
         for record in DatasetCatalog.get(dataset_name)
     }
     names = metadata.stuff_classes
@@ -107,3 +107,8 @@ def _miou(predictions: list[dict[str, Any]], dataset_name: str, groups: Groups) 
         group: {"mIoU": summarize_miou(sum((confusions[i] for i in image_ids), nothing), names)["mIoU"]}
         for group, image_ids in groups.items()
     }
+
+
+def _confusion(masks: list[dict[str, Any]], record: dict[str, Any], metadata: Metadata) -> np.ndarray:
+    truth = read_class_map(record, metadata)
+    return confusion_matrix(decode_class_map(masks, truth.shape, metadata), truth, len(metadata.stuff_classes))

@@ -16,9 +16,7 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 from tabulate import tabulate
 
-from mask2former.evaluation.saved_predictions import decode_class_map
-
-__all__ = ["SemSegEvaluator", "confusion_matrix", "confusion_of_saved", "read_class_map", "summarize_miou"]
+__all__ = ["SemSegEvaluator", "confusion_matrix", "read_class_map", "summarize_miou"]
 
 logger = logging.getLogger(__name__)
 
@@ -135,12 +133,6 @@ def confusion_matrix(predicted: np.ndarray, truth: np.ndarray, num_classes: int)
     """
     pairs = predicted.ravel() * (num_classes + 1) + truth.ravel()
     return np.bincount(pairs, minlength=(num_classes + 1) ** 2).reshape(num_classes + 1, num_classes + 1)
-
-
-def confusion_of_saved(masks: list[dict[str, Any]], record: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    """The :func:`confusion_matrix` of an image, of which ``sem_seg_predictions.json`` has ``masks``."""
-    truth = read_class_map(record, metadata)
-    return confusion_matrix(decode_class_map(masks, truth.shape, metadata), truth, len(metadata.stuff_classes))
 
 
 def summarize_miou(confusion: np.ndarray, class_names: list[str]) -> dict[str, float]:

@@ -14,7 +14,8 @@ from detectron2.utils.logger import create_small_table
 from panopticapi.evaluation import PQStat
 
 from mask2former.evaluation.panoptic_evaluation import sum_pq, summarize_pq
-from mask2former.evaluation.sem_seg_evaluation import confusion_matrix, confusion_of_saved, read_class_map
+from mask2former.evaluation.saved_predictions import decode_class_map
+from mask2former.evaluation.sem_seg_evaluation import confusion_matrix, read_class_map
 
 __all__ = ["SemanticPQEvaluator", "evaluate_saved_semantic_pq"]
 
@@ -73,19 +74,24 @@ def evaluate_saved_semantic_pq(dataset_name: str, predictions: str | Path) -> di
     Raises:
         ValueError: an image of the data set has no prediction.
     """
+    records = DatasetCatalog.get(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
+    num_classes = len(metadata.stuff_classes)
     by_file = defaultdict(list)
     for prediction in json.loads(Path(predictions).read_text()):
         by_file[prediction["file_name"]].append(prediction)
-    records = DatasetCatalog.get(dataset_name)
     missing = [record["file_name"] for record in records if record["file_name"] not in by_file]
     if missing:
         raise ValueError(
             f"{predictions} has no prediction of {len(missing)} of the {len(records)} images of {dataset_name!r}, such "
             f"as {missing[0]}; it must be of the same data set, in the same place."
         )
-    confusions = (confusion_of_saved(by_file[record["file_name"]], record, metadata) for record in records)
-    return _summarize(sum_pq(_match_classes(confusion) for confusion in confusions), len(metadata.stuff_classes))
+    stat = PQStat()
+    for record in records:
+        truth = read_class_map(record, metadata)
+        predicted = decode_class_map(by_file[record["file_name"]], truth.shape, metadata)
+        stat += _match_classes(confusion_matrix(predicted, truth, num_classes))
+    return _summarize(stat, num_classes)
 
 
 def _match_classes(confusion: np.ndarray) -> PQStat:
