@@ -74,8 +74,7 @@ def evaluate_saved_semantic_pq(dataset_name: str, predictions: str | Path) -> di
     Raises:
         ValueError: an image of the data set has no prediction.
     """
-    records = DatasetCatalog.get(dataset_name)
-    metadata = MetadataCatalog.get(dataset_name)
+    records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
     num_classes = len(metadata.stuff_classes)
     by_file = defaultdict(list)
     for prediction in json.loads(Path(predictions).read_text()):
