@@ -1,0 +1,38 @@
+#!/usr/bin/env python
+"""Print the boundary AP of instances that an evaluation has saved, from COCO's files alone.
+
+    python tools/evaluate_coco_boundary_ap.py --gt-json-file datasets/coco/annotations/instances_val2017.json \
+      --dt-json-file OUTPUT_DIR/inference/coco_instances_results.json
+
+`train_net.py --eval-only ... TEST.BOUNDARY_AP True` computes the same while it evaluates, without a pass of its own.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.utils.logger import create_small_table
+from pycocotools.coco import COCO
+
+from mask2former.evaluation.boundary_evaluation import boundary_ap
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Run the command line; returns the metrics in percent."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gt-json-file", required=True, type=Path, help="annotations")
+    parser.add_argument("--dt-json-file", required=True, type=Path, help="results, with masks as run lengths")
+    parser.add_argument("--max-detections", type=int, default=100, help="of an image and class (default: 100)")
+    args = parser.parse_args(argv)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(args.gt_json_file))
+    metrics = boundary_ap(truth, json.loads(args.dt_json_file.read_text()), args.max_detections)
+    print(create_small_table(metrics))
+    return metrics
+
+
+if __name__ == "__main__":
+    main()
