@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import deformable.py, which is beside them."""
+"""Lets the tests of this folder import deformable.py and other_instructions.py, which are beside them."""
 
 import sys
 from pathlib import Path

@@ -1,18 +1,15 @@
 """The native operators on masks against PyTorch's resizing."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from other_instructions import run_with_instructions
 from torch import Tensor
 from torch.nn import functional as F
 
 from mask2former.ops import _library
-from mask2former.ops._build import library_name
 from mask2former.ops.masks import (
     Resizing,
     binarise_masks,
@@ -187,16 +184,11 @@ def test_wrong_arguments() -> None:
         compete_masks(masks[:0], torch.rand(0), resizing)
 
 
-# Runs the operators without this package, on the inputs in the file that it is given, and saves the results there.
 OTHER_INSTRUCTIONS = """
-import sys, torch
-torch.ops.load_library(sys.argv[1])
-results = []
-for masks, scores, axes, rows in torch.load(sys.argv[2]):
-    results.append(torch.ops.mask2former.resize_masks(masks, *axes, 0, rows, True))
-    results.extend(torch.ops.mask2former.binarise_masks(masks, *axes))
-    results.extend(torch.ops.mask2former.compete_masks(masks, scores, *axes))
-torch.save(results, sys.argv[2])
+for masks, scores, axes, rows in calls:
+    results.append(operators.resize_masks(masks, *axes, 0, rows, True))
+    results.extend(operators.binarise_masks(masks, *axes))
+    results.extend(operators.compete_masks(masks, scores, *axes))
 """
 
 
@@ -209,13 +201,6 @@ def test_other_instruction_sets(capability: str, tmp_path: Path) -> None:
         calls.append((masks, scores, _arguments(resizing), sizes[-1][0]))
         expected.append(resize_masks(masks, resizing, range(sizes[-1][0]), sigmoid=True))
         expected += [*binarise_masks(masks, resizing), *compete_masks(masks, scores, resizing)]
-    file = tmp_path / "calls.pt"
-    torch.save(calls, file)
-    library = Path(_library.__file__).parent / library_name()
-    subprocess.run(
-        [sys.executable, "-c", OTHER_INSTRUCTIONS, library, file],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
-        check=True,
-    )
-    for actual, wanted in zip(torch.load(file), expected, strict=True):
+    actual_results = run_with_instructions(capability, OTHER_INSTRUCTIONS, calls, tmp_path)
+    for actual, wanted in zip(actual_results, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)

@@ -1,9 +1,6 @@
 """The native operators against the PyTorch reference."""
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from deformable import SHAPES, Shapes, make_fused_inputs, make_inputs, relative_error, run
+from other_instructions import run_with_instructions
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.ops import MSDeformAttn, _library, fused_ms_deform_attn, ms_deform_attn
-from mask2former.ops._build import library_name
 
 pytestmark = pytest.mark.skipif(
     not _library.load_library(), reason="the native library is not built (python -m mask2former.ops.build)"
@@ -192,16 +189,10 @@ def test_wrong_arguments_of_the_operator() -> None:
         operator(value, [*sizes[:-2], 0, 1], locations, weights)
 
 
-# Runs the operators without this package, on the inputs in the file that it is given, and saves the results there.
 OTHER_INSTRUCTIONS = """
-import sys, torch
-torch.ops.load_library(sys.argv[1])
-operators = torch.ops.mask2former
-calls, results = torch.load(sys.argv[2]), []
 for name, grad_output, value, rest in calls:
     results.append(getattr(operators, name)(value, *rest))
     results.extend(getattr(operators, name + "_backward")(grad_output, value, *rest))
-torch.save(results, sys.argv[2])
 """
 
 
@@ -218,13 +209,6 @@ def test_other_instruction_sets(capability: str, tmp_path: Path) -> None:
                 expected.append(getattr(torch.ops.mask2former, name)(value, *arguments))
                 backward = getattr(torch.ops.mask2former, f"{name}_backward")
                 expected.extend(backward(grad_output, value, *arguments))
-    file = tmp_path / "calls.pt"
-    torch.save(calls, file)
-    library = Path(_library.__file__).parent / library_name()
-    subprocess.run(
-        [sys.executable, "-c", OTHER_INSTRUCTIONS, library, file],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
-        check=True,
-    )
-    for actual, wanted in zip(torch.load(file), expected, strict=True):
+    actual_results = run_with_instructions(capability, OTHER_INSTRUCTIONS, calls, tmp_path)
+    for actual, wanted in zip(actual_results, expected, strict=True):
         assert relative_error(actual, wanted) < (5e-6 if wanted.dtype == torch.float32 else 2**-7)
