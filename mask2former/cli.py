@@ -1,6 +1,7 @@
 """The command ``mask2former``: segment, train and evaluate, look at data, convert weights, list and try models."""
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,27 @@ from mask2former.web import build_page
 from mask2former.weights import zoo
 
 __all__ = ["get_parser", "main"]
+
+_Command = Callable[[argparse.Namespace], int]
+# Of data and settings: all that is wrong with them, and that needs no traceback.
+_DATA_ERRORS = (OSError, ValueError, KeyError, AssertionError)
+
+
+def _complaining(*errors: type[Exception]) -> Callable[[_Command], _Command]:
+    """Let a command end with exit code 1 and one line on stderr at these errors."""
+
+    def decorate(command: _Command) -> _Command:
+        @functools.wraps(command)
+        def run_command(args: argparse.Namespace) -> int:
+            try:
+                return command(args)
+            except errors as error:
+                complain(error.args[0] if isinstance(error, KeyError) else error)
+                return 1
+
+        return run_command
+
+    return decorate
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -76,23 +98,34 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument(
         "input", nargs="+", help="pictures, folders of pictures, quoted patterns such as 'scans/**/*.tif', or videos"
     )
-    command.add_argument(
-        "--model",
-        required=True,
-        help="a name that `mask2former models` lists, a configuration, a training's output folder, or a Hugging Face "
-        "folder or repository",
-    )
-    command.add_argument("--weights", metavar="FILE", help="a checkpoint to take instead of the model's own")
     command.add_argument("--output", required=True, metavar="PATH", help="a folder, or the file of a single drawing")
     command.add_argument("--task", choices=("panoptic", "instance", "semantic"), help="default: the model's first")
     command.add_argument("--threshold", type=float, metavar="P", help="least score, 0 to 1, of what is kept")
     command.add_argument("--size", type=int, metavar="PIXELS", help="of the shorter edge, as the network sees it")
     command.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default: 1)")
+    _add_model_arguments(command)
+    command.set_defaults(run=_predict)
+
+
+def _add_model_arguments(command: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add what says which model; required where there is no default."""
+    command.add_argument(
+        "--model",
+        required=default is None,
+        default=default,
+        help="a name that `mask2former models` lists, a configuration, a training's output folder, or a Hugging Face "
+        "folder or repository" + ("" if default is None else f" (default: {default})"),
+    )
+    command.add_argument("--weights", metavar="FILE", help="a checkpoint to take instead of the model's own")
     command.add_argument("--device", help="such as cpu or cuda:1; default: the GPU if there is one")
     command.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="configuration keys; must come last"
     )
-    command.set_defaults(run=_predict)
+
+
+def _load_model(args: argparse.Namespace) -> Segmenter:
+    device = ["MODEL.DEVICE", args.device] if args.device else []
+    return Segmenter(model_config(args.model, args.weights, [*device, *args.opts]))
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -111,8 +144,7 @@ def _predict(args: argparse.Namespace) -> int:
             VideoWriter(plan_video_output(Path(given), output), frame_rate(video))
             for given, video in zip(videos, opened, strict=True)
         ]
-        device = ["MODEL.DEVICE", args.device] if args.device else []
-        model = Segmenter(model_config(args.model, args.weights, [*device, *args.opts]))
+        model = _load_model(args)
         model.check_options(**options)
     except (OSError, ValueError) as error:
         complain(error)
@@ -127,31 +159,30 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     if args.data is not None:
-        if failed := _or_complain(prepare_training, args):
+        if failed := _prepare_training(args):
             return failed
         train_and_report(args)
         return 0
-    if not args.eval_only:
-        try:
-            check_needs_data(args)
-        except ValueError as error:
-            complain(error)
-            return 1
+    if not args.eval_only and (failed := _check_needs_data(args)):
+        return failed
     run(args)
     return 0
 
 
+@_complaining(*_DATA_ERRORS)
+def _prepare_training(args: argparse.Namespace) -> int:
+    return prepare_training(args)
+
+
+@_complaining(ValueError)
+def _check_needs_data(args: argparse.Namespace) -> int:
+    check_needs_data(args)
+    return 0
+
+
+@_complaining(*_DATA_ERRORS)
 def _inspect(args: argparse.Namespace) -> int:
-    return _or_complain(inspect_data, args)
-
-
-def _or_complain(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Run a command whose input may be wrong in ways that need no traceback."""
-    try:
-        return command(args)
-    except (OSError, ValueError, KeyError, AssertionError) as error:
-        complain(error.args[0] if isinstance(error, KeyError) else error)
-        return 1
+    return inspect_data(args)
 
 
 def _add_browse(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -173,21 +204,18 @@ def _add_browse(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     command.set_defaults(run=_browse)
 
 
+@_complaining(OSError, ValueError)
 def _browse(args: argparse.Namespace) -> int:
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        names = (args.dataset,) if args.dataset else cfg.DATASETS[args.split.upper()]
-        done = browse(
-            for_data_sets(cfg, names),
-            args.output,
-            number=args.number,
-            seed=args.seed,
-            augment=not args.no_augmentation,
-            sheet=args.sheet,
-        )
-    except (OSError, ValueError) as error:
-        complain(error)
-        return 1
+    cfg = load_config(args.config_file, args.opts)
+    names = (args.dataset,) if args.dataset else cfg.DATASETS[args.split.upper()]
+    done = browse(
+        for_data_sets(cfg, names),
+        args.output,
+        number=args.number,
+        seed=args.seed,
+        augment=not args.no_augmentation,
+        sheet=args.sheet,
+    )
     return 0 if done else 1
 
 
@@ -210,12 +238,9 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.set_defaults(run=_convert)
 
 
+@_complaining(OSError, ValueError, ModuleNotFoundError)
 def _convert(args: argparse.Namespace) -> int:
-    try:
-        number = convert_weights(args.source, args.target, args.to, config=args.config_file, half=args.half)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        complain(error)
-        return 1
+    number = convert_weights(args.source, args.target, args.to, config=args.config_file, half=args.half)
     print(f"{number} tensors -> {args.target}")
     return 0
 
@@ -223,25 +248,16 @@ def _convert(args: argparse.Namespace) -> int:
 def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser("demo", help="a page to try a model in the browser")
     command.add_argument("--web", action="store_true", required=True, help="serve the page until Ctrl-C")
-    command.add_argument("--model", default="nuclei/panoptic/Lite0", help="as in predict (default: %(default)s)")
-    command.add_argument("--weights", metavar="FILE", help="a checkpoint to take instead of the model's own")
     command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     command.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
-    command.add_argument("--device", help="such as cpu or cuda:1; default: the GPU if there is one")
-    command.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of the configuration; must come last"
-    )
+    _add_model_arguments(command, default="nuclei/panoptic/Lite0")
     command.set_defaults(run=_demo)
 
 
+@_complaining(OSError, ValueError, ModuleNotFoundError)
 def _demo(args: argparse.Namespace) -> int:
-    device = ["MODEL.DEVICE", args.device] if args.device else []
-    try:
-        model = Segmenter(model_config(args.model, args.weights, [*device, *args.opts]))
-        build_page(model, f"Mask2Former: {args.model}").launch(server_name=args.host, server_port=args.port)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        complain(error)
-        return 1
+    page = build_page(_load_model(args), f"Mask2Former: {args.model}")
+    page.launch(server_name=args.host, server_port=args.port)
     return 0
 
 
