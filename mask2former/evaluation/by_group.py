@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from pycocotools.coco import COCO
 
 from mask2former.evaluation.panoptic_evaluation import match_segments, sum_pq, summarize_pq
-from mask2former.evaluation.saved_predictions import decode_class_map, find_predictions
-from mask2former.evaluation.sem_seg_evaluation import confusion_matrix, read_class_map, summarize_miou
+from mask2former.evaluation.saved_predictions import find_predictions
+from mask2former.evaluation.sem_seg_evaluation import saved_confusions, summarize_miou
 
 __all__ = ["evaluate_groups"]
 
@@ -94,12 +93,9 @@ def _panoptic_quality(predictions: dict[str, Any], folder: Path, metadata: Metad
 
 def _miou(predictions: list[dict[str, Any]], dataset_name: str, groups: Groups) -> Metrics:
     metadata = MetadataCatalog.get(dataset_name)
-    by_file = defaultdict(list)
-    for prediction in predictions:
-        by_file[prediction["file_name"]].append(prediction)
+    records = DatasetCatalog.get(dataset_name)
     confusions = {
-        record["image_id"]: _confusion(by_file[record["file_name"]], record, metadata)
-        for record in DatasetCatalog.get(dataset_name)
+        record["image_id"]: confusion for record, confusion in saved_confusions(predictions, records, metadata)
     }
     names = metadata.stuff_classes
     nothing = np.zeros((len(names) + 1,) * 2, dtype=np.int64)
@@ -107,8 +103,3 @@ def _miou(predictions: list[dict[str, Any]], dataset_name: str, groups: Groups) 
         group: {"mIoU": summarize_miou(sum((confusions[i] for i in image_ids), nothing), names)["mIoU"]}
         for group, image_ids in groups.items()
     }
-
-
-def _confusion(masks: list[dict[str, Any]], record: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    truth = read_class_map(record, metadata)
-    return confusion_matrix(decode_class_map(masks, truth.shape, metadata), truth, len(metadata.stuff_classes))

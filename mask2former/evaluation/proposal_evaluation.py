@@ -6,14 +6,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from mask2former.evaluation.run_lengths import encode_mask
 
 __all__ = ["NUM_PROPOSALS", "ProposalEvaluator", "average_recall"]
 
@@ -58,7 +58,12 @@ class ProposalEvaluator(DatasetEvaluator):
             self._images.append(image["image_id"])
             for source, (masks, scores) in output["proposals"].items():
                 self._proposals[source] += [
-                    {"image_id": image["image_id"], "category_id": 1, "segmentation": _encode(mask), "score": float(s)}
+                    {
+                        "image_id": image["image_id"],
+                        "category_id": 1,
+                        "segmentation": encode_mask(mask),
+                        "score": float(s),
+                    }
                     for mask, s in zip(masks, scores, strict=True)
                 ]
 
@@ -101,8 +106,3 @@ def average_recall(truth: COCO, proposals: Sequence[dict[str, Any]], image_ids: 
         evaluation.accumulate()
         evaluation.summarize()
     return 100 * float(evaluation.stats[8])
-
-
-def _encode(mask: np.ndarray) -> dict[str, Any]:
-    rle: dict[str, Any] = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return rle

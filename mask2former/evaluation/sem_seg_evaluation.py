@@ -3,11 +3,12 @@
 import itertools
 import json
 import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -16,12 +17,58 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 from tabulate import tabulate
 
-__all__ = ["SemSegEvaluator", "confusion_matrix", "read_class_map", "summarize_miou"]
+from mask2former.evaluation.run_lengths import encode_mask
+from mask2former.evaluation.saved_predictions import decode_class_map
+
+__all__ = [
+    "ClassMapEvaluator",
+    "SemSegEvaluator",
+    "confusion_matrix",
+    "read_class_map",
+    "saved_confusions",
+    "summarize_miou",
+]
 
 logger = logging.getLogger(__name__)
 
 
-class SemSegEvaluator(DatasetEvaluator):
+class ClassMapEvaluator(DatasetEvaluator):
+    """What evaluators of class maps have in common: the truth of each image, and which classes were taken for which.
+
+    Args:
+        dataset_name: its metadata has ``stuff_classes`` (all classes) and ``ignore_label``.
+    """
+
+    def __init__(self, dataset_name: str) -> None:
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._num_classes = len(self._metadata.stuff_classes)
+        self._records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
+        self.reset()
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Compare a batch with the truth.
+
+        Args:
+            inputs: dicts with "file_name".
+            outputs: dicts with "sem_seg": (K, H, W) scores.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
+            truth = read_class_map(self._records[image["file_name"]], self._metadata)
+            self.count(image["file_name"], predicted, confusion_matrix(predicted, truth, self._num_classes))
+
+    def count(self, file_name: str, predicted: np.ndarray, confusion: np.ndarray) -> None:
+        """Take an image into account.
+
+        Args:
+            file_name: of the image.
+            predicted: (H, W) classes.
+            confusion: :func:`confusion_matrix` of the image.
+        """
+        raise NotImplementedError
+
+
+class SemSegEvaluator(ClassMapEvaluator):
     """mIoU and pixel accuracies, as Detectron2's evaluator of this name defines them, without its boundary IoU.
 
     The truth is read from "sem_seg_file_name" of the dataset dicts, or from their panoptic annotation. The predictions
@@ -33,30 +80,18 @@ class SemSegEvaluator(DatasetEvaluator):
     """
 
     def __init__(self, dataset_name: str, output_dir: str) -> None:
-        self._metadata = MetadataCatalog.get(dataset_name)
-        self._num_classes = len(self._metadata.stuff_classes)
+        super().__init__(dataset_name)
         to_contiguous = self._metadata.get("stuff_dataset_id_to_contiguous_id", {})
         self._dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in to_contiguous.items()}
-        self._records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
         self._output_dir = Path(output_dir)
-        self.reset()
 
     def reset(self) -> None:
         self._confusion = np.zeros((self._num_classes + 1,) * 2, dtype=np.int64)
         self._predictions: list[dict[str, Any]] = []
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Count the pixels of a batch.
-
-        Args:
-            inputs: dicts with "file_name".
-            outputs: dicts with "sem_seg": (K, H, W) scores.
-        """
-        for image, output in zip(inputs, outputs, strict=True):
-            predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
-            truth = read_class_map(self._records[image["file_name"]], self._metadata)
-            self._confusion += confusion_matrix(predicted, truth, self._num_classes)
-            self._predictions += self._encode(predicted, image["file_name"])
+    def count(self, file_name: str, predicted: np.ndarray, confusion: np.ndarray) -> None:
+        self._confusion += confusion
+        self._predictions += self._encode(predicted, file_name)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Compute the metrics of all processes' predictions.
@@ -78,13 +113,14 @@ class SemSegEvaluator(DatasetEvaluator):
         return {"sem_seg": metrics}
 
     def _encode(self, classes: np.ndarray, file_name: str) -> list[dict[str, Any]]:
-        encoded = []
-        for label in np.unique(classes).tolist():
-            mask = mask_util.encode(np.asfortranarray(classes == label, dtype=np.uint8))
-            mask["counts"] = mask["counts"].decode("ascii")
-            category_id = self._dataset_ids.get(label, label)
-            encoded.append({"file_name": file_name, "category_id": category_id, "segmentation": mask})
-        return encoded
+        return [
+            {
+                "file_name": file_name,
+                "category_id": self._dataset_ids.get(label, label),
+                "segmentation": encode_mask(classes == label),
+            }
+            for label in np.unique(classes).tolist()
+        ]
 
 
 def read_class_map(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
@@ -133,6 +169,19 @@ def confusion_matrix(predicted: np.ndarray, truth: np.ndarray, num_classes: int)
     """
     pairs = predicted.ravel() * (num_classes + 1) + truth.ravel()
     return np.bincount(pairs, minlength=(num_classes + 1) ** 2).reshape(num_classes + 1, num_classes + 1)
+
+
+def saved_confusions(
+    predictions: Iterable[dict[str, Any]], records: Iterable[dict[str, Any]], metadata: Metadata
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Each record with the :func:`confusion_matrix` of its image, of what ``sem_seg_predictions.json`` holds."""
+    by_file = defaultdict(list)
+    for prediction in predictions:
+        by_file[prediction["file_name"]].append(prediction)
+    for record in records:
+        truth = read_class_map(record, metadata)
+        predicted = decode_class_map(by_file[record["file_name"]], truth.shape, metadata)
+        yield record, confusion_matrix(predicted, truth, len(metadata.stuff_classes))
 
 
 def summarize_miou(confusion: np.ndarray, class_names: list[str]) -> dict[str, float]:

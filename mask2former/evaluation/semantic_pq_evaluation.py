@@ -2,53 +2,34 @@
 
 import json
 import logging
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from panopticapi.evaluation import PQStat
 
 from mask2former.evaluation.panoptic_evaluation import sum_pq, summarize_pq
-from mask2former.evaluation.saved_predictions import decode_class_map
-from mask2former.evaluation.sem_seg_evaluation import confusion_matrix, read_class_map
+from mask2former.evaluation.sem_seg_evaluation import ClassMapEvaluator, saved_confusions
 
 __all__ = ["SemanticPQEvaluator", "evaluate_saved_semantic_pq"]
 
 logger = logging.getLogger(__name__)
 
 
-class SemanticPQEvaluator(DatasetEvaluator):
+class SemanticPQEvaluator(ClassMapEvaluator):
     """PQ, SQ and RQ as panopticapi defines them, where all pixels of a class in an image are one segment of stuff.
 
     Args:
         dataset_name: as for :class:`~mask2former.evaluation.SemSegEvaluator`.
     """
 
-    def __init__(self, dataset_name: str) -> None:
-        self._metadata = MetadataCatalog.get(dataset_name)
-        self._num_classes = len(self._metadata.stuff_classes)
-        self._records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
-        self.reset()
-
     def reset(self) -> None:
         self._stat = PQStat()
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Match the regions of a batch.
-
-        Args:
-            inputs: dicts with "file_name".
-            outputs: dicts with "sem_seg": (K, H, W) scores.
-        """
-        for image, output in zip(inputs, outputs, strict=True):
-            predicted = output["sem_seg"].argmax(dim=0).cpu().numpy()
-            truth = read_class_map(self._records[image["file_name"]], self._metadata)
-            self._stat += _match_classes(confusion_matrix(predicted, truth, self._num_classes))
+    def count(self, file_name: str, predicted: np.ndarray, confusion: np.ndarray) -> None:
+        self._stat += _match_classes(confusion)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Compute the metrics of all processes' predictions.
@@ -75,22 +56,16 @@ def evaluate_saved_semantic_pq(dataset_name: str, predictions: str | Path) -> di
         ValueError: an image of the data set has no prediction.
     """
     records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
-    num_classes = len(metadata.stuff_classes)
-    by_file = defaultdict(list)
-    for prediction in json.loads(Path(predictions).read_text()):
-        by_file[prediction["file_name"]].append(prediction)
-    missing = [record["file_name"] for record in records if record["file_name"] not in by_file]
+    saved = json.loads(Path(predictions).read_text())
+    predicted = {prediction["file_name"] for prediction in saved}
+    missing = [record["file_name"] for record in records if record["file_name"] not in predicted]
     if missing:
         raise ValueError(
             f"{predictions} has no prediction of {len(missing)} of the {len(records)} images of {dataset_name!r}, such "
             f"as {missing[0]}; it must be of the same data set, in the same place."
         )
-    stat = PQStat()
-    for record in records:
-        truth = read_class_map(record, metadata)
-        predicted = decode_class_map(by_file[record["file_name"]], truth.shape, metadata)
-        stat += _match_classes(confusion_matrix(predicted, truth, num_classes))
-    return _summarize(stat, num_classes)
+    stats = (_match_classes(confusion) for _, confusion in saved_confusions(saved, records, metadata))
+    return _summarize(sum_pq(stats), len(metadata.stuff_classes))
 
 
 def _match_classes(confusion: np.ndarray) -> PQStat:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from mask2former.evaluation.run_lengths import encode_mask
 from mask2former.inference.exchange import to_coco, to_supervision
-from mask2former.inference.result_files import ResultFiles, encode_mask, id_map, save_results, write_image
+from mask2former.inference.result_files import ResultFiles, id_map, save_results, write_image
 from mask2former.visualization import Task, class_name, draw_predictions
 
 __all__ = ["InstanceResult", "PanopticResult", "PanopticSegment", "Result", "SemanticResult"]

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_util
 
+from mask2former.evaluation.run_lengths import encode_mask
 from mask2former.inference.pictures import PICTURE_SUFFIXES
 from mask2former.visualization import Task, class_name
 
 __all__ = [
     "ResultFiles",
     "describe_segments",
-    "encode_mask",
     "id_map",
     "plan_outputs",
     "plan_video_output",
@@ -148,12 +148,6 @@ def describe_segments(predictions: Mapping[str, Any], task: Task, metadata: Any)
         segment["segmentation"] = rle
         segments.append(segment)
     return segments
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """A mask (H, W) bool as COCO's compressed run lengths, in a form that JSON can hold."""
-    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
 
 
 def id_map(predictions: Mapping[str, Any], task: Task) -> np.ndarray:

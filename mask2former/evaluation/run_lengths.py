@@ -1,0 +1,14 @@
+"""Masks as COCO's results have them."""
+
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+__all__ = ["encode_mask"]
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (H, W) bool as COCO's compressed run lengths, in a form that JSON can hold."""
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
