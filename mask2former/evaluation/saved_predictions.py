@@ -85,15 +85,22 @@ class SavedPredictions:
         self, record: dict[str, Any], shape: tuple[int, int], threshold: float = 0.0
     ) -> tuple[np.ndarray, list[int], list[float]]:
         """Masks (N, H, W) bool, contiguous classes and scores of an image's instances from a score on, best first."""
-        kept = [p for p in self._by_image[record["image_id"]] if p["score"] >= threshold]
-        kept.sort(key=lambda prediction: -prediction["score"])
-        things: dict[int, int] = self._metadata.get("thing_dataset_id_to_contiguous_id") or {}
-        masks = [mask_util.decode(p["segmentation"]).astype(bool) for p in kept]
+        kept = sorted(self.encoded_instances(record, threshold), key=lambda instance: -instance[2])
+        masks = [mask_util.decode(rle).astype(bool) for rle, _, _ in kept]
         return (
             np.stack(masks) if masks else np.zeros((0, *shape), dtype=bool),
-            [things.get(p["category_id"], p["category_id"]) for p in kept],
-            [p["score"] for p in kept],
+            [label for _, label, _ in kept],
+            [score for _, _, score in kept],
         )
+
+    def encoded_instances(self, record: dict[str, Any], threshold: float = 0.0) -> list[tuple[Any, int, float]]:
+        """Run lengths, contiguous class and score of an image's instances from a score on, in no order."""
+        things: dict[int, int] = self._metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        return [
+            (p["segmentation"], things.get(p["category_id"], p["category_id"]), p["score"])
+            for p in self._by_image[record["image_id"]]
+            if p["score"] >= threshold
+        ]
 
     def semantic(self, record: dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
         """Contiguous classes (H, W) of an image of this size; the number of classes where nothing was predicted."""

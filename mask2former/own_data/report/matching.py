@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pycocotools.mask as mask_util
 
+from mask2former.evaluation.sem_seg_evaluation import confusion_matrix
 from mask2former.own_data.report.segments import Segments
 from mask2former.own_data.settings import Task
 
@@ -85,21 +86,24 @@ def class_qualities(matches: Sequence[Matches], num_classes: int, task: Task) ->
 
 def _compare_pixels(true: Segments, predicted: Segments, num_classes: int) -> Matches:
     """Void pixels, which are the crowds of a semantic annotation, do not count."""
-    confusion = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-    for mask, wanted, crowd in zip(true.masks, true.classes, true.crowds, strict=True):
-        left = int(mask_util.area(mask))
-        for other, found in zip(predicted.masks, predicted.classes, strict=True):
-            common = int(mask_util.area(mask_util.merge([mask, other], intersect=True)))
-            left -= common
-            if not crowd:
-                confusion[wanted, found] += common
-        if not crowd:
-            confusion[wanted, num_classes] += left
+    size = tuple(true.masks[0]["size"])
+    found, wanted = (_class_map(segments, num_classes, size) for segments in (predicted, true))
+    confusion = confusion_matrix(found, wanted, num_classes).T.copy()
+    confusion[num_classes] = 0
     hits = confusion.diagonal()[:-1]
     true_pixels, found_pixels = confusion.sum(1)[:-1], confusion.sum(0)[:-1]
     present = true_pixels > 0
     ious = np.divide(hits, true_pixels + found_pixels - hits, out=np.zeros(num_classes), where=present)
     return Matches(float(ious[present].mean()) if present.any() else None, confusion, ious)
+
+
+def _class_map(segments: Segments, num_classes: int, size: tuple[int, ...]) -> np.ndarray:
+    """(H, W) classes, and the number of classes where there is none."""
+    classes = np.full(size, num_classes)
+    for mask, class_id, crowd in zip(segments.masks, segments.classes, segments.crowds, strict=True):
+        if not crowd:
+            classes[mask_util.decode(mask) > 0] = class_id
+    return classes
 
 
 def _pair(overlaps: np.ndarray) -> list[tuple[int, int]]:

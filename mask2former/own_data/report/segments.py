@@ -1,17 +1,15 @@
 """Truth and predictions of images in one form, whatever the task: masks as run lengths, with classes."""
 
-import json
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
 
 from mask2former.data.label_map import encode_label_map
-from mask2former.data.panoptic_png import read_panoptic_png, read_segment_numbers
+from mask2former.data.panoptic_png import read_segment_numbers
+from mask2former.evaluation import SavedPredictions
+from mask2former.evaluation.run_lengths import encode_mask
 from mask2former.evaluation.sem_seg_evaluation import read_class_map
 from mask2former.own_data.settings import Task
 
@@ -64,66 +62,30 @@ def true_segments(record: Record, task: Task, metadata: Any) -> Segments:
     return found
 
 
-def predicted_segments(folder: Path, records: Sequence[Record], task: Task, metadata: Any) -> dict[str, Segments]:
-    """What an evaluation has saved, by the file name of the image.
+def predicted_segments(saved: SavedPredictions, record: Record, num_classes: int) -> Segments:
+    """What an evaluation has saved of an image.
 
     Args:
-        folder: ``OUTPUT_DIR/inference``.
-        records: Dataset dicts.
-        task: Which of the results.
-        metadata: Of the data set.
-
-    Raises:
-        FileNotFoundError: There is nothing of this task.
+        saved: Of the task that is judged.
+        record: The image's dataset dict.
+        num_classes: K.
     """
-    return {"panoptic": _panoptic, "instance": _instances, "semantic": _semantic}[task](folder, records, metadata)
-
-
-def _instances(folder: Path, records: Sequence[Record], metadata: Any) -> dict[str, Segments]:
-    names = {record["image_id"]: record["file_name"] for record in records}
-    found: dict[str, Segments] = {record["file_name"]: Segments() for record in records}
-    to_contiguous = metadata.thing_dataset_id_to_contiguous_id
-    for result in _read(folder / "coco_instances_results.json"):
-        if result["score"] >= _LEAST_SCORE:
-            class_id = to_contiguous[result["category_id"]]
-            found[names[result["image_id"]]].add(result["segmentation"], class_id, result["score"])
-    return found
-
-
-def _panoptic(folder: Path, records: Sequence[Record], metadata: Any) -> dict[str, Segments]:
-    by_id = {record["image_id"]: record for record in records}
-    found = {}
-    for prediction in _read(folder / "panoptic_predictions.json")["annotations"]:
-        record = by_id[prediction["image_id"]]
-        ids = read_panoptic_png(
-            folder / "panoptic_predictions" / prediction["file_name"], (record["height"], record["width"])
-        )
-        segments = Segments()
-        for info in prediction["segments_info"]:
-            mask = mask_util.encode(np.asfortranarray(ids == info["id"], dtype=np.uint8))
-            segments.add(mask, metadata.stuff_dataset_id_to_contiguous_id[info["category_id"]])
-        found[record["file_name"]] = segments
-    return found
-
-
-def _semantic(folder: Path, records: Sequence[Record], metadata: Any) -> dict[str, Segments]:
-    found: dict[str, Segments] = defaultdict(Segments)
-    to_contiguous = metadata.get("stuff_dataset_id_to_contiguous_id", {})
-    for prediction in _read(folder / "sem_seg_predictions.json"):
-        class_id = to_contiguous.get(prediction["category_id"], prediction["category_id"])
-        found[prediction["file_name"]].add(prediction["segmentation"], class_id)
+    if saved.task == "semantic":
+        return _of_class_map(saved.semantic(record, (record["height"], record["width"])), num_classes)
+    found = Segments()
+    if saved.task == "instance":
+        for mask, class_id, score in saved.encoded_instances(record, _LEAST_SCORE):
+            found.add(mask, class_id, score)
+        return found
+    ids, infos = saved.panoptic(record)
+    for info in infos:
+        found.add(encode_mask(ids == info["id"]), info["category_id"])
     return found
 
 
 def _of_class_map(classes: np.ndarray, num_classes: int) -> Segments:
+    """Pixels of no class, whose value is the number of classes, are a crowd."""
     found = Segments()
     for class_id in np.unique(classes).tolist():
-        mask = mask_util.encode(np.asfortranarray(classes == class_id, dtype=np.uint8))
-        found.add(mask, class_id, crowd=class_id == num_classes)
+        found.add(encode_mask(classes == class_id), class_id, crowd=class_id == num_classes)
     return found
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; evaluate first (train_net.py --eval-only), which writes it.")
-    return json.loads(path.read_text())

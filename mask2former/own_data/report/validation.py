@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mask2former.evaluation import SavedPredictions
 from mask2former.own_data.report.matching import Matches, class_qualities, match_segments, sum_confusion
 from mask2former.own_data.report.page import PairOfPictures, pictures, section
 from mask2former.own_data.report.pictures import draw_pair
@@ -40,12 +41,10 @@ def validation_sections(
         results: Of the evaluators.
     """
     names: list[str] = metadata.thing_classes if task == "instance" else metadata.stuff_classes
-    predicted = predicted_segments(folder, records, task, metadata)
+    saved = SavedPredictions(metadata.name, folder, task)
+    predicted = {record["file_name"]: predicted_segments(saved, record, len(names)) for record in records}
     true = {record["file_name"]: true_segments(record, task, metadata) for record in records}
-    matches = {
-        name: match_segments(segments, predicted.get(name, Segments()), task, len(names))
-        for name, segments in true.items()
-    }
+    matches = {name: match_segments(true[name], predicted[name], task, len(names)) for name in true}
     every = list(matches.values())
     confusion = confusion_table(names, sum_confusion(every, len(names)), task)
     counted = "pixels" if task == "semantic" else "segments"
@@ -56,9 +55,7 @@ def validation_sections(
     best = ranked[: min(_SHOWN, len(ranked) - len(worst))]
 
     def draw(chosen: Sequence[tuple[float, str]]) -> str:
-        pairs = [
-            _pair(name, matches[name], predicted.get(name, Segments()), true[name], metadata) for _, name in chosen
-        ]
+        pairs = [_pair(name, matches[name], predicted[name], true[name], metadata) for _, name in chosen]
         return f'<div class="pairs">{pictures(pairs)}</div>' if pairs else ""
 
     table = class_table(names, class_qualities(every, len(names), task), results, task, metadata.thing_classes)
