@@ -141,19 +141,18 @@ MASK2FORMER_INLINE int64_t threshold(const float* logits, Range columns, uint8_t
   return area;
 }
 
-void binarise(const Masks& masks, int64_t mask, int64_t begin, int64_t end, const MaskScratch& scratch, uint8_t* to,
-              Measures& measures) {
-  const int64_t width = masks.columns.length;
-  __builtin_memset(to, 0, (end - begin) * width);
+void binarise(const Masks& masks, int64_t mask, const MaskScratch& scratch, uint8_t* to, Measures& measures) {
+  const int64_t height = masks.rows.length, width = masks.columns.length;
+  __builtin_memset(to, 0, height * width);
   // A weighted mean is not positive where no logit is.
   Range mask_rows, mask_columns;
   find_positive(masks, mask, mask_rows, mask_columns);
   const Range reached = reach(masks.rows, mask_rows), columns = reach(masks.columns, mask_columns);
   const WideRows rows(masks, mask, columns, scratch);
-  measures = {0, width, end, 0, 0, 0.0};
-  for (int64_t row = begin > reached.begin ? begin : reached.begin; row < end && row < reached.end; ++row) {
+  measures = {0, width, height, 0, 0, 0.0};
+  for (int64_t row = reached.begin; row < reached.end; ++row) {
     rows.add_up(row, scratch.row);
-    uint8_t* pixels = to + (row - begin) * width;
+    uint8_t* pixels = to + row * width;
     const int64_t area = threshold(scratch.row, columns, pixels, measures.probability);
     if (area == 0)
       continue;

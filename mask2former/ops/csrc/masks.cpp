@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> binarise_masks(Tensor logits, Tensor 
     const ThreadScratch scratch(masks);
     for (int64_t mask = first; mask < last; ++mask) {
       Measures found;
-      mask_kernels().binarise(masks, mask, 0, masks.rows.length, scratch.get(), pixels + mask * size, found);
+      mask_kernels().binarise(masks, mask, scratch.get(), pixels + mask * size, found);
       area[mask] = found.area;
       probability[mask] = static_cast<float>(found.probability / (found.area + 1e-6));
       const int64_t sides[] = {found.left, found.top, found.right, found.bottom};

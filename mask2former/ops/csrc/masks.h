@@ -40,8 +40,8 @@ struct Measures {
 struct MaskKernels {
   // Writes rows begin..end of a resized mask, as logits or as probabilities.
   void (*resize)(const Masks&, int64_t mask, int64_t begin, int64_t end, bool sigmoid, const MaskScratch&, float* to);
-  // Writes rows begin..end of a binary mask, 1 where its logit is positive, and measures them.
-  void (*binarise)(const Masks&, int64_t mask, int64_t begin, int64_t end, const MaskScratch&, uint8_t* to, Measures&);
+  // Writes a binary mask, 1 where its logit is positive, and measures it.
+  void (*binarise)(const Masks&, int64_t mask, const MaskScratch&, uint8_t* to, Measures&);
   // For rows begin..end: which mask has the highest probability times score at a pixel, the first of equals, and whether
   // its probability there is at least one half. Adds to areas (3, Q): pixels where a mask's own probability is so high,
   // that it wins, and both.
