@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._library import load_library
+from .recording import is_recording
 
 __all__ = ["Axis", "Resizing", "binarise_masks", "compete_masks", "has_native_masks", "make_resizing", "resize_masks"]
 
@@ -73,8 +74,7 @@ def has_native_masks(masks: Tensor, *others: Tensor) -> bool:
     return (
         masks.device.type == "cpu"
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in (masks, *others)))
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not is_recording()
         and load_library()
     )
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.recording import is_recording
 from ..row_chunks import in_row_chunks
 
 __all__ = ["PatchEmbed", "PatchMerging", "SwinBlock"]
@@ -149,8 +150,8 @@ class SwinBlock(nn.Module):
             x = x.roll((-shift, -shift), dims=(1, 2))
             # In a graph that is being recorded, sizes are symbols: it must compute the mask anew from each. And what
             # is computed of tensors without values must not be kept for those with.
-            recording = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
-            make_mask = shifted_window_mask.__wrapped__ if recording else shifted_window_mask
+            is_kept = not is_recording() and type(x) is Tensor
+            make_mask = shifted_window_mask if is_kept else shifted_window_mask.__wrapped__
             mask = make_mask(rows, columns, size, shift, x.device, x.dtype)
         x = x.view(n, rows, size, columns, size, dim).transpose(2, 3).reshape(n, rows * columns, size**2, dim)
         x = self.attn(x, mask)  # (N, windows, L, C)
