@@ -247,6 +247,9 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.TEST.BOUNDARY_AP = False
     # Also report PQ of semantic results, of which each class of an image is one segment (MaskFormer's PQ^St).
     cfg.TEST.SEMANTIC_PQ = False
+    # What compares predictions with annotations for AP and PQ: "hotcoco", or "reference" (pycocotools and panopticapi)
+    # with the same figures; "auto" takes hotcoco where it is installed.
+    cfg.TEST.EVALUATION_BACKEND = "auto"
     # Keep the checkpoint with the best value of one metric of the evaluation as model_best.pth.
     cfg.TEST.BEST_CHECKPOINT = CN({"ENABLED": False, "METRIC": "panoptic_seg/PQ", "MODE": "max"})
     # Stop a training when that metric has not become better in PATIENCE evaluations in a row; 0 never does.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.file_io import PathManager
 
 from mask2former.evaluation.boundary_evaluation import BoundaryEvaluator
@@ -51,7 +51,7 @@ def find_evaluators(cfg: CfgNode, dataset_name: str) -> list[EvaluatorBuilder]:
     switches = cfg.MODEL.MASK_FORMER.TEST
     builders = [build for switch, build in _EVALUATORS[evaluator_type].items() if switches[switch]]
     if cfg.TEST.BOUNDARY_AP:
-        if not {_coco_ap, _subset_ap} & set(builders):
+        if _coco_ap not in builders:
             raise ValueError(
                 f"TEST.BOUNDARY_AP is on, but data set {dataset_name!r} (evaluator_type {evaluator_type!r}) is not "
                 "evaluated for instances in COCO's format. Turn MODEL.MASK_FORMER.TEST.INSTANCE_ON on or it off."
@@ -73,7 +73,7 @@ def find_evaluators(cfg: CfgNode, dataset_name: str) -> list[EvaluatorBuilder]:
 
 
 def _pq(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    return PanopticEvaluator(dataset_name, output_folder)
+    return PanopticEvaluator(dataset_name, output_folder, cfg.TEST.EVALUATION_BACKEND)
 
 
 def _miou(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
@@ -86,12 +86,12 @@ def _semantic_pq(cfg: CfgNode, dataset_name: str, output_folder: str) -> Dataset
 
 def _coco_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     _require_instances(dataset_name)
-    return COCOEvaluator(dataset_name, output_dir=output_folder, max_dets_per_image=_max_detections(cfg))
-
-
-def _subset_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
-    _require_instances(dataset_name)
-    return InstanceSegEvaluator(dataset_name, output_dir=output_folder, max_dets_per_image=_max_detections(cfg))
+    return InstanceSegEvaluator(
+        dataset_name,
+        output_dir=output_folder,
+        max_dets_per_image=_max_detections(cfg),
+        backend=cfg.TEST.EVALUATION_BACKEND,
+    )
 
 
 def _boundary_ap(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
@@ -118,8 +118,8 @@ _EVALUATORS: dict[str, dict[str, EvaluatorBuilder]] = {
     "lvis": {"INSTANCE_ON": _lvis_ap},
     "sem_seg": {"SEMANTIC_ON": _miou},
     "coco_panoptic_seg": {"PANOPTIC_ON": _pq, "INSTANCE_ON": _coco_ap, "SEMANTIC_ON": _miou},
-    "ade20k_panoptic_seg": {"PANOPTIC_ON": _pq, "INSTANCE_ON": _subset_ap, "SEMANTIC_ON": _miou},
-    "mapillary_vistas_panoptic_seg": {"PANOPTIC_ON": _pq, "INSTANCE_ON": _subset_ap, "SEMANTIC_ON": _miou},
+    "ade20k_panoptic_seg": {"PANOPTIC_ON": _pq, "INSTANCE_ON": _coco_ap, "SEMANTIC_ON": _miou},
+    "mapillary_vistas_panoptic_seg": {"PANOPTIC_ON": _pq, "INSTANCE_ON": _coco_ap, "SEMANTIC_ON": _miou},
     "cityscapes_instance": {"INSTANCE_ON": _cityscapes_ap},
     "cityscapes_sem_seg": {"SEMANTIC_ON": _cityscapes_miou},
     "cityscapes_panoptic_seg": {"PANOPTIC_ON": _pq, "INSTANCE_ON": _cityscapes_ap, "SEMANTIC_ON": _cityscapes_miou},

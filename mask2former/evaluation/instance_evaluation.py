@@ -1,39 +1,101 @@
-"""Mask AP where only some of the model's classes are things."""
+"""Box and mask AP of instances."""
 
+import itertools
+import json
+import logging
+import os
 from typing import Any
 
 from detectron2.data import Metadata
 from detectron2.evaluation import COCOEvaluator
+from detectron2.utils.file_io import PathManager
+
+from mask2former.evaluation.average_precision import evaluate_coco
+from mask2former.evaluation.run_lengths import encode_mask
 
 __all__ = ["InstanceSegEvaluator"]
 
+logger = logging.getLogger(__name__)
+
 
 class InstanceSegEvaluator(COCOEvaluator):
-    """COCO's AP for models whose thing classes are not the contiguous ids 0, 1, 2, ... (ADE20K, Mapillary Vistas).
+    """COCO's AP, also of models whose thing classes are not the contiguous ids 0, 1, 2, ... (ADE20K, Mapillary Vistas).
 
-    The metadata's ``thing_dataset_id_to_contiguous_id`` says which contiguous ids are things and what the annotations
-    call them.
+    Gives what Detectron2's ``COCOEvaluator`` gives. The metadata's ``thing_dataset_id_to_contiguous_id`` says which
+    contiguous ids are things and what the annotations call them.
+
+    Args:
+        dataset_name: as there, like the other arguments.
+        backend: what computes the figures, see :func:`~mask2former.evaluation.backend.use_hotcoco`.
     """
 
     _metadata: Metadata
 
+    def __init__(self, dataset_name: str, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
+        super().__init__(dataset_name, *args, **kwargs)
+        self._backend = backend
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Keep the instances of a batch, their masks as run lengths.
+
+        Args:
+            inputs: dicts with "image_id".
+            outputs: dicts with "instances".
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            image_id = image["image_id"]
+            instances = output["instances"].to("cpu")
+            boxes = instances.pred_boxes.tensor.clone()
+            boxes[:, 2:] -= boxes[:, :2]  # COCO's are left, top, width, height
+            found = [
+                {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
+                for label, box, score in zip(
+                    instances.pred_classes.tolist(), boxes.tolist(), instances.scores.tolist(), strict=True
+                )
+            ]
+            if instances.has("pred_masks"):
+                for instance, mask in zip(found, instances.pred_masks.numpy(), strict=True):
+                    instance["segmentation"] = encode_mask(mask)
+            self._predictions.append({"image_id": image_id, "instances": found})
+
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: list[int] | None = None) -> None:
         self._use_dataset_ids(predictions)
-        # With the ids translated, and the translation out of its sight, COCOEvaluator does the rest.
-        metadata = self._metadata
-        things = sorted(metadata.thing_dataset_id_to_contiguous_id.values())
-        names = metadata.thing_classes
-        if len(names) > len(things):  # Mapillary Vistas lists its other classes there too
-            names = [names[contiguous] for contiguous in things]
-        self._metadata = Metadata(thing_classes=names)
-        try:
-            super()._eval_predictions(predictions, img_ids)
-        finally:
-            self._metadata = metadata
+        results = list(itertools.chain.from_iterable(prediction["instances"] for prediction in predictions))
+        if self._output_dir:
+            with PathManager.open(os.path.join(self._output_dir, "coco_instances_results.json"), "w") as f:
+                json.dump(results, f)
+        if not self._do_evaluation:
+            logger.info("There are no annotations to compare the predictions with.")
+            return
+        for task in self._tasks or self._tasks_from_predictions(results):
+            evaluation = None
+            if results:
+                evaluation = evaluate_coco(
+                    self._coco_api,
+                    results,
+                    task,
+                    max_detections=self._max_dets_per_image,
+                    image_ids=img_ids,
+                    backend=self._backend,
+                )
+                evaluation.summarize()  # prints what the table below has not: recall
+            self._results[task] = self._derive_coco_results(evaluation, task, class_names=self._class_names())
+
+    def _class_names(self) -> list[str] | None:
+        """Those of the things."""
+        names: list[str] | None = self._metadata.get("thing_classes")
+        to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if names is not None and to_contiguous is not None and len(names) > len(to_contiguous):
+            # Mapillary Vistas lists its other classes there too.
+            return [names[contiguous] for contiguous in sorted(to_contiguous.values())]
+        return names
 
     def _use_dataset_ids(self, predictions: list[dict[str, Any]]) -> None:
         """Replace the contiguous ids of predictions by those of the annotations, in place."""
-        category_ids = {v: k for k, v in self._metadata.thing_dataset_id_to_contiguous_id.items()}
+        to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if to_contiguous is None:  # they are the same
+            return
+        category_ids = {v: k for k, v in to_contiguous.items()}
         for instance in (instance for prediction in predictions for instance in prediction["instances"]):
             if instance["category_id"] not in category_ids:
                 raise ValueError(

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
 
 __all__ = ["LVISEvaluator", "federated_ap"]
 
@@ -23,7 +24,7 @@ _AREAS = ["", "s", "m", "l"]  # in the order of pycocotools
 _FREQUENCIES = ["r", "c", "f"]  # LVIS' rare, common and frequent classes
 
 
-class LVISEvaluator(COCOEvaluator):
+class LVISEvaluator(InstanceSegEvaluator):
     """Box and mask AP as Gupta et al., "LVIS", CVPR 2019, define it and as the package ``lvis`` computes it.
 
     Gives what Detectron2's evaluator of this name gives, without that package. The predictions stay in ``output_dir``,

@@ -22,7 +22,9 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from tabulate import tabulate
 
-__all__ = ["PanopticEvaluator", "match_segments", "sum_pq", "summarize_pq"]
+from mask2former.evaluation.backend import use_hotcoco
+
+__all__ = ["PanopticEvaluator", "count_matches", "match_segments", "sum_pq", "summarize_pq"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +40,10 @@ class PanopticEvaluator(DatasetEvaluator):
         dataset_name: its metadata has ``panoptic_json``, ``panoptic_root`` and ``*_dataset_id_to_contiguous_id`` of
             things and stuff.
         output_dir: receives the predictions.
+        backend: what computes the figures, see :func:`~mask2former.evaluation.backend.use_hotcoco`.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str) -> None:
+    def __init__(self, dataset_name: str, output_dir: str, backend: str = "auto") -> None:
         metadata = MetadataCatalog.get(dataset_name)
         self._dataset_name = dataset_name
         self._things = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
@@ -51,6 +54,8 @@ class PanopticEvaluator(DatasetEvaluator):
         self._annotations = {annotation["image_id"]: annotation for annotation in self._truth["annotations"]}
         self._output_dir = Path(output_dir)
         self._png_dir = self._output_dir / "panoptic_predictions"
+        use_hotcoco(backend, self._annotations)  # complains now, not after the model ran over all images
+        self._backend = backend
         self.reset()
 
     def reset(self) -> None:
@@ -83,7 +88,7 @@ class PanopticEvaluator(DatasetEvaluator):
         Returns:
             {"panoptic_seg": {"PQ": percent, ...}} on the main process.
         """
-        stat = sum_pq(match_segments(self._predictions, self._png_dir, self._truth, self._truth_dir).values())
+        stat = count_matches(self._predictions, self._png_dir, self._truth, self._truth_dir, backend=self._backend)
         gathered = comm.gather((stat, self._predictions))
         if not comm.is_main_process():
             return None
@@ -114,6 +119,34 @@ class PanopticEvaluator(DatasetEvaluator):
     def _in_dataset_ids(self, segment: dict[str, Any]) -> dict[str, Any]:
         category_ids = self._things if segment["isthing"] else self._stuff
         return {"id": int(segment["id"]), "category_id": category_ids[segment["category_id"]]}
+
+
+def count_matches(
+    predictions: list[dict[str, Any]],
+    prediction_dir: str | Path,
+    truth: dict[str, Any],
+    truth_dir: str | Path,
+    *,
+    backend: str = "auto",
+) -> PQStat:
+    """The sum of :func:`match_segments`, by hotcoco where ``backend`` says so."""
+    annotations = {annotation["image_id"]: annotation for annotation in truth["annotations"]}
+    if not predictions or not use_hotcoco(backend, annotations):
+        return sum_pq(match_segments(predictions, prediction_dir, truth, truth_dir).values())
+    from hotcoco.panoptic import PanopticEval
+
+    evaluation = PanopticEval(
+        {**truth, "annotations": [annotations[prediction["image_id"]] for prediction in predictions]},
+        {**truth, "annotations": predictions},
+        gt_folder=str(truth_dir),
+        pred_folder=str(prediction_dir),
+    )
+    evaluation.evaluate()
+    total = PQStat()
+    for category_id, counts in evaluation.results()["per_class"].items():
+        category = total[category_id]
+        category.tp, category.fp, category.fn, category.iou = (counts[name] for name in ("tp", "fp", "fn", "iou"))
+    return total
 
 
 def match_segments(

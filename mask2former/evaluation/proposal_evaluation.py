@@ -11,8 +11,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from mask2former.evaluation.average_precision import evaluate_coco
 from mask2former.evaluation.run_lengths import encode_mask
 
 __all__ = ["NUM_PROPOSALS", "ProposalEvaluator", "average_recall"]
@@ -96,13 +96,7 @@ def average_recall(truth: COCO, proposals: Sequence[dict[str, Any]], image_ids: 
     """
     if not proposals:
         return 0.0
-    with contextlib.redirect_stdout(io.StringIO()):
-        copies = [dict(proposal) for proposal in proposals]  # loadRes writes into what it is given
-        evaluation = COCOeval(truth, truth.loadRes(copies), "segm")
-        evaluation.params.useCats = 0
-        evaluation.params.imgIds = list(image_ids)
-        evaluation.params.maxDets = [1, 10, NUM_PROPOSALS]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+    evaluation = evaluate_coco(
+        truth, proposals, "segm", max_detections=(1, 10, NUM_PROPOSALS), image_ids=image_ids, with_classes=False
+    )
     return 100 * float(evaluation.stats[8])

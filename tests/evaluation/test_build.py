@@ -2,7 +2,6 @@ import importlib.util
 
 import pytest
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
 
 from mask2former.evaluation import (
     CityscapesInstanceEvaluator,
@@ -24,10 +23,10 @@ def kinds(cfg, scene) -> list[type]:
 @pytest.mark.parametrize(
     ("evaluator_type", "switches", "expected"),
     [
-        ("coco", ALL, [COCOEvaluator]),
+        ("coco", ALL, [InstanceSegEvaluator]),
         ("lvis", ALL, [LVISEvaluator]),
         ("sem_seg", ALL, [SemSegEvaluator]),
-        ("coco_panoptic_seg", ALL, [PanopticEvaluator, COCOEvaluator, SemSegEvaluator]),
+        ("coco_panoptic_seg", ALL, [PanopticEvaluator, InstanceSegEvaluator, SemSegEvaluator]),
         ("coco_panoptic_seg", {"PANOPTIC_ON"}, [PanopticEvaluator]),
         ("coco_panoptic_seg", {"SEMANTIC_ON"}, [SemSegEvaluator]),
         ("ade20k_panoptic_seg", ALL, [PanopticEvaluator, InstanceSegEvaluator, SemSegEvaluator]),

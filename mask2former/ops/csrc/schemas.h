@@ -1,4 +1,4 @@
-// The operators' schemas.
+// The operators' schemas. Sizes of levels may be symbols, so that one compiled graph serves images of any size.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -8,17 +8,18 @@ namespace mask2former {
 template <typename Library>
 void define_operators(Library& library) {
   library.def(
-      "ms_deform_attn(Tensor value, int[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> "
+      "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights) -> "
       "Tensor");
   library.def(
-      "ms_deform_attn_backward(Tensor grad_output, Tensor value, int[] spatial_shapes, Tensor sampling_locations, "
+      "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
       "Tensor attention_weights, *, bool deterministic=False) -> (Tensor, Tensor, Tensor)");
   library.def(
-      "fused_ms_deform_attn(Tensor value, int[] spatial_shapes, Tensor reference_points, Tensor sampling_offsets, "
+      "fused_ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor reference_points, Tensor sampling_offsets, "
       "Tensor attention_logits) -> Tensor");
   library.def(
-      "fused_ms_deform_attn_backward(Tensor grad_output, Tensor value, int[] spatial_shapes, Tensor reference_points, "
-      "Tensor sampling_offsets, Tensor attention_logits, *, bool deterministic=False) -> (Tensor, Tensor, Tensor)");
+      "fused_ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
+      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, *, bool deterministic=False) -> "
+      "(Tensor, Tensor, Tensor)");
 }
 
 }  // namespace mask2former
