@@ -95,7 +95,7 @@ def _has_code_for(device: int) -> bool:
         return True
     major, minor = torch.cuda.get_device_capability(device)
     _logger.warning(
-        "Deformable attention runs slowly on %s: its native library has no code for this GPU; build it with: "
+        "Deformable attention is slower than it could be on %s: its native library has no code for this GPU; build it with: "
         "TORCH_CUDA_ARCH_LIST=%d.%d python -m mask2former.ops.build",
         torch.cuda.get_device_name(device),
         major,
@@ -106,15 +106,16 @@ def _has_code_for(device: int) -> bool:
 
 def _load(mode: str, *, cuda: bool = False) -> Path | None:
     """Finds and loads a library, or says why not."""
-    where, how = (" on the GPU", f"{_HOW_TO_BUILD} (which needs nvcc)") if cuda else ("", _HOW_TO_BUILD)
+    slow = "is slower than it could be on the GPU" if cuda else "runs slowly"  # for there is Triton, mostly
+    how = f"{_HOW_TO_BUILD} (which needs nvcc)" if cuda else _HOW_TO_BUILD
     try:
         path = _find_library(mode, cuda=cuda)
         if path is None:
-            _logger.warning("Deformable attention runs slowly%s: its native library is not built; %s", where, how)
+            _logger.warning("Deformable attention %s: its native library is not built; %s", slow, how)
             return None
         torch.ops.load_library(path)
     except (BuildError, OSError) as error:
-        _logger.warning("Deformable attention runs slowly%s: no native library: %s; %s", where, error, how)
+        _logger.warning("Deformable attention %s: no native library: %s; %s", slow, error, how)
         return None
     _logger.info("Loaded %s", path)
     return path

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._library import has_native_kernel, native_fused_ms_deform_attn, native_ms_deform_attn
+from ._triton import has_triton_kernel, triton_ms_deform_attn
 
 __all__ = ["MSDeformAttn", "fused_ms_deform_attn", "ms_deform_attn", "ms_deform_attn_reference"]
 
@@ -36,6 +37,8 @@ def ms_deform_attn(
     _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
     if has_native_kernel(value):
         return native_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
+    if has_triton_kernel(value):
+        return triton_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
     return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
 
 

@@ -46,6 +46,8 @@ CONTENDERS = {
     "native, bfloat16": ("standard", "bfloat16"),
     "native, fused, bfloat16": ("fused", "bfloat16"),
     "native, fused, float16": ("fused", "float16"),  # on GPUs only
+    "triton": ("triton", "float32"),  # likewise
+    "triton, bfloat16": ("triton", "bfloat16"),
 }
 
 
@@ -80,7 +82,7 @@ def contenders_on(device: str) -> list[str]:
         name
         for name, (function, dtype) in CONTENDERS.items()
         if (function != "package" or importlib.util.find_spec("torch_ms_deform_attn"))
-        and (dtype != "float16" or device == "cuda")
+        and (device == "cuda" or (dtype != "float16" and function != "triton"))
     ]
 
 
@@ -110,7 +112,7 @@ def compare(size: str, rounds: int, device: str) -> dict[str, dict[str, Any]]:
             f"{other}: {results[other]['forward_ms'] / result['forward_ms']:.1f}x forward, "
             f"{results[other]['backward_ms'] / result['backward_ms']:.1f}x backward"
             for other in (REFERENCE, PACKAGE)
-            if other in results and name.startswith("native")
+            if other in results and name.startswith(("native", "triton"))
         ]
         times = f"{result['forward_ms']:8.3f} ms {result['backward_ms']:8.3f} ms"
         print(f"{name:24} {times}  {result['error']:.0e}   {'; '.join(ratios)}", flush=True)
@@ -200,7 +202,10 @@ def make_call(contender: str, size: str, device: str) -> tuple[Callable[[], Tens
         level_start_index, spatial_shapes = areas.cumsum(0).to(device), torch.tensor(shapes, device=device)
         return lambda: package(leaves[0], spatial_shapes, level_start_index, *leaves[1:]), leaves
     from mask2former.ops import fused_ms_deform_attn, ms_deform_attn
+    from mask2former.ops._triton import triton_ms_deform_attn
 
+    if function == "triton":
+        return lambda: triton_ms_deform_attn(leaves[0], shapes, *leaves[1:]), leaves
     if function == "fused":
         return lambda: fused_ms_deform_attn(leaves[0], shapes, reference_points, *leaves[1:]), leaves
     return lambda: ms_deform_attn(leaves[0], shapes, *leaves[1:]), leaves
