@@ -95,8 +95,8 @@ def _has_code_for(device: int) -> bool:
         return True
     major, minor = torch.cuda.get_device_capability(device)
     _logger.warning(
-        "Deformable attention is slower than it could be on %s: its native library has no code for this GPU; build it with: "
-        "TORCH_CUDA_ARCH_LIST=%d.%d python -m mask2former.ops.build",
+        "Deformable attention is slower than it could be on %s: its native library has no code for this GPU; "
+        "build it with: TORCH_CUDA_ARCH_LIST=%d.%d python -m mask2former.ops.build",
         torch.cuda.get_device_name(device),
         major,
         minor,
