@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
+from .positions import keep_position_encodings
 
 __all__ = ["Compile", "Dtype", "optimize_for_inference"]
 
@@ -21,8 +22,8 @@ def optimize_for_inference(
 ) -> MaskFormer:
     """A faster copy of a trained model, for inference alone.
 
-    Batch norms are folded into convolutions, and convolutions compute in the memory format ``channels_last``, which is
-    that of the Transformers' tokens too.
+    Batch norms are folded into convolutions, convolutions compute in the memory format ``channels_last``, which is that
+    of the Transformers' tokens too, and position encodings are kept for the next image of that size.
 
     Args:
         model: in evaluation mode, on its device. It stays as it is; weights that need no change are shared with it.
@@ -42,6 +43,7 @@ def optimize_for_inference(
             module.weight = _constant(module.weight.contiguous(memory_format=torch.channels_last))
         if dtype == "bfloat16" and isinstance(module, nn.Conv2d | nn.Linear):
             module.weight = _constant(module.weight.bfloat16())
+    keep_position_encodings(fast)
     network = _network(fast.backbone, fast.sem_seg_head, dtype)
     if compile_mode != "none":
         # A CUDA graph has one size. Otherwise sizes become symbols when the second one comes.

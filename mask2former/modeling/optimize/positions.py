@@ -1,0 +1,44 @@
+"""Position encodings, which depend on the size of a map alone, are kept for the next image."""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from mask2former.ops.recording import is_recording
+
+from ..position_encoding import PositionEmbeddingSine
+
+__all__ = ["KeptPositionEmbedding", "keep_position_encodings"]
+
+_SIZES = 16  # that one module keeps the encodings of, the latest; an image's pyramid has three
+
+
+class KeptPositionEmbedding(nn.Module):
+    """What ``encode`` gives, computed once for each size and device; not to be written into."""
+
+    def __init__(self, encode: PositionEmbeddingSine) -> None:
+        super().__init__()
+        self.encode = encode
+        self._kept: OrderedDict[tuple[int, int, str], Tensor] = OrderedDict()
+
+    def forward(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
+        """Return the encoding (1, C, height, width), as :class:`PositionEmbeddingSine` does."""
+        if is_recording():
+            return self.encode(height, width, device)
+        key = (height, width, str(device))
+        if key not in self._kept:
+            self._kept[key] = self.encode(height, width, device)
+        self._kept.move_to_end(key)
+        while len(self._kept) > _SIZES:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+def keep_position_encodings(model: nn.Module) -> None:
+    """Let all position encodings of a model be kept, in place; on a GPU this spares dozens of small kernels."""
+    holders = [module for module in model.modules() if not isinstance(module, KeptPositionEmbedding)]
+    for module in holders:
+        for name, child in module.named_children():
+            if isinstance(child, PositionEmbeddingSine):
+                setattr(module, name, KeptPositionEmbedding(child))
