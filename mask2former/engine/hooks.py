@@ -14,7 +14,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mask2former.engine.random_state import derive_seed, seed_all
 
-__all__ = ["BestCheckpointer", "EarlyStopping", "ProgressBar", "SeedEachStep", "TrainingStopped"]
+__all__ = [
+    "BestCheckpointer",
+    "EarlyStopping",
+    "PeriodicCheckpointer",
+    "ProgressBar",
+    "SeedEachStep",
+    "TrainingStopped",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +31,21 @@ class SeedEachStep(HookBase):
 
     def before_step(self) -> None:
         seed_all(derive_seed(self.trainer.cfg.SEED, comm.get_rank(), self.trainer.iter))
+
+
+class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
+    """Saves every so many steps, and ``model_final.pth`` at the end.
+
+    Unlike Detectron2's, it writes that file too where a run is resumed that was killed just before it was there.
+    """
+
+    def before_train(self) -> None:
+        super().before_train()
+        trainer, final = self.trainer, os.path.join(self.checkpointer.save_dir, f"{self.file_prefix}_final.pth")
+        if trainer.start_iter >= trainer.max_iter > 0 and not os.path.isfile(final):
+            trainer.iter = trainer.start_iter - 1  # the last step, as the checkpoint has it
+            self.checkpointer.save(f"{self.file_prefix}_final", iteration=trainer.iter)
+            trainer.iter = trainer.start_iter
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
@@ -16,7 +16,14 @@ from torch import nn
 from mask2former.data import build_dataset_mapper
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.engine.data_loader import TrainLoader, build_train_loader
-from mask2former.engine.hooks import BestCheckpointer, EarlyStopping, ProgressBar, SeedEachStep, TrainingStopped
+from mask2former.engine.hooks import (
+    BestCheckpointer,
+    EarlyStopping,
+    PeriodicCheckpointer,
+    ProgressBar,
+    SeedEachStep,
+    TrainingStopped,
+)
 from mask2former.engine.optimizer import build_lr_scheduler, build_optimizer
 from mask2former.engine.prediction_images import PredictionImages
 from mask2former.engine.random_state import derive_seed, seed_all
@@ -58,6 +65,11 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load ``MODEL.WEIGHTS``; or go on from the latest checkpoint in ``OUTPUT_DIR``, if asked to and there is one."""
+        self.checkpointer.remove_leftovers()
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+
     def train(self) -> dict[str, Any] | None:
         """Train from ``start_iter`` to ``SOLVER.MAX_ITER``, or until early stopping ends it.
 
@@ -79,7 +91,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, between the seeding of each step and what needs the evaluation's results."""
-        built = super().build_hooks()
+        built = [self._ours(hook) for hook in super().build_hooks()]
         if comm.is_main_process():
             writer = built.pop()  # back at the end, so that it writes what the others computed
             best = self.cfg.TEST.BEST_CHECKPOINT
@@ -93,11 +105,17 @@ class Trainer(DefaultTrainer):
             built.append(EarlyStopping(self.cfg.TEST.EVAL_PERIOD, best.METRIC, best.MODE, patience))
         return [SeedEachStep(), *built]
 
+    def _ours(self, hook: HookBase | None) -> HookBase | None:
+        if isinstance(hook, hooks.PeriodicCheckpointer):
+            return PeriodicCheckpointer(self.checkpointer, hook.period)
+        return hook
+
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "seed": self.cfg.SEED}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self.start_iter = self.iter + 1
         seed = state_dict.get("seed", self.cfg.SEED)
         if seed != self.cfg.SEED:
             logger.info(f"The run goes on with the seed it began with, {seed}.")
