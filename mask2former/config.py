@@ -239,6 +239,9 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = "auto"
     # Micro-batches of IMS_PER_BATCH / this many images whose gradients are added before one step.
     cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS = 1
+    # A step whose losses or gradients are infinite or NaN is skipped with a warning and counted (skipped_steps in the
+    # metrics). The run ends with an error when more than this many in a row are; 0 ends it at the first.
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 10
 
     # Test-time augmentation is Detectron2's TEST.AUG (ENABLED, MIN_SIZES, MAX_SIZE, FLIP). If this is not empty, views
     # are the test image times these factors, and MIN_SIZES and MAX_SIZE are not read: for images of various sizes.

@@ -106,8 +106,8 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
         if not faults:
             return None
         raise ValueError(
-            f"{self.save_dir} has no whole checkpoint to resume from: {'; '.join(faults)}. Write the name of one that is "
-            f"whole (a copy, or model_best.pth) into {LAST}; or train without --resume, to begin anew."
+            f"{self.save_dir} has no whole checkpoint to resume from: {'; '.join(faults)}. Write the name of one that "
+            f"is whole (a copy, or model_best.pth) into {LAST}; or train without --resume, to begin anew."
         )
 
     def _not_written(self, path: Path, error: Exception) -> OSError:

@@ -159,7 +159,8 @@ class ProgressBar(HookBase):
     def after_step(self) -> None:
         if self._bar is not None:
             self._bar.update()
-            self._bar.set_postfix(loss=f"{self.trainer.storage.history('total_loss').latest():.3f}", refresh=False)
+            loss, _ = self.trainer.storage.latest().get("total_loss", (math.nan, 0))  # none if all steps were skipped
+            self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
     def after_train(self) -> None:
         self._cleanup.close()

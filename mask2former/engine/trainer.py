@@ -57,6 +57,7 @@ class Trainer(DefaultTrainer):
             optimizer,
             accumulation_steps=cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS,
             autocast_dtype=amp_dtype(cfg),
+            max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Mask2FormerCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -66,7 +67,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load ``MODEL.WEIGHTS``; or go on from the latest checkpoint in ``OUTPUT_DIR``, if asked to and there is one."""
+        """Load ``MODEL.WEIGHTS``, or go on from the latest checkpoint in ``OUTPUT_DIR``, if ``resume`` and it has one."""
         self.checkpointer.remove_leftovers()
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
 
