@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
 
 from mask2former.engine.durable_files import remove_leftovers, replace_file
+from mask2former.engine.sharding import gather, is_sharded, scatter_like
 from mask2former.modeling.checkpoint_compat import convert_checkpoint
 from mask2former.weights import find_weights, read_checkpoint, to_tensors
 
@@ -40,6 +41,8 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<save_dir>/<name>.pth`` and make it the one to resume from.
 
+        All processes may call it, and must where the model is sharded; one of them writes.
+
         Args:
             name: without ".pth".
             kwargs: plain data that belongs to it, as ``iteration``.
@@ -47,20 +50,25 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
         Raises:
             OSError: if it could not be written; what was saved before is as it was.
         """
-        if not self.save_dir or not self.save_to_disk:
+        if not self.save_dir or not (self.save_to_disk or is_sharded(self.model)):
+            return
+        state = {key: part.state_dict() for key, part in {"model": self.model, **self.checkpointables}.items()}
+        state = gather(state, keep=self.save_to_disk) if is_sharded(self.model) else state
+        if not self.save_to_disk:
             return
         self.remove_leftovers()
-        state = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = Path(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
         try:
             with replace_file(path) as file:
-                torch.save({"model": self.model.state_dict(), **state, **kwargs}, file)
+                torch.save({**state, **kwargs}, file)
         except (OSError, RuntimeError) as e:  # PyTorch turns the first into the second
             raise self._not_written(path, e) from e
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        if not self.save_to_disk:
+            return
         path = Path(self.save_dir, LAST)
         try:
             with replace_file(path) as file:
@@ -145,6 +153,9 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
             checkpoint.pop("matching_heuristics", None)
         else:
             checkpoint["model"] = weights  # for Detectron2's heuristics, if the file asks for them
+        checkpoint["model"] = {
+            n: scatter_like(t, model[n]) if n in model else t for n, t in checkpoint["model"].items()
+        }
         incompatible = super()._load_model(checkpoint)
         of_another_shape = {name for name, *_ in incompatible.incorrect_shapes}
         anew = {name for name in {*incompatible.missing_keys, *of_another_shape} if not name.endswith(OPTIONAL)}

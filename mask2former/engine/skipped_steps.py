@@ -1,4 +1,4 @@
-"""Steps that are not taken, since a loss or a gradient is NaN or infinite: counted, told, and at some point too many."""
+"""Steps that are not taken, since a loss or a gradient is NaN or infinite: counted, told, and sometimes too many."""
 
 import logging
 import math
@@ -84,8 +84,8 @@ class SkippedSteps:
                 "'bfloat16' or SOLVER.AMP.ENABLED to False. Go on with --resume."
             )
         logger.warning(
-            f"{what} The step is skipped ({self.in_a_row} in a row, {self.total} so far). If this happens often, look at "
-            "these images and their annotations, lower SOLVER.BASE_LR or train without SOLVER.AMP."
+            f"{what} The step is skipped ({self.in_a_row} in a row, {self.total} so far). If this happens often, look "
+            "at these images and their annotations, lower SOLVER.BASE_LR or train without SOLVER.AMP."
         )
 
     def state_dict(self) -> dict[str, int]:

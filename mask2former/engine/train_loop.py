@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,8 +11,9 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
+from mask2former.engine.parallel import GradientSync
+from mask2former.engine.sharding import local_part, scatter_optimizer
 from mask2former.engine.skipped_steps import NormStatistics, SkippedSteps, StepReport
 
 __all__ = ["StepTrainer", "amp_dtype"]
@@ -48,8 +48,8 @@ class StepTrainer(SimpleTrainer):
 
     A step whose losses or gradients are NaN or infinite, in any process, is skipped in all of them: the optimizer does
     not step, and norms forget its statistics. Each is told in a warning and counted, see
-    :class:`~mask2former.engine.skipped_steps.SkippedSteps`. With float16, scaled gradients that overflow are skipped and
-    counted too; they lower the scale, and mean nothing worse while it is above 1.
+    :class:`~mask2former.engine.skipped_steps.SkippedSteps`. With float16, steps whose scaled gradients overflow are
+    skipped and counted too; they lower the scale, and mean nothing worse while it is above 1.
 
     Args:
         model: returns a dict of scalar losses in training.
@@ -76,6 +76,7 @@ class StepTrainer(SimpleTrainer):
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=autocast_dtype == torch.float16)
         self.skipped_steps = SkippedSteps(max_skipped_steps)
+        self.gradient_sync = GradientSync(model)
         self._norm_statistics = NormStatistics(model)
 
     def run_step(self) -> None:
@@ -95,7 +96,7 @@ class StepTrainer(SimpleTrainer):
             samples = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
             file_names += [str(sample.get("file_name", "unnamed image")) for sample in samples]
-            with self._gradient_sync(last=batch == self.accumulation_steps - 1):
+            with self.gradient_sync(last=batch == self.accumulation_steps - 1):
                 for name, loss in self._forward_backward(samples).items():
                     totals[name] = totals.get(name, 0) + loss
         # One transfer from the device, not one a loss.
@@ -129,15 +130,11 @@ class StepTrainer(SimpleTrainer):
             self._norm_statistics.restore()
 
     def _gradients_are_finite(self) -> bool:
+        """Of this process's part of them, where they are shared out."""
         groups = self.optimizer.param_groups
-        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        return math.isfinite(nn.utils.get_total_norm(gradients, norm_type=math.inf).item())
-
-    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients travel between processes once a step, with its last batch."""
-        if isinstance(self.model, DistributedDataParallel) and not last:
-            return self.model.no_sync()
-        return nullcontext()
+        gradients = [local_part(p.grad) for group in groups for p in group["params"] if p.grad is not None]
+        largest = nn.utils.get_total_norm([g for g in gradients if g.numel() > 0], norm_type=math.inf)
+        return math.isfinite(largest.item())
 
     def _log(self, everyone: list[StepReport]) -> None:
         """Put means over the processes into the event storage; no loss of a step that has one which is not finite."""
@@ -161,7 +158,8 @@ class StepTrainer(SimpleTrainer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        optimizer = scatter_optimizer(state_dict["optimizer"], self.optimizer)
+        super().load_state_dict({**state_dict, "optimizer": optimizer})
         if state_dict.get("grad_scaler"):  # empty unless the loss is scaled
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         if "skipped_steps" in state_dict:  # not in Detectron2's checkpoints
