@@ -239,6 +239,27 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = "auto"
     # Micro-batches of IMS_PER_BATCH / this many images whose gradients are added before one step.
     cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS = 1
+    # A step whose losses or gradients are infinite or NaN is skipped with a warning and counted (skipped_steps in the
+    # metrics). The run ends with an error when more than this many in a row are; 0 ends it at the first.
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 10
+
+    # Several processes, each with the whole model (docs/distributed.md).
+    cfg.SOLVER.DDP = CN()
+    # The same parameters get gradients in every step, which saves the search for those that do not.
+    cfg.SOLVER.DDP.STATIC_GRAPH = False
+    # Type of the gradients on their way between processes: "none" is their own, "bfloat16" or "float16" half as many
+    # bytes. float16 overflows above 65504.
+    cfg.SOLVER.DDP.COMPRESSION = "none"
+    # Several processes that share out parameters, gradients and optimizer state (FSDP2), for models that are too large
+    # for one. The results and the checkpoints are the same.
+    cfg.SOLVER.FSDP = CN()
+    cfg.SOLVER.FSDP.ENABLED = False
+    # Blocks and layers with at least so many parameters are gathered by themselves, the rest with the whole model.
+    cfg.SOLVER.FSDP.UNIT_PARAMETERS = 100_000
+    # "bfloat16" gathers and computes with parameters of that type; the optimizer's stay float32. Needs AMP.
+    cfg.SOLVER.FSDP.PARAM_DTYPE = "float32"
+    # Type of the gradients on their way: "float32" or "bfloat16".
+    cfg.SOLVER.FSDP.REDUCE_DTYPE = "float32"
 
     # Test-time augmentation is Detectron2's TEST.AUG (ENABLED, MIN_SIZES, MAX_SIZE, FLIP). If this is not empty, views
     # are the test image times these factors, and MIN_SIZES and MAX_SIZE are not read: for images of various sizes.

@@ -1,17 +1,26 @@
-"""Loading checkpoints of every published form into a model."""
+"""Loading checkpoints of every published form into a model, and saving such as survive a kill and a full disk."""
 
 import re
+import shutil
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
 
+from mask2former.engine.durable_files import remove_leftovers, replace_file
+from mask2former.engine.sharding import gather, is_sharded, scatter_like
 from mask2former.modeling.checkpoint_compat import convert_checkpoint
 from mask2former.weights import find_weights, read_checkpoint, to_tensors
 
 __all__ = ["Mask2FormerCheckpointer"]
+
+LAST = "last_checkpoint"  # names the file to resume from
 
 # What a checkpoint may leave out: constants, and settings that the configuration holds.
 OPTIONAL = ("criterion.empty_weight", "relative_position_index", "num_batches_tracked", "pixel_mean", "pixel_std")
@@ -24,7 +33,104 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
     Face repositories and names of the model zoo. Names of parameters are converted as told in
     :mod:`~mask2former.modeling.checkpoint_compat`. No file can run code. What does not fit is told in one warning, and
     a checkpoint of which nothing fits is an error.
+
+    ``save`` writes to a file beside the checkpoint, which takes its name when all of it is on the disk; only then does
+    ``last_checkpoint`` name it. So there is a whole checkpoint to resume from at any time after the first.
     """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth`` and make it the one to resume from.
+
+        All processes may call it, and must where the model is sharded; one of them writes.
+
+        Args:
+            name: without ".pth".
+            kwargs: plain data that belongs to it, as ``iteration``.
+
+        Raises:
+            OSError: if it could not be written; what was saved before is as it was.
+        """
+        if not self.save_dir or not (self.save_to_disk or is_sharded(self.model)):
+            return
+        state = {key: part.state_dict() for key, part in {"model": self.model, **self.checkpointables}.items()}
+        state = gather(state, keep=self.save_to_disk) if is_sharded(self.model) else state
+        if not self.save_to_disk:
+            return
+        self.remove_leftovers()
+        path = Path(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        try:
+            with replace_file(path) as file:
+                torch.save({**state, **kwargs}, file)
+        except (OSError, RuntimeError) as e:  # PyTorch turns the first into the second
+            raise self._not_written(path, e) from e
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        if not self.save_to_disk:
+            return
+        path = Path(self.save_dir, LAST)
+        try:
+            with replace_file(path) as file:
+                file.write(last_filename_basename.encode())
+        except OSError as e:
+            raise self._not_written(path, e) from e
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process has not finished; for the one process that saves to the folder."""
+        if self.save_dir and self.save_to_disk:
+            remove_leftovers(Path(self.save_dir), "*.pth", LAST)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load the latest whole checkpoint of ``save_dir`` with all its state, or else the weights of ``path``.
+
+        Args:
+            path: as for ``load``; read where ``resume`` is false or the folder has no checkpoint yet.
+            resume: whether to look into the folder. A file that is missing or damaged is told in a warning, and the
+                latest one before it is taken.
+
+        Returns:
+            What the checkpoint holds besides weights and state.
+
+        Raises:
+            ValueError: if there are checkpoints to resume from, but none that is whole.
+        """
+        # One process decides, so that all go on from the same.
+        last = comm.all_gather(self._find_whole_checkpoint() if resume and comm.is_main_process() else None)[0]
+        return self.load(path, checkpointables=[]) if last is None else self.load(last)
+
+    def _find_whole_checkpoint(self) -> str | None:
+        tagged = Path(self.get_checkpoint_file())
+        is_tagged = tagged.name != "" and tagged != Path(self.save_dir)
+        numbered = sorted(Path(self.save_dir).glob("model_" + "[0-9]" * 7 + ".pth"), reverse=True)
+        faults = [] if is_tagged or not numbered else [f"{LAST} is missing or empty"]
+        for candidate in ([tagged] if is_tagged else []) + [file for file in numbered if file != tagged]:
+            fault = _fault(candidate)
+            if fault is None:
+                if faults:
+                    self.logger.warning(f"Resuming from {candidate}, since {'; '.join(faults)}.")
+                return str(candidate)
+            faults.append(f"{candidate.name} {fault}")
+        if not faults:
+            return None
+        raise ValueError(
+            f"{self.save_dir} has no whole checkpoint to resume from: {'; '.join(faults)}. Write the name of one that "
+            f"is whole (a copy, or model_best.pth) into {LAST}; or train without --resume, to begin anew."
+        )
+
+    def _not_written(self, path: Path, error: Exception) -> OSError:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        reason = str(error) if cause is None else cause.strerror or str(cause)
+        if path.parent.is_dir():
+            reason += f" ({shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB are free there)"
+        last = self.get_checkpoint_file()
+        return OSError(
+            f"{path} could not be written: {reason}. "
+            f"{f'The checkpoint before, {last}, is whole' if last else 'There was no checkpoint before'}. Make room "
+            "(older model_*.pth can go) or correct what is wrong, and go on with --resume."
+        )
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         source, mark, query = path.partition("?")  # Detectron2 reads "?matching_heuristics=True"
@@ -47,6 +153,9 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
             checkpoint.pop("matching_heuristics", None)
         else:
             checkpoint["model"] = weights  # for Detectron2's heuristics, if the file asks for them
+        checkpoint["model"] = {
+            n: scatter_like(t, model[n]) if n in model else t for n, t in checkpoint["model"].items()
+        }
         incompatible = super()._load_model(checkpoint)
         of_another_shape = {name for name, *_ in incompatible.incorrect_shapes}
         anew = {name for name in {*incompatible.missing_keys, *of_another_shape} if not name.endswith(OPTIONAL)}
@@ -58,6 +167,18 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         if report := describe(incompatible):
             self.logger.warning(f"The checkpoint does not fit the model in all.{report}")
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """What is wrong with a file of ``torch.save``; None if it is whole, by its checksums."""
+    if not checkpoint.is_file():
+        return "does not exist"
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError) as e:
+        return f"is cut short or unreadable ({e})"
+    return f"is damaged ({damaged} in it)" if damaged else None
 
 
 def describe(incompatible: _IncompatibleKeys) -> str:

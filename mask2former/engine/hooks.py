@@ -14,7 +14,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from mask2former.engine.random_state import derive_seed, seed_all
 
-__all__ = ["BestCheckpointer", "EarlyStopping", "ProgressBar", "SeedEachStep", "TrainingStopped"]
+__all__ = [
+    "BestCheckpointer",
+    "EarlyStopping",
+    "PeriodicCheckpointer",
+    "ProgressBar",
+    "SeedEachStep",
+    "TrainingStopped",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +33,27 @@ class SeedEachStep(HookBase):
         seed_all(derive_seed(self.trainer.cfg.SEED, comm.get_rank(), self.trainer.iter))
 
 
+class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
+    """Saves every so many steps, and ``model_final.pth`` at the end.
+
+    Unlike Detectron2's, it writes that file too where a run is resumed that was killed just before it was there, and it
+    belongs into all processes, since they save together where the model is sharded.
+    """
+
+    def before_train(self) -> None:
+        super().before_train()
+        trainer, final = self.trainer, os.path.join(self.checkpointer.save_dir, f"{self.file_prefix}_final.pth")
+        if trainer.start_iter >= trainer.max_iter > 0 and not comm.all_gather(os.path.isfile(final))[0]:
+            trainer.iter = trainer.start_iter - 1  # the last step, as the checkpoint has it
+            self.checkpointer.save(f"{self.file_prefix}_final", iteration=trainer.iter)
+            trainer.iter = trainer.start_iter
+
+
 class BestCheckpointer(hooks.BestCheckpointer):
     """Keeps the checkpoint with the best metric as ``model_best.pth``.
 
     Unlike Detectron2's, it remembers the best value when a run is resumed, and a run is resumed from the latest
-    checkpoint, not from the best.
+    checkpoint, not from the best. It belongs into all processes.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -40,25 +63,31 @@ class BestCheckpointer(hooks.BestCheckpointer):
         self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
 
     def _best_checking(self) -> None:
+        if not comm.all_gather(comm.is_main_process() and self._is_best())[0]:  # the main process has the results
+            return
+        resume_from = self._checkpointer.get_checkpoint_file()
+        self._checkpointer.save(self._file_prefix, iteration=self.best_iter)
+        if resume_from:
+            self._checkpointer.tag_last_checkpoint(os.path.basename(resume_from))
+
+    def _is_best(self) -> bool:
+        """Whether the metric is better than it ever was, which is remembered."""
         latest = self.trainer.storage.latest()
         if self._val_metric not in latest:
             known = sorted(name for name in latest if "/" in name)
             logger.warning(
                 f"TEST.BEST_CHECKPOINT.METRIC {self._val_metric!r} was not computed; the evaluation gave {known}."
             )
-            return
+            return False
         value, iteration = latest[self._val_metric]
         if not math.isfinite(value) or (self.best_metric is not None and not self._compare(value, self.best_metric)):
             logger.info(
                 f"{self._val_metric} is {value:.4f}; the best is {self.best_metric} of iteration {self.best_iter}."
             )
-            return
+            return False
         logger.info(f"{self._val_metric} is {value:.4f}, the best so far.")
         self.best_metric, self.best_iter = value, iteration
-        resume_from = self._checkpointer.get_checkpoint_file()
-        self._checkpointer.save(self._file_prefix, iteration=iteration)
-        if resume_from:
-            self._checkpointer.tag_last_checkpoint(os.path.basename(resume_from))
+        return True
 
 
 class TrainingStopped(BaseException):
@@ -137,7 +166,8 @@ class ProgressBar(HookBase):
     def after_step(self) -> None:
         if self._bar is not None:
             self._bar.update()
-            self._bar.set_postfix(loss=f"{self.trainer.storage.history('total_loss').latest():.3f}", refresh=False)
+            loss, _ = self.trainer.storage.latest().get("total_loss", (math.nan, 0))  # none if all steps were skipped
+            self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
     def after_train(self) -> None:
         self._cleanup.close()

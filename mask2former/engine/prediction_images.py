@@ -9,11 +9,13 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import HookBase
 from detectron2.evaluation.evaluator import inference_context
+from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask2former.data.augmentation import build_test_augmentations
 from mask2former.data.dataset_mappers import dataset_mapper_class
+from mask2former.engine.sharding import unsharded
 from mask2former.visualization import draw_ground_truth, draw_predictions
 
 __all__ = ["PredictionImages"]
@@ -22,7 +24,7 @@ __all__ = ["PredictionImages"]
 class PredictionImages(HookBase):
     """Draws some images of the first test set every ``VIS_PERIOD`` iterations: left the prediction, right the truth.
 
-    Runs on the main process only.
+    The main process draws; the others are needed where they have parts of the model's parameters.
 
     Args:
         cfg: ``VIS_PERIOD``, ``TEST.VIS_IMAGES`` (how many, spread over the data set), and what reading the data needs.
@@ -39,15 +41,16 @@ class PredictionImages(HookBase):
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self._period:
             return
-        with inference_context(self._model), torch.no_grad():
-            for sample in self._samples:
-                self.trainer.storage.put_image(f"predictions/{_name(sample)}", self._draw(sample))
+        model = unsharded(self._model, lambda: self.trainer.build_model(self.trainer.cfg))
+        with inference_context(model), torch.no_grad():
+            for sample in self._samples if comm.is_main_process() else []:
+                self.trainer.storage.put_image(f"predictions/{_name(sample)}", self._draw(model, sample))
 
-    def _draw(self, sample: dict[str, Any]) -> np.ndarray:
+    def _draw(self, model: nn.Module, sample: dict[str, Any]) -> np.ndarray:
         """Both drawings side by side: (3, H, W) uint8 RGB."""
         height, width = sample["image"].shape[-2:]
         # The result at the size of the input, which is what the annotation was resized to.
-        predictions = self._model([{"image": sample["image"], "height": height, "width": width}])[0]
+        predictions = model([{"image": sample["image"], "height": height, "width": width}])[0]
         image = sample["image"].numpy().transpose(1, 2, 0)
         image = np.ascontiguousarray(image[..., ::-1] if self._image_format == "BGR" else image)
         predicted = draw_predictions(image, predictions, self._metadata)

@@ -1,10 +1,8 @@
-"""One optimizer step: gradient accumulation, mixed precision, and a check that the losses are finite."""
+"""One optimizer step: gradient accumulation, mixed precision, and what is done where numbers are not finite."""
 
-import logging
 import math
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,11 +11,12 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+
+from mask2former.engine.parallel import GradientSync
+from mask2former.engine.sharding import local_part, scatter_optimizer
+from mask2former.engine.skipped_steps import NormStatistics, SkippedSteps, StepReport
 
 __all__ = ["StepTrainer", "amp_dtype"]
-
-logger = logging.getLogger(__name__)
 
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -47,9 +46,10 @@ class StepTrainer(SimpleTrainer):
     the gradient of the joint batch where the loss is a mean over images; Mask2Former's mask losses are means over the
     targets of a batch, so there each batch counts the same, however many targets it has.
 
-    A loss that is NaN or infinite ends the run before the optimizer's step, so that weights and checkpoints stay whole.
-    Where the losses are finite and only a gradient is not, as a query whose mask overflows can cause, the step is left
-    out with a warning, and training goes on.
+    A step whose losses or gradients are NaN or infinite, in any process, is skipped in all of them: the optimizer does
+    not step, and norms forget its statistics. Each is told in a warning and counted, see
+    :class:`~mask2former.engine.skipped_steps.SkippedSteps`. With float16, steps whose scaled gradients overflow are
+    skipped and counted too; they lower the scale, and mean nothing worse while it is above 1.
 
     Args:
         model: returns a dict of scalar losses in training.
@@ -57,6 +57,7 @@ class StepTrainer(SimpleTrainer):
         optimizer: steps on the accumulated gradients.
         accumulation_steps: batches a step.
         autocast_dtype: of the forward pass; None for float32. float16 scales the loss.
+        max_skipped_steps: in a row; one more ends the run.
     """
 
     def __init__(
@@ -67,17 +68,26 @@ class StepTrainer(SimpleTrainer):
         *,
         accumulation_steps: int = 1,
         autocast_dtype: torch.dtype | None = None,
+        max_skipped_steps: int = 0,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.accumulation_steps = accumulation_steps
         self.autocast_dtype = autocast_dtype
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=autocast_dtype == torch.float16)
+        self.skipped_steps = SkippedSteps(max_skipped_steps)
+        self.gradient_sync = GradientSync(model)
+        self._norm_statistics = NormStatistics(model)
 
     def run_step(self) -> None:
-        """Take one optimizer step and log its losses, averaged over batches and processes."""
+        """Take or skip one optimizer step, and log its losses, averaged over batches and processes.
+
+        Raises:
+            FloatingPointError: in all processes, if too many steps in a row were skipped.
+        """
         assert self.model.training, "The model was put into eval mode; a hook must put it back."
         self.optimizer.zero_grad()
+        self._norm_statistics.remember()
         totals: dict[str, torch.Tensor] = {}
         file_names: list[str] = []
         data_time = 0.0
@@ -86,11 +96,15 @@ class StepTrainer(SimpleTrainer):
             samples = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
             file_names += [str(sample.get("file_name", "unnamed image")) for sample in samples]
-            with self._gradient_sync(last=batch == self.accumulation_steps - 1):
+            with self.gradient_sync(last=batch == self.accumulation_steps - 1):
                 for name, loss in self._forward_backward(samples).items():
                     totals[name] = totals.get(name, 0) + loss
-        self._log_losses(totals, data_time, file_names)
-        self._apply_gradients(file_names)
+        # One transfer from the device, not one a loss.
+        losses = dict(zip(totals, torch.stack([loss.float() for loss in totals.values()]).tolist(), strict=True))
+        mine = StepReport(losses, self._gradients_are_finite(), data_time, file_names)
+        everyone: list[StepReport] = comm.all_gather(mine)
+        self._apply_gradients(everyone)
+        self._log(everyone)
 
     def _forward_backward(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Add the gradients of one batch's share; returns that share of each loss."""
@@ -100,59 +114,53 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.scale(sum(losses.values())).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _apply_gradients(self, file_names: list[str]) -> None:
-        if self.grad_scaler.is_enabled():  # leaves out such steps by itself
+    def _apply_gradients(self, everyone: list[StepReport]) -> None:
+        """Step unless a number of a process is not finite; the same in every process."""
+        if all(report.is_finite for report in everyone):
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
-        elif self._gradients_are_finite():
-            self.optimizer.step()
+            self.skipped_steps.reset_row()
+        elif self.grad_scaler.is_enabled() and all(report.losses_are_finite for report in everyone):
+            scale = self.grad_scaler.get_scale()
+            self.grad_scaler.step(self.optimizer)  # which finds the same, and leaves it out
+            self.grad_scaler.update()
+            self.skipped_steps.add(self.iter, everyone, loss_scale=scale)
         else:
-            logger.warning(
-                f"A gradient is infinite or NaN at iteration {self.iter}, so the step is left out. Images: "
-                f"{file_names}. If this happens often, lower SOLVER.BASE_LR or train without SOLVER.AMP."
-            )
+            self.skipped_steps.add(self.iter, everyone)
+            self._norm_statistics.restore()
 
     def _gradients_are_finite(self) -> bool:
-        """The same in every process, since gradients are averaged over them."""
+        """Of this process's part of them, where they are shared out."""
         groups = self.optimizer.param_groups
-        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        return math.isfinite(nn.utils.get_total_norm(gradients, norm_type=math.inf).item())
+        gradients = [local_part(p.grad) for group in groups for p in group["params"] if p.grad is not None]
+        largest = nn.utils.get_total_norm([g for g in gradients if g.numel() > 0], norm_type=math.inf)
+        return math.isfinite(largest.item())
 
-    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
-        """Gradients travel between processes once a step, with its last batch."""
-        if isinstance(self.model, DistributedDataParallel) and not last:
-            return self.model.no_sync()
-        return nullcontext()
-
-    def _log_losses(self, losses: dict[str, torch.Tensor], data_time: float, file_names: list[str]) -> None:
-        """Put the losses into the event storage.
-
-        Raises:
-            FloatingPointError: if a loss of this process, or on the main process of any, is not finite.
-        """
-        # One transfer from the device, not one a loss.
-        values = torch.stack([loss.float() for loss in losses.values()]).tolist()
-        mine = dict(zip(losses, values, strict=True))
-        broken = [] if all(map(math.isfinite, values)) else [(comm.get_rank(), mine, file_names)]
-        everyone = comm.gather((mine, data_time, broken))
-        for rank, bad_losses, names in [b for _, _, found in everyone for b in found] or broken:
-            raise FloatingPointError(
-                f"The loss became infinite or NaN at iteration {self.iter} (process {rank}): {bad_losses}. Images: "
-                f"{names}. The last checkpoint is not affected. Look at these images and their annotations; otherwise "
-                "lower SOLVER.BASE_LR, or set SOLVER.AMP.DTYPE to 'bfloat16'."
-            )
-        if comm.is_main_process():
-            storage = get_event_storage()
-            storage.put_scalar("data_time", max(seconds for _, seconds, _ in everyone))
-            means = {name: sum(theirs[name] for theirs, _, _ in everyone) / len(everyone) for name in mine}
-            storage.put_scalar("total_loss", sum(means.values()))
-            if len(means) > 1:
-                storage.put_scalars(**means)
+    def _log(self, everyone: list[StepReport]) -> None:
+        """Put means over the processes into the event storage; no loss of a step that has one which is not finite."""
+        if not comm.is_main_process():
+            return
+        storage = get_event_storage()
+        storage.put_scalar("data_time", max(report.data_time for report in everyone))
+        storage.put_scalar("skipped_steps", self.skipped_steps.total, smoothing_hint=False)
+        if not all(report.losses_are_finite for report in everyone):
+            return
+        means = {name: sum(report.losses[name] for report in everyone) / len(everyone) for name in everyone[0].losses}
+        storage.put_scalar("total_loss", sum(means.values()))
+        if len(means) > 1:
+            storage.put_scalars(**means)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "skipped_steps": self.skipped_steps.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        optimizer = scatter_optimizer(state_dict["optimizer"], self.optimizer)
+        super().load_state_dict({**state_dict, "optimizer": optimizer})
         if state_dict.get("grad_scaler"):  # empty unless the loss is scaled
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        if "skipped_steps" in state_dict:  # not in Detectron2's checkpoints
+            self.skipped_steps.load_state_dict(state_dict["skipped_steps"])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model
+from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
@@ -16,10 +16,19 @@ from torch import nn
 from mask2former.data import build_dataset_mapper
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.engine.data_loader import TrainLoader, build_train_loader
-from mask2former.engine.hooks import BestCheckpointer, EarlyStopping, ProgressBar, SeedEachStep, TrainingStopped
+from mask2former.engine.hooks import (
+    BestCheckpointer,
+    EarlyStopping,
+    PeriodicCheckpointer,
+    ProgressBar,
+    SeedEachStep,
+    TrainingStopped,
+)
 from mask2former.engine.optimizer import build_lr_scheduler, build_optimizer
+from mask2former.engine.parallel import parallelize
 from mask2former.engine.prediction_images import PredictionImages
 from mask2former.engine.random_state import derive_seed, seed_all
+from mask2former.engine.sharding import unsharded
 from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.train_loop import StepTrainer, amp_dtype
 from mask2former.evaluation import build_evaluator
@@ -43,13 +52,15 @@ class Trainer(DefaultTrainer):
         seed_all(derive_seed(cfg.SEED))  # the first weights
         # Convolutions are faster so, on CPUs and on GPUs; checkpoints are the same.
         model = self.build_model(cfg).to(memory_format=torch.channels_last)
+        parallel_model = parallelize(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = StepTrainer(
-            _parallel(model),
+            parallel_model,
             self.build_train_loader(cfg),
             optimizer,
             accumulation_steps=cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS,
             autocast_dtype=amp_dtype(cfg),
+            max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Mask2FormerCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -57,6 +68,11 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load ``MODEL.WEIGHTS``, or go on from the latest checkpoint in ``OUTPUT_DIR``, if asked to and it has one."""
+        self.checkpointer.remove_leftovers()
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
 
     def train(self) -> dict[str, Any] | None:
         """Train from ``start_iter`` to ``SOLVER.MAX_ITER``, or until early stopping ends it.
@@ -73,23 +89,23 @@ class Trainer(DefaultTrainer):
             super().train()
         except TrainingStopped as stop:
             logger.info(str(stop))
-            if comm.is_main_process():
-                self.checkpointer.save("model_final", iteration=self.iter)
+            self.checkpointer.save("model_final", iteration=self.iter)
         return self._last_eval_results
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, between the seeding of each step and what needs the evaluation's results."""
-        built = super().build_hooks()
-        if comm.is_main_process():
-            writer = built.pop()  # back at the end, so that it writes what the others computed
-            best = self.cfg.TEST.BEST_CHECKPOINT
-            if best.ENABLED:
-                built.append(BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, best.METRIC, best.MODE))
-            if self.cfg.VIS_PERIOD > 0 and self.cfg.DATASETS.TEST:
-                built.append(PredictionImages(self.cfg, self.model))
-            built += [writer, ProgressBar()]
+        built = [hook for hook in super().build_hooks() if not isinstance(hook, hooks.PeriodicCheckpointer)]
+        writer = [built.pop()] if comm.is_main_process() else []  # at the end, for it writes what the others computed
+        # Before the evaluation, as Detectron2 has it: if that fails, the steps are not lost.
+        built.insert(-1, PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
+        best = self.cfg.TEST.BEST_CHECKPOINT
+        if best.ENABLED:
+            built.append(BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, best.METRIC, best.MODE))
+        if self.cfg.VIS_PERIOD > 0 and self.cfg.DATASETS.TEST:
+            built.append(PredictionImages(self.cfg, self.model))
+        built += [*writer, ProgressBar()] if comm.is_main_process() else []
         if self.cfg.TEST.EARLY_STOPPING.PATIENCE > 0:  # last: what it interrupts the others have done
-            best, patience = self.cfg.TEST.BEST_CHECKPOINT, self.cfg.TEST.EARLY_STOPPING.PATIENCE
+            patience = self.cfg.TEST.EARLY_STOPPING.PATIENCE
             built.append(EarlyStopping(self.cfg.TEST.EVAL_PERIOD, best.METRIC, best.MODE, patience))
         return [SeedEachStep(), *built]
 
@@ -98,6 +114,7 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self.start_iter = self.iter + 1
         seed = state_dict.get("seed", self.cfg.SEED)
         if seed != self.cfg.SEED:
             logger.info(f"The run goes on with the seed it began with, {seed}.")
@@ -121,6 +138,14 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=build_dataset_mapper(cfg, is_train=False))
 
     @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        model = unsharded(model, lambda: cls.build_model(cfg))  # for processes with different numbers of images
+        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        return results
+
+    @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:  # noqa: N802  as in the official release
         """Evaluate with the test-time augmentation of ``TEST.AUG``; takes as long as all its views.
 
@@ -139,11 +164,6 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder)
-
-
-def _parallel(model: nn.Module) -> nn.Module:
-    on_gpu = next(model.parameters()).is_cuda
-    return create_ddp_model(model, broadcast_buffers=False, device_ids=[comm.get_local_rank()] if on_gpu else None)
 
 
 def _with_seed(cfg: CfgNode) -> CfgNode:

@@ -99,44 +99,11 @@ def test_torchrun_trains_with_accumulation(toy, run_toy, one_process, training, 
         torch.testing.assert_close(value, weights(alone)[name], rtol=1e-3, atol=1e-5)
 
 
-# The real model, small.
-MASK_FORMER = {
-    "MODEL.META_ARCHITECTURE": "MaskFormer",
-    "MODEL.PIXEL_STD": [58.0, 57.0, 57.0],
-    "MODEL.BACKBONE.FREEZE_AT": 0,
-    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
-    "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-    "MODEL.RESNETS.STEM_TYPE": "basic",
-    "MODEL.RESNETS.RES5_MULTI_GRID": [1, 1, 1],
-    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
-    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
-    "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 2,
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 64,
-    "MODEL.SEM_SEG_HEAD.MASK_DIM": 64,
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
-    "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "multi_scale_pixel_decoder",
-    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
-    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 32,
-    "MODEL.MASK_FORMER.DEC_LAYERS": 4,
-    "MODEL.MASK_FORMER.DROPOUT": 0.0,
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 5,
-    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
-    "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": False,
-    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,
-    "INPUT.DATASET_MAPPER_NAME": "mask_former_instance",
-    "INPUT.SIZE_DIVISIBILITY": 32,
-    "SOLVER.AMP.ENABLED": True,
-    "SOLVER.BASE_LR": 0.0001,
-    "SOLVER.MAX_ITER": 4,
-}
-
-
 def test_two_processes_train_the_real_model_on_images_with_and_without_targets(toy, run_toy, tmp_path):
     """Four steps of an image for each process: all eight pictures, one of which has no instance."""
-    options = toy.options(OUTPUT_DIR=tmp_path, **{key.replace(".", "__"): value for key, value in MASK_FORMER.items()})
+    options = toy.options(
+        OUTPUT_DIR=tmp_path, **{key.replace(".", "__"): value for key, value in toy.MASK_FORMER.items()}
+    )
     run_toy(["--num-gpus", "2", "--dist-url", "auto", *options])
 
     assert all(value.isfinite().all() for value in weights(tmp_path).values())

@@ -243,6 +243,40 @@ OPTIONS = {
     "SEED": 7,
 }
 
+# The real model, small.
+MASK_FORMER = {
+    "MODEL__META_ARCHITECTURE": "MaskFormer",
+    "MODEL__PIXEL_STD": [58.0, 57.0, 57.0],
+    "MODEL__BACKBONE__FREEZE_AT": 0,
+    "MODEL__BACKBONE__NAME": "build_resnet_backbone",
+    "MODEL__RESNETS__DEPTH": 18,
+    "MODEL__RESNETS__RES2_OUT_CHANNELS": 64,
+    "MODEL__RESNETS__STEM_TYPE": "basic",
+    "MODEL__RESNETS__RES5_MULTI_GRID": [1, 1, 1],
+    "MODEL__RESNETS__OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL__SEM_SEG_HEAD__NAME": "MaskFormerHead",
+    "MODEL__SEM_SEG_HEAD__PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
+    "MODEL__SEM_SEG_HEAD__IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL__SEM_SEG_HEAD__NUM_CLASSES": 2,
+    "MODEL__SEM_SEG_HEAD__CONVS_DIM": 64,
+    "MODEL__SEM_SEG_HEAD__MASK_DIM": 64,
+    "MODEL__SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS": 1,
+    "MODEL__MASK_FORMER__TRANSFORMER_IN_FEATURE": "multi_scale_pixel_decoder",
+    "MODEL__MASK_FORMER__HIDDEN_DIM": 32,
+    "MODEL__MASK_FORMER__DIM_FEEDFORWARD": 32,
+    "MODEL__MASK_FORMER__DEC_LAYERS": 4,
+    "MODEL__MASK_FORMER__DROPOUT": 0.0,
+    "MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": 5,
+    "MODEL__MASK_FORMER__TRAIN_NUM_POINTS": 64,
+    "MODEL__MASK_FORMER__TEST__SEMANTIC_ON": False,
+    "MODEL__MASK_FORMER__TEST__PANOPTIC_ON": False,
+    "INPUT__DATASET_MAPPER_NAME": "mask_former_instance",
+    "INPUT__SIZE_DIVISIBILITY": 32,
+    "SOLVER__AMP__ENABLED": True,
+    "SOLVER__BASE_LR": 0.0001,
+    "SOLVER__MAX_ITER": 4,
+}
+
 
 def options(**changes: object) -> list[str]:
     """``KEY VALUE`` pairs for the command line; dots in the keys of ``changes`` are written as two underscores."""
