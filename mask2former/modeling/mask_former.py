@@ -158,9 +158,9 @@ class MaskFormer(nn.Module):
         if not self.training:
             return self._segment(batched_inputs)
         images = self._normalise_and_pad(batched_inputs)
-        outputs = self.run_network(images.tensor)
+        # Before the network: copies to a GPU wait for what it has been given to do.
         targets = self._prepare_targets(batched_inputs, images)
-        return self._weigh(self.criterion(outputs, targets))
+        return self._weigh(self.criterion(self.run_network(images.tensor), targets))
 
     def predict_queries(self, batched_inputs: list[dict[str, Any]]) -> list[QueryPrediction]:
         """Classes and masks of the queries of each image; takes what :meth:`forward` takes, and never cuts tiles."""
@@ -271,7 +271,10 @@ class MaskFormer(nn.Module):
                     f"image {entry.get('file_name', '')} has shape {tuple(entry['image'].shape)}, expected "
                     f"({len(self.pixel_mean)}, H, W); read it with INPUT.FORMAT and move channels first."
                 )
-        images = [(entry["image"].to(self.device) - self.pixel_mean) / self.pixel_std for entry in batched_inputs]
+        images = [
+            (entry["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+            for entry in batched_inputs
+        ]
         return ImageList.from_tensors(images, self.size_divisibility)
 
     def _prepare_targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> list[dict[str, Any]]:
@@ -279,7 +282,7 @@ class MaskFormer(nn.Module):
         height, width = images.tensor.shape[-2:]
         targets = []
         for entry in batched_inputs:
-            instances: Instances = entry["instances"].to(self.device)
+            instances: Instances = entry["instances"].to(self.device, non_blocking=True)
             masks = instances.gt_masks
             masks = masks.tensor if isinstance(masks, BitMasks) else masks
             padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
