@@ -12,6 +12,7 @@ from detectron2.structures import BitMasks, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .activation_checkpointing import checkpoint_activations
 from .connected_parts import split_disconnected
 from .criterion import SetCriterion
 from .postprocessing import MaskGeometry, instance_inference, panoptic_inference, semantic_inference
@@ -108,6 +109,14 @@ class MaskFormer(nn.Module):
         """Build the backbone, the head and the criterion from a configuration."""
         backbone = build_backbone(cfg)
         sem_seg_head = build_sem_seg_head(cfg, backbone.output_shape())
+        checkpoint_activations(
+            {
+                "backbone": backbone,
+                "pixel_decoder": sem_seg_head.pixel_decoder,
+                "transformer_decoder": sem_seg_head.predictor,
+            },
+            cfg.MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING,
+        )
         test = cfg.MODEL.MASK_FORMER.TEST
         return {
             "backbone": backbone,

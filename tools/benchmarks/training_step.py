@@ -32,7 +32,8 @@ from contenders import (
 )
 from torch import Tensor, nn
 
-CONTENDERS = [f"{name}{dtype}" for name in (OURS, THEIRS) for dtype in ("", ", bfloat16")]
+CHECKPOINTING = f"{OURS}, checkpointing"
+CONTENDERS = [f"{name}{dtype}" for name in (OURS, CHECKPOINTING, THEIRS) for dtype in ("", ", bfloat16")]
 DEFAULT = [OURS, THEIRS]
 PARTS = ["network", "loss", "backward", "optimizer", "step"]
 
@@ -170,6 +171,11 @@ def make_ours(arguments: argparse.Namespace) -> tuple[Any, Step]:
     from detectron2.structures import Instances
 
     options = ["MODEL.SWIN.DROP_PATH_RATE", "0.0"]
+    if CHECKPOINTING in arguments.serve:
+        options += [
+            "MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING",
+            "['backbone', 'pixel_decoder', 'transformer_decoder']",
+        ]
     model: Any = build_model(our_config(arguments.backbone, arguments.device, options)).train()
     image = torch.randint(0, 256, (3, *arguments.size)).float().to(arguments.device)
     samples = [
