@@ -13,6 +13,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 
+from mask2former.modeling import query_masks
+
 __all__ = ["COCO_SIZE", "build_without_weights", "mode_of", "run_in_parts", "run_model"]
 
 # Padded to a multiple of 32, 53 photographs of COCO (shorter side 800, longer at most 1333) have 800 x 1126 pixels on
@@ -31,19 +33,21 @@ def build_without_weights(cfg: CfgNode) -> nn.Module:
         return model.to_empty(device="cpu").requires_grad_(False)
 
 
-def run_model(model: nn.Module, size: tuple[int, int], all_masks: bool = False) -> Any:
+def run_model(model: nn.Module, size: tuple[int, int], all_masks: bool = False, in_training: bool = False) -> Any:
     """Run a segmentation model from an image to its head's predictions; post-processing has next to no cost.
 
     Args:
         model: with values or without.
         size: height and width of one image, multiples of the model's size divisibility.
-        all_masks: let the Transformer decoder predict the masks of every layer at full size, as in training.
+        all_masks: let the Transformer decoder predict the masks of every layer at full size, as the paper counts.
+        in_training: let it predict those of every layer as in training, where the loss computes what it needs of them.
     """
     backbone, head = _backbone_and_head(model)
     predict = getattr(head, "layers", head)  # per-pixel heads have losses inside
     # Of the module alone, so that there is no dropout.
-    training = mock.patch.object(head.predictor, "training", True) if all_masks else nullcontext()
-    with mode_of(model), _deformable_attention_as_one_operator(), training:
+    training = mock.patch.object(head.predictor, "training", True) if all_masks or in_training else nullcontext()
+    whole = mock.patch.object(query_masks, "QueryMasks", _whole_masks) if all_masks else nullcontext()
+    with mode_of(model), _deformable_attention_as_one_operator(), training, whole:
         images = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
         return predict(backbone(images))
 
@@ -72,6 +76,10 @@ def run_in_parts(
             stack.enter_context(mock.patch.object(module, method, measured))
         run_model(model, size, all_masks)
     return found
+
+
+def _whole_masks(embeddings: Tensor, features: Tensor) -> Tensor:
+    return query_masks.predict_masks(embeddings, features, training=False)
 
 
 def _measure(

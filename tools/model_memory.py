@@ -48,7 +48,7 @@ def measure_memory(model: nn.Module, size: tuple[int, int]) -> Memory:
         run_model(model.eval(), size)
     model.train().requires_grad_(True)
     with _LiveBytes() as training:
-        predictions = run_model(model, size, all_masks=True)
+        predictions = run_model(model, size, in_training=True)
         saved = training.now
     del predictions
     model.eval().requires_grad_(False)

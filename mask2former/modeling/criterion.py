@@ -1,6 +1,6 @@
 """The training loss (Section 3.3): classes of all queries, masks of the matched ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,17 @@ from torch.nn import functional as F
 
 from .full_masks import loss_pixels
 from .mask_losses import dice_loss, find_mask_loss
-from .matcher import HungarianMatcher
-from .point_sampling import sample_binary_masks, sample_logits, sample_nearest, uncertain_points
+from .matcher import HungarianMatcher, Matches
+from .point_sampling import draw_points, sample_binary_masks, sample_logits, sample_nearest, uncertain_points
+from .query_masks import select_masks
 
 __all__ = ["SetCriterion"]
 
-Matches = Sequence[tuple[Tensor, Tensor]]
+LOSSES = ("labels", "masks")
+
+# Matched masks (R, H, W), the targets, and of each image which targets are matched; to logits and targets (R, P), and
+# which points count, (R, P) or None for all.
+Comparison = Callable[[Tensor, Sequence[Mapping[str, Any]], Sequence[Tensor]], tuple[Tensor, Tensor, Tensor | None]]
 
 
 class SetCriterion(nn.Module):
@@ -47,7 +52,7 @@ class SetCriterion(nn.Module):
         matcher: HungarianMatcher,
         weight_dict: Mapping[str, float],
         eos_coef: float,
-        losses: Sequence[str] = ("labels", "masks"),
+        losses: Sequence[str] = LOSSES,
         num_points: int = 112 * 112,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
@@ -55,20 +60,19 @@ class SetCriterion(nn.Module):
         mask_loss: str = "cross_entropy",
     ) -> None:
         super().__init__()
-        known = {"labels": self.loss_labels, "masks": self.loss_masks}
-        unknown = sorted(set(losses) - set(known))
+        unknown = sorted(set(losses) - set(LOSSES))
         if unknown:
-            raise ValueError(f"unknown losses {unknown}; the criterion has {sorted(known)}.")
-        comparisons = {"points": self._at_points, "masks": loss_pixels}
+            raise ValueError(f"unknown losses {unknown}; the criterion has {list(LOSSES)}.")
+        comparisons = {"points": self._at_random_points, "masks": lambda *_: loss_pixels}
         if compare_on not in comparisons:
             raise ValueError(
                 f"MODEL.MASK_FORMER.MASK_LOSS_ON is {compare_on!r}; expected one of {sorted(comparisons)}."
             )
-        self.compare = comparisons[compare_on]
+        self.make_comparison = comparisons[compare_on]
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = dict(weight_dict)
-        self.losses = [known[name] for name in losses]
+        self.losses = list(losses)
         self.mask_loss = find_mask_loss(mask_loss)[0]
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
@@ -112,66 +116,95 @@ class SetCriterion(nn.Module):
         Returns:
             ``loss_ce``, ``loss_mask`` and ``loss_dice``, and the same with ``_0``, ``_1``, ... for auxiliary outputs.
         """
+        predictions = [outputs, *outputs.get("aux_outputs", [])]
+        suffixes = ["", *(f"_{index}" for index in range(len(predictions) - 1))]
         num_masks = self._mean_number_of_masks(targets, outputs["pred_logits"].device)
-        losses = self._losses_of_one_prediction(outputs, targets, num_masks)
-        for index, auxiliary in enumerate(outputs.get("aux_outputs", [])):
-            terms = self._losses_of_one_prediction(auxiliary, targets, num_masks)
-            losses.update({f"{name}_{index}": value for name, value in terms.items()})
+        costs, comparisons = [], []
+        for prediction in predictions:  # in the order in which the official release draws its random numbers
+            costs.append(self.matcher.costs(prediction, targets))
+            comparisons.append(self.make_comparison(sum(min(cost.shape) for cost in costs[-1]), num_masks.device))
+        matches = _to_device(self.matcher.assign(costs, targets), num_masks.device)
+        matched_masks = select_masks(
+            [prediction["pred_masks"] for prediction in predictions],
+            [[queries for queries, _ in pairs] for pairs in matches],
+        )
+        losses: dict[str, Tensor] = {}
+        for suffix, prediction, masks, pairs, compare in zip(
+            suffixes, predictions, matched_masks, matches, comparisons, strict=True
+        ):
+            terms: dict[str, Tensor] = {}
+            if "labels" in self.losses:
+                terms |= self.loss_labels(prediction["pred_logits"], targets, pairs)
+            if "masks" in self.losses:
+                terms |= self.loss_masks(masks, targets, [matched for _, matched in pairs], num_masks, compare)
+            losses |= {name + suffix: value for name, value in terms.items()}
         return losses
 
-    def loss_labels(
-        self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]], matches: Matches, num_masks: Tensor
-    ) -> dict[str, Tensor]:
-        """Cross-entropy of all queries; those without a target should say "no object"."""
-        logits = outputs["pred_logits"].float()
+    def loss_labels(self, logits: Tensor, targets: Sequence[Mapping[str, Any]], matches: Matches) -> dict[str, Tensor]:
+        """Cross-entropy of all queries (N, Q, K + 1); those without a target should say "no object"."""
         classes = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)  # (N, Q)
         for row, target, (queries, matched) in zip(classes, targets, matches, strict=True):
-            row[queries.to(row.device)] = target["labels"][matched.to(row.device)]
-        return {"loss_ce": F.cross_entropy(logits.transpose(1, 2), classes, self.empty_weight)}
+            row[queries] = target["labels"][matched]
+        return {"loss_ce": F.cross_entropy(logits.float().transpose(1, 2), classes, self.empty_weight)}
 
     def loss_masks(
-        self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]], matches: Matches, num_masks: Tensor
+        self,
+        masks: Tensor,
+        targets: Sequence[Mapping[str, Any]],
+        rows: Sequence[Tensor],
+        num_masks: Tensor,
+        compare: Comparison,
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy (or focal loss) and dice loss of the matched masks, at points or everywhere."""
-        masks = outputs["pred_masks"]
-        predicted = torch.cat(
-            [mask[queries.to(mask.device)] for mask, (queries, _) in zip(masks, matches, strict=True)]
-        )
-        if len(predicted) == 0:
+        """Binary cross-entropy (or focal loss) and dice loss of matched masks, at points or everywhere.
+
+        Args:
+            masks: logits (R, H, W) of all images' matched queries.
+            targets: of each image.
+            rows: of each image, which of its targets they are matched with, (R_i,) int64.
+            num_masks: what sums are divided by.
+            compare: the first three to logits and targets at points, (R, P) each, and which points count.
+        """
+        if len(masks) == 0:
             # The sum of nothing keeps every parameter in the graph, which DistributedDataParallel needs.
-            zero = predicted.sum()
+            zero = masks.sum()
             return {"loss_mask": zero, "loss_dice": zero}
 
-        logits, wanted, valid = self.compare(predicted, targets, [matched for _, matched in matches])  # (R, P) each
+        logits, wanted, valid = compare(masks, targets, rows)  # (R, P) each
         return {
             "loss_mask": self.mask_loss(logits, wanted, valid).sum() / num_masks,
             "loss_dice": dice_loss(logits, wanted, valid).sum() / num_masks,
         }
 
-    def _at_points(
-        self, predicted: Tensor, targets: Sequence[Mapping[str, Any]], rows: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Matched predictions (R, H, W) and targets at points of each pair, (R, P), and which points count."""
-        points = uncertain_points(predicted, self.num_points, self.oversample_ratio, self.importance_sample_ratio)
-        wanted, valid = _sample_targets(targets, rows, points)
-        return sample_logits(predicted, points), wanted, valid
+    def _at_random_points(self, max_rows: int, device: torch.device) -> Comparison:
+        """Draw points for that many matched masks at most, to compare masks and targets there."""
+        candidates, uniform = draw_points(
+            max_rows, self.num_points, self.oversample_ratio, self.importance_sample_ratio, device
+        )
 
-    def _losses_of_one_prediction(
-        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], num_masks: Tensor
-    ) -> dict[str, Tensor]:
-        matches = self.matcher(outputs, targets)
-        losses: dict[str, Tensor] = {}
-        for loss in self.losses:
-            losses.update(loss(outputs, targets, matches, num_masks))
-        return losses
+        def compare(
+            masks: Tensor, targets: Sequence[Mapping[str, Any]], rows: Sequence[Tensor]
+        ) -> tuple[Tensor, Tensor, Tensor | None]:
+            count = len(masks)
+            points = uncertain_points(masks, candidates[:count], uniform[:count], self.num_points)
+            return sample_logits(masks, points), *_sample_targets(targets, rows, points)
+
+        return compare
 
     @staticmethod
     def _mean_number_of_masks(targets: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
         """Targets per process, at least 1: gradients are averaged over processes, so sums must be divided by a mean."""
-        count = torch.tensor(float(sum(len(target["labels"]) for target in targets)), device=device)
+        # Filled there, not copied there, which would wait for all that the device has to do before.
+        count = torch.full((), float(sum(len(target["labels"]) for target in targets)), device=device)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(count)
         return (count / comm.get_world_size()).clamp(min=1)
+
+
+def _to_device(matches: Sequence[Matches], device: torch.device) -> list[Matches]:
+    """Move all indices in one copy, which nothing waits for."""
+    indices = [index for of_prediction in matches for pair in of_prediction for index in pair]
+    moved = iter(torch.cat(indices).to(device, non_blocking=True).split([len(index) for index in indices]))
+    return [[(next(moved), next(moved)) for _ in of_prediction] for of_prediction in matches]
 
 
 def _sample_targets(
@@ -181,7 +214,7 @@ def _sample_targets(
     wanted, valid = [], []
     points_by_image = points.split([len(matched) for matched in rows])
     for target, matched, image_points in zip(targets, rows, points_by_image, strict=True):
-        wanted.append(sample_binary_masks(target["masks"], matched.to(points.device), image_points))
+        wanted.append(sample_binary_masks(target["masks"], matched, image_points))
         if "ignore_mask" in target:
             valid.append(~sample_nearest(target["ignore_mask"], image_points))
         else:

@@ -12,6 +12,7 @@ from detectron2.structures import BitMasks, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .activation_checkpointing import checkpoint_activations
 from .connected_parts import split_disconnected
 from .criterion import SetCriterion
 from .postprocessing import MaskGeometry, instance_inference, panoptic_inference, semantic_inference
@@ -108,6 +109,14 @@ class MaskFormer(nn.Module):
         """Build the backbone, the head and the criterion from a configuration."""
         backbone = build_backbone(cfg)
         sem_seg_head = build_sem_seg_head(cfg, backbone.output_shape())
+        checkpoint_activations(
+            {
+                "backbone": backbone,
+                "pixel_decoder": sem_seg_head.pixel_decoder,
+                "transformer_decoder": sem_seg_head.predictor,
+            },
+            cfg.MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING,
+        )
         test = cfg.MODEL.MASK_FORMER.TEST
         return {
             "backbone": backbone,
@@ -158,9 +167,9 @@ class MaskFormer(nn.Module):
         if not self.training:
             return self._segment(batched_inputs)
         images = self._normalise_and_pad(batched_inputs)
-        outputs = self.run_network(images.tensor)
+        # Before the network: copies to a GPU wait for what it has been given to do.
         targets = self._prepare_targets(batched_inputs, images)
-        return self._weigh(self.criterion(outputs, targets))
+        return self._weigh(self.criterion(self.run_network(images.tensor), targets))
 
     def predict_queries(self, batched_inputs: list[dict[str, Any]]) -> list[QueryPrediction]:
         """Classes and masks of the queries of each image; takes what :meth:`forward` takes, and never cuts tiles."""
@@ -271,7 +280,10 @@ class MaskFormer(nn.Module):
                     f"image {entry.get('file_name', '')} has shape {tuple(entry['image'].shape)}, expected "
                     f"({len(self.pixel_mean)}, H, W); read it with INPUT.FORMAT and move channels first."
                 )
-        images = [(entry["image"].to(self.device) - self.pixel_mean) / self.pixel_std for entry in batched_inputs]
+        images = [
+            (entry["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+            for entry in batched_inputs
+        ]
         return ImageList.from_tensors(images, self.size_divisibility)
 
     def _prepare_targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> list[dict[str, Any]]:
@@ -279,7 +291,7 @@ class MaskFormer(nn.Module):
         height, width = images.tensor.shape[-2:]
         targets = []
         for entry in batched_inputs:
-            instances: Instances = entry["instances"].to(self.device)
+            instances: Instances = entry["instances"].to(self.device, non_blocking=True)
             masks = instances.gt_masks
             masks = masks.tensor if isinstance(masks, BitMasks) else masks
             padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])

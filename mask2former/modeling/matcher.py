@@ -1,7 +1,7 @@
 """Bipartite matching of predictions and targets (Section 3.3; DETR, equation 1)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,12 @@ from .full_masks import matching_pixels
 from .mask_losses import find_mask_loss, pairwise_dice_loss
 from .point_sampling import sample_binary_masks, sample_logits, sample_nearest
 
-__all__ = ["HungarianMatcher"]
+__all__ = ["HungarianMatcher", "Matches"]
 
 logger = logging.getLogger(__name__)
+
+Matches = Sequence[tuple[Tensor, Tensor]]
+"""For each image the indices of matched queries and targets, (R_i,) int64 each."""
 
 # Stands in for NaN and infinity while pairs are chosen: far above any real cost, and small enough for exact sums.
 _NEVER = 1e6
@@ -81,8 +84,7 @@ class HungarianMatcher(nn.Module):
             "mask_loss": mask_former.MASK_LOSS,
         }
 
-    @torch.no_grad()
-    def forward(self, outputs: dict[str, Tensor], targets: Sequence[dict[str, Any]]) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]]) -> Matches:
         """Match the images of a batch.
 
         Args:
@@ -94,25 +96,31 @@ class HungarianMatcher(nn.Module):
             For each image the indices of matched queries and targets, two int64 tensors on the CPU of length min(Q, T);
             shorter where only pairs would be left whose cost is NaN or infinite, which are never matched.
         """
-        indices = []
-        for logits, masks, target in zip(outputs["pred_logits"], outputs["pred_masks"], targets, strict=True):
-            cost = self._cost_matrix(logits, masks, target).cpu().numpy()
-            finite = np.isfinite(cost)
-            if not finite.all():
-                logger.warning(
-                    "%d of %d matching costs of image %s are NaN or infinite; those pairs are not matched. If this "
-                    "happens often, lower SOLVER.BASE_LR or train without SOLVER.AMP.",
-                    np.count_nonzero(~finite),
-                    cost.size,
-                    target.get("name", "(unnamed)"),
-                )
-            queries, matched = linear_sum_assignment(np.where(finite, cost, _NEVER))
-            possible = finite[queries, matched]
-            queries, matched = queries[possible], matched[possible]
-            indices.append((torch.from_numpy(queries), torch.from_numpy(matched)))
-        return indices
+        return self.assign([self.costs(outputs, targets)], targets)[0]
 
-    def _cost_matrix(self, logits: Tensor, masks: Tensor, target: dict[str, Any]) -> Tensor:
+    @torch.no_grad()
+    def costs(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+        """Matching costs of each image, (Q, T_i) float32 on the device of the predictions."""
+        return [
+            self._cost_matrix(logits, masks, target)
+            for logits, masks, target in zip(outputs["pred_logits"], outputs["pred_masks"], targets, strict=True)
+        ]
+
+    @staticmethod
+    def assign(costs: Sequence[Sequence[Tensor]], targets: Sequence[Mapping[str, Any]]) -> list[Matches]:
+        """For the costs of several predictions, what :meth:`forward` gives for each. A GPU is waited for once."""
+        matrices = [cost for of_prediction in costs for cost in of_prediction]
+        on_cpu = torch.cat([cost.flatten() for cost in matrices]).cpu().split([cost.numel() for cost in matrices])
+        flat = iter(on_cpu)
+        return [
+            [
+                _best_pairs(next(flat).view(cost.shape).numpy(), t)
+                for cost, t in zip(of_prediction, targets, strict=True)
+            ]
+            for of_prediction in costs
+        ]
+
+    def _cost_matrix(self, logits: Tensor, masks: Tensor, target: Mapping[str, Any]) -> Tensor:
         """(Q, T) float32."""
         # Minus the probability, where the loss has minus its logarithm: bounded, like the mask costs.
         class_cost = -logits.float().softmax(-1)[:, target["labels"]]
@@ -123,7 +131,7 @@ class HungarianMatcher(nn.Module):
             dice_cost = pairwise_dice_loss(predicted, wanted, valid)
         return self.cost_class * class_cost + self.cost_mask * mask_cost + self.cost_dice * dice_cost
 
-    def _sample_points(self, masks: Tensor, target: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _sample_points(self, masks: Tensor, target: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Predictions (Q, P) and targets (T, P) at the same random points, and which points count, (P,)."""
         points = torch.rand(1, self.num_points, 2, device=masks.device)
         predicted = sample_logits(masks, points)
@@ -131,3 +139,19 @@ class HungarianMatcher(nn.Module):
         wanted = sample_binary_masks(target["masks"], rows, points)
         valid = (~sample_nearest(target["ignore_mask"], points[0])).float() if "ignore_mask" in target else None
         return predicted, wanted, valid
+
+
+def _best_pairs(cost: np.ndarray, target: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The best pairs of costs (Q, T)."""
+    finite = np.isfinite(cost)
+    if not finite.all():
+        logger.warning(
+            "%d of %d matching costs of image %s are NaN or infinite; those pairs are not matched. If this "
+            "happens often, lower SOLVER.BASE_LR or train without SOLVER.AMP.",
+            np.count_nonzero(~finite),
+            cost.size,
+            target.get("name", "(unnamed)"),
+        )
+    queries, matched = linear_sum_assignment(np.where(finite, cost, _NEVER))
+    possible = finite[queries, matched]
+    return torch.from_numpy(queries[possible]), torch.from_numpy(matched[possible])

@@ -4,10 +4,13 @@ Points are (x, y) in 0..1; 0 and 1 are the outer edges of the mask, whatever its
 """
 
 import torch
-from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness, point_sample
+from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["sample_binary_masks", "sample_logits", "sample_nearest", "uncertain_points"]
+from .query_masks import QueryMasks
+
+__all__ = ["draw_points", "sample_binary_masks", "sample_logits", "sample_nearest", "uncertain_points"]
 
 
 def sample_logits(logits: Tensor, points: Tensor) -> Tensor:
@@ -20,6 +23,11 @@ def sample_logits(logits: Tensor, points: Tensor) -> Tensor:
     Returns:
         (R, P) float32.
     """
+    if isinstance(logits, QueryMasks) and points.shape[0] == 1 and 2 * points.shape[1] < logits.shape[-2:].numel():
+        # Bilinear samples and products with embeddings are both linear, so they can be swapped. There are more
+        # channels than masks to sample then, which pays where there are many pixels.
+        features = sample_logits(logits.features, points)  # (C, P)
+        return (logits.embeddings @ features.to(logits.dtype)).float()
     logits = logits.float()
     if points.shape[0] == 1:
         return point_sample(logits[None], points, align_corners=False)[0]
@@ -32,24 +40,22 @@ def sample_binary_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
     Args:
         masks: (T, H, W) bool.
         rows: (R,) int64, which mask each row of points is for.
-        points: (R, P, 2), or (1, P, 2) for the same points in each mask.
+        points: (R, P, 2) in 0..1, or (1, P, 2) for the same points in each mask.
 
     Returns:
         (R, P) float32 in 0..1; outside the mask is 0.
     """
     height, width = masks.shape[-2:]
-    pixel = points * points.new_tensor([width, height]) - 0.5
-    corner = pixel.floor()
-    fraction = pixel - corner
-    flat = masks.flatten(1)
-    samples = points.new_zeros((rows.shape[0], points.shape[1]))
-    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        x, y = corner[..., 0] + dx, corner[..., 1] + dy
-        weight = (1 - dx - fraction[..., 0]).abs() * (1 - dy - fraction[..., 1]).abs()
-        weight = weight * ((x >= 0) & (x < width) & (y >= 0) & (y < height))
-        index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long()  # (R or 1, P)
-        samples += flat[rows[:, None], index] * weight
-    return samples
+    # Around the masks, a pixel that is outside: all four neighbours of a point are there then.
+    padded = F.pad(masks[rows], (1, 1, 1, 1)).flatten(1)  # (R, (H + 2) * (W + 2))
+    x, y = points[..., 0] * width + 0.5, points[..., 1] * height + 0.5  # from the centre of the first padded pixel
+    left, top = x.floor(), y.floor()
+    index = (top * (width + 2) + left).long().expand(len(rows), -1)
+
+    def sample_row(index: Tensor) -> Tensor:
+        return torch.lerp(padded.gather(1, index).float(), padded.gather(1, index + 1).float(), x - left)
+
+    return torch.lerp(sample_row(index), sample_row(index + width + 2), y - top)
 
 
 def sample_nearest(mask: Tensor, points: Tensor) -> Tensor:
@@ -60,21 +66,38 @@ def sample_nearest(mask: Tensor, points: Tensor) -> Tensor:
     return mask[y, x]
 
 
-def uncertain_points(
-    logits: Tensor, num_points: int, oversample_ratio: float, importance_sample_ratio: float
-) -> Tensor:
+def draw_points(
+    rows: int, num_points: int, oversample_ratio: float, importance_sample_ratio: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Random points for importance sampling, before masks are known.
+
+    Args:
+        rows: R, how many masks there may be at most.
+        num_points: P.
+        oversample_ratio: candidates per point, of which :func:`uncertain_points` takes the most uncertain ones.
+        importance_sample_ratio: share of points that are taken from the candidates.
+        device: of the points.
+
+    Returns:
+        Candidates (R, C, 2), and points that are taken whatever the mask, (R, U, 2).
+    """
+    candidates = torch.rand(rows, int(num_points * oversample_ratio), 2, device=device)
+    uniform = torch.rand(rows, num_points - int(importance_sample_ratio * num_points), 2, device=device)
+    return candidates, uniform
+
+
+def uncertain_points(logits: Tensor, candidates: Tensor, uniform: Tensor, num_points: int) -> Tensor:
     """Importance sampling: more points where a mask is undecided, the rest uniform.
 
     Args:
         logits: (R, H, W) mask logits.
+        candidates: what :func:`draw_points` drew; the most uncertain ones (smallest absolute logit) are taken.
+        uniform: likewise; all of them are.
         num_points: P.
-        oversample_ratio: candidates per point; the most uncertain ones (smallest absolute logit) are taken.
-        importance_sample_ratio: share of points that are taken from the candidates.
 
     Returns:
         (R, P, 2).
     """
-    with torch.no_grad():
-        return get_uncertain_point_coords_with_randomness(
-            logits.float()[:, None], lambda x: -x.abs(), num_points, oversample_ratio, importance_sample_ratio
-        )
+    certainty = sample_logits(logits.detach(), candidates).abs()
+    chosen = certainty.topk(num_points - uniform.shape[1], dim=1, largest=False, sorted=False).indices
+    return torch.cat([candidates.gather(1, chosen[..., None].expand(-1, -1, 2)), uniform], dim=1)

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.mask_losses import pairwise_sigmoid_focal_loss, sigmoid_focal_loss
 from mask2former.modeling.matcher import HungarianMatcher
-from mask2former.modeling.point_sampling import sample_binary_masks, sample_logits, uncertain_points
+from mask2former.modeling.point_sampling import sample_binary_masks, sample_logits
+from mask2former.modeling.query_masks import QueryMasks
 
 NUM_CLASSES = 3
 TERMS = {"loss_ce", "loss_mask", "loss_dice"}
@@ -39,6 +42,11 @@ def make_target(count: int) -> dict[str, Any]:
     }
 
 
+def draw_uncertain_points(logits: Tensor) -> Tensor:
+    """Detectron2's, whose random numbers are the criterion's."""
+    return get_uncertain_point_coords_with_randomness(logits[:, None], lambda x: -x.abs(), 64, 3.0, 0.75)
+
+
 def naive_losses(
     criterion: SetCriterion, outputs: dict[str, Tensor], targets: list[dict[str, Any]], num_masks: int
 ) -> dict[str, float]:
@@ -59,7 +67,7 @@ def naive_losses(
             weights += weight
 
     masks = outputs["pred_masks"].detach()
-    points = uncertain_points(torch.stack([masks[i, q] for i, q, _ in pairs]), 64, 3.0, 0.75)
+    points = draw_uncertain_points(torch.stack([masks[i, q] for i, q, _ in pairs]))
     ce = dice = 0.0
     for (image, q, t), of_pair in zip(pairs, points, strict=True):
         grid = 2 * of_pair[None, None] - 1
@@ -93,6 +101,117 @@ def test_every_prediction_is_matched_and_counted_alike(criterion: SetCriterion) 
     for outputs, suffix in ((final, ""), (first, "_0"), (second, "_1")):
         for name, value in criterion(outputs, targets).items():
             assert torch.equal(losses[name + suffix], value)
+
+
+def lazy_predictions(dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], dict[str, Any]]:
+    """Leaves, and outputs of three layers whose masks are their products."""
+    features = torch.randn(2, 6, 8, 10, dtype=dtype, requires_grad=True)
+    embeddings = [torch.randn(2, 7, 6, dtype=dtype, requires_grad=True) for _ in range(3)]
+    logits = [torch.randn(2, 7, NUM_CLASSES + 1, requires_grad=True) for _ in range(3)]
+    final, *auxiliary = (
+        {"pred_logits": x, "pred_masks": QueryMasks(y, features)} for x, y in zip(logits, embeddings, strict=True)
+    )
+    return [features, *embeddings, *logits], final | {"aux_outputs": auxiliary}
+
+
+def with_whole_masks(outputs: dict[str, Any]) -> dict[str, Any]:
+    return outputs | {
+        "pred_masks": outputs["pred_masks"].full(),
+        "aux_outputs": [
+            auxiliary | {"pred_masks": auxiliary["pred_masks"].full()} for auxiliary in outputs["aux_outputs"]
+        ],
+    }
+
+
+@pytest.mark.parametrize("compare_on", ["points", "masks"])
+@pytest.mark.parametrize("counts", [(4, 2), (0, 9), (0, 0)])
+def test_masks_that_are_not_computed_have_the_losses_and_gradients_of_those_that_are(
+    counts: tuple[int, int], compare_on: str
+) -> None:
+    matcher = HungarianMatcher(2, 5, 5, num_points=64, compare_on=compare_on)
+    criterion = SetCriterion(NUM_CLASSES, matcher, {}, eos_coef=0.1, num_points=64, compare_on=compare_on)
+    leaves, outputs = lazy_predictions()
+    targets = [make_target(count) for count in counts]
+    if compare_on == "points":
+        targets[1]["ignore_mask"] = torch.rand(32, 32) > 0.8
+    results = []
+    for form in (outputs, with_whole_masks(outputs)):
+        torch.manual_seed(5)
+        losses = criterion(form, targets)
+        results.append((losses, torch.autograd.grad(sum(losses.values()), leaves, materialize_grads=True)))
+    (losses, gradients), (expected_losses, expected_gradients) = results
+    torch.testing.assert_close(losses, expected_losses)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+    assert any(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_only_selected_masks_have_a_gradient_to_keep(criterion: SetCriterion, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[tuple[int, bool]] = []
+    full = QueryMasks.full
+
+    def count(masks: QueryMasks) -> Tensor:
+        computed.append((masks.shape[:-2].numel(), torch.is_grad_enabled()))
+        return full(masks)
+
+    monkeypatch.setattr(QueryMasks, "full", count)
+    _, outputs = lazy_predictions()
+    criterion(outputs, [make_target(4), make_target(2)])
+    # For matching those of an image and layer at a time; then one product for all, whose images have as many rows.
+    assert computed == [(7, False)] * 6 + [(2 * 3 * 4, True)]
+
+
+class _LooksAtValues(TorchDispatchMode):
+    """Lists operators whose result is a Python number, or has a size that depends on values: they wait for a GPU."""
+
+    OPERATORS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.is_nonzero)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put) and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if by_mask or func.overloadpacket in self.OPERATORS:
+            self.found.append(str(func))
+        return func(*args, **kwargs or {})
+
+
+def list_copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Copies between the CPU and a GPU for which a program would wait; the CPU stands for both."""
+    copies: list[str] = []
+    cpu, to = Tensor.cpu, Tensor.to
+
+    def copy_to_cpu(x: Tensor) -> Tensor:
+        copies.append(f"{x.numel()} to the CPU")
+        return cpu(x)
+
+    def move(x: Tensor, *args: Any, **options: Any) -> Tensor:
+        if isinstance(args[0], torch.device | str) and not options.get("non_blocking"):
+            copies.append(f"{x.numel()} to {args[0]}")
+        return to(x, *args, **options)
+
+    monkeypatch.setattr(Tensor, "cpu", copy_to_cpu)
+    monkeypatch.setattr(Tensor, "to", move)
+    for module, name in ((torch, "tensor"), (torch, "as_tensor"), (Tensor, "new_tensor")):
+        monkeypatch.setattr(module, name, lambda *_, name=name, **__: copies.append(name))
+    return copies
+
+
+@pytest.mark.parametrize("counts", [(4, 2), (0, 9), (0, 0)])
+def test_nothing_waits_for_the_device_but_one_copy_of_all_costs(
+    criterion: SetCriterion, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, outputs = lazy_predictions()
+    targets = [make_target(count) | {"ignore_mask": torch.rand(32, 32) > 0.8} for count in counts]
+    copies = list_copies(monkeypatch)
+    with _LooksAtValues() as looks:
+        losses = criterion(outputs, targets)
+        sum(losses.values()).backward()
+    assert copies == [f"{3 * 7 * sum(counts)} to the CPU"]
+    assert looks.found == []
 
 
 @pytest.mark.parametrize("counts", [(0,), (1,), (12,), (0, 0), (0, 12)])
@@ -204,10 +323,11 @@ def test_focal_loss_is_used_in_matching_and_loss() -> None:
     assert float(cost[queries, matched].sum()) == pytest.approx(best, abs=1e-6)
 
     torch.manual_seed(6)
-    losses = focal.loss_masks(outputs, [target], [(queries, matched)], torch.tensor(3.0))
-    torch.manual_seed(6)
     logits = outputs["pred_masks"][0, queries]
-    points = uncertain_points(logits, 64, 3.0, 0.75)
+    compare = focal.make_comparison(3, torch.device("cpu"))
+    losses = focal.loss_masks(logits, [target], [matched], torch.tensor(3.0), compare)
+    torch.manual_seed(6)
+    points = draw_uncertain_points(logits)
     wanted = sample_binary_masks(target["masks"], matched, points)
     expected = sigmoid_focal_loss(sample_logits(logits, points), wanted).mean()
     assert torch.isclose(losses["loss_mask"], expected)

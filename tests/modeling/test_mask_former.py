@@ -161,14 +161,30 @@ def test_a_query_that_breaks_is_told_and_training_goes_on(
     with EventStorage() as storage, caplog.at_level(logging.WARNING):
         trainer.run_step()
         assert all(math.isfinite(value) for value, _ in storage.latest().values())
-        assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
         handle.remove()
         trainer.run_step()
     assert "matching costs of image a.png are NaN or infinite" in caplog.text
+    assert "the step is left out" not in caplog.text  # nothing of that query was used
     assert all(value.isfinite().all() for value in model.parameters())
     assert not torch.equal(
         before["sem_seg_head.predictor.class_embed.bias"], model.sem_seg_head.predictor.class_embed.bias
     )
+
+
+def test_a_gradient_that_breaks_leaves_the_step_out(tiny_cfg: CfgNode, caplog: pytest.LogCaptureFixture) -> None:
+    model = build_model(tiny_cfg).train()
+    bias = model.sem_seg_head.predictor.class_embed.bias
+    handle = bias.register_hook(lambda gradient: gradient * math.inf)
+    trainer = StepTrainer(model, [[training_input(64, 64, 3)]] * 2, torch.optim.SGD(model.parameters(), lr=0.001))
+    trainer.iter = 0
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with EventStorage(), caplog.at_level(logging.WARNING):
+        trainer.run_step()
+        assert "so the step is left out. Images: ['a.png']" in caplog.text
+        assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+        handle.remove()
+        trainer.run_step()
+    assert not torch.equal(before["sem_seg_head.predictor.class_embed.bias"], bias)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -4,9 +4,16 @@ import math
 
 import pytest
 import torch
+from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness
 from torch.nn import functional as F
 
-from mask2former.modeling.point_sampling import sample_binary_masks, sample_logits, sample_nearest, uncertain_points
+from mask2former.modeling.point_sampling import (
+    draw_points,
+    sample_binary_masks,
+    sample_logits,
+    sample_nearest,
+    uncertain_points,
+)
 
 
 def test_logits_equal_a_loop_over_points() -> None:
@@ -28,6 +35,7 @@ def test_logits_equal_a_loop_over_points() -> None:
 def test_binary_samples_equal_those_of_float_masks(shared: bool) -> None:
     masks, rows = torch.rand(3, 7, 9) > 0.5, torch.tensor([2, 0, 1, 2])
     points = torch.rand(1 if shared else 4, 30, 2)
+    points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.5]])
     grids = 2 * points.expand(4, -1, -1)[:, None] - 1
     expected = F.grid_sample(masks[rows][:, None].float(), grids, align_corners=False)[:, 0, 0]
     torch.testing.assert_close(sample_binary_masks(masks, rows, points), expected, atol=1e-5, rtol=1e-5)
@@ -57,7 +65,9 @@ def test_most_points_are_where_the_mask_is_undecided() -> None:
     logits = torch.full((2, 16, 16), 9.0)
     logits[0, :, 12:] = -9.0  # undecided near x = 0.75 only
     logits[1, 4:] = -9.0  # undecided near y = 0.25 only
-    points = uncertain_points(logits, 200, oversample_ratio=40.0, importance_sample_ratio=0.75)
+    drawn = draw_points(2, 200, 40.0, 0.75, logits.device)
+    assert [tuple(x.shape) for x in drawn] == [(2, 8000, 2), (2, 50, 2)]
+    points = uncertain_points(logits, *drawn, num_points=200)
     assert points.shape == (2, 200, 2)
     assert points.min() >= 0
     assert points.max() <= 1
@@ -69,6 +79,16 @@ def test_most_points_are_where_the_mask_is_undecided() -> None:
 
 
 def test_without_importance_points_are_uniform() -> None:
-    points = uncertain_points(torch.randn(1, 8, 8), 4000, oversample_ratio=3.0, importance_sample_ratio=0.0)
+    points = uncertain_points(torch.randn(1, 8, 8), *draw_points(1, 4000, 3.0, 0.0, torch.device("cpu")), 4000)
     counts = torch.histc(points[..., 0], bins=8, min=0, max=1)
     assert (counts - 500).abs().max() < 5 * 500**0.5
+
+
+def test_points_are_detectron2s() -> None:
+    logits = torch.randn(3, 9, 7)
+    torch.manual_seed(4)
+    expected = get_uncertain_point_coords_with_randomness(logits[:, None], lambda x: -x.abs(), 50, 3.0, 0.75)
+    torch.manual_seed(4)
+    points = uncertain_points(logits, *draw_points(3, 50, 3.0, 0.75, logits.device), 50)
+    for ours, theirs in zip(points.tolist(), expected.tolist(), strict=True):
+        assert sorted(ours) == sorted(theirs)

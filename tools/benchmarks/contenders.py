@@ -1,14 +1,39 @@
-"""Processes that are timed against one another: each answers a line with a line."""
+"""Processes that are timed against one another, each of which answers a line with a line, and whole models for them."""
 
+import importlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Contender"]
+import torch
+
+__all__ = [
+    "ALLOCATORS",
+    "BACKBONES",
+    "CLASSES",
+    "OURS",
+    "QUERIES",
+    "THEIRS",
+    "Clock",
+    "Contender",
+    "cpu_name",
+    "our_config",
+    "their_model",
+]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+OURS, THEIRS = "ours", "transformers"
+BACKBONES = {
+    "r50": "configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml",
+    "swin_t": "configs/coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml",
+}
+CLASSES, QUERIES = 133, 100  # of these configurations
+# What the C library does with freed memory; see docs/performance.md.
+ALLOCATORS = {"default": {}, "tuned": {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_MAX_": "0"}}
 
 
 class Contender:
@@ -49,3 +74,43 @@ class Contender:
     def stop(self) -> None:
         """Let it end."""
         self._process.communicate()
+
+
+class Clock:
+    """Seconds of the wall, or of this process's "cpu", at the moment at which the device has done its work."""
+
+    def __init__(self, clock: str, device: str) -> None:
+        self._device = device
+        self._read = time.perf_counter if clock == "wall" else time.process_time
+
+    def __call__(self) -> float:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        return self._read()
+
+
+def cpu_name() -> str:
+    """The processor as it calls itself."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def our_config(backbone: str, device: str, options: Sequence[str] = ()) -> Any:
+    """The official configuration of one of the ``BACKBONES``, without weights."""
+    from mask2former.engine import load_config
+
+    given = ["MODEL.DEVICE", device, "MODEL.WEIGHTS", ""]
+    return load_config(str(REPOSITORY / BACKBONES[backbone]), [*given, *options])
+
+
+def their_model(backbone: str) -> Any:
+    """The same architecture in transformers, with random weights; none of its paths are dropped in training."""
+    transformers = importlib.import_module("transformers")
+    stages = [f"stage{i}" for i in range(1, 5)]
+    if backbone == "r50":
+        encoder = transformers.ResNetConfig(out_features=stages)
+    else:
+        encoder = transformers.SwinConfig(out_features=stages, drop_path_rate=0.0)
+    config = transformers.Mask2FormerConfig(backbone_config=encoder, num_labels=CLASSES, num_queries=QUERIES)
+    return transformers.Mask2FormerForUniversalSegmentation(config)

@@ -16,17 +16,27 @@ import importlib
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import REPOSITORY, Contender
+from contenders import (
+    ALLOCATORS,
+    BACKBONES,
+    CLASSES,
+    OURS,
+    QUERIES,
+    THEIRS,
+    Clock,
+    Contender,
+    cpu_name,
+    our_config,
+    their_model,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-OURS, THEIRS = "ours", "transformers"
 # Arguments of optimize_for_inference, or None for the model as it is.
 OPTIONS: dict[str, dict[str, str] | None] = {
     OURS: None,
@@ -37,15 +47,9 @@ OPTIONS: dict[str, dict[str, str] | None] = {
 }
 CONTENDERS = [*OPTIONS, THEIRS, *(f"{THEIRS}, {how}" for how in ("compiled", "bfloat16", "bfloat16, compiled"))]
 DEFAULT = [OURS, "ours, optimised", THEIRS]
-BACKBONES = {
-    "r50": "configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml",
-    "swin_t": "configs/coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml",
-}
 PARTS = ["backbone", "pixel decoder", "Transformer decoder", "post-processing", "whole image"]
 TASKS = ["panoptic", "instance", "semantic"]
-CLASSES, QUERIES, SURE_QUERIES = 133, 100, 25
-# What the C library does with freed memory; see docs/performance.md.
-ALLOCATORS = {"default": {}, "tuned": {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_MAX_": "0"}}
+SURE_QUERIES = 25
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -156,7 +160,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def matmul_rate(arguments: argparse.Namespace, side: int = 2048) -> float:
     """Floating point operations a second, of a product of two float32 matrices."""
-    clock = Clock(arguments)
+    clock = Clock(arguments.clock, arguments.device)
     x = torch.rand(side, side, device=arguments.device)
     times = []
     for _ in range(4):
@@ -166,31 +170,11 @@ def matmul_rate(arguments: argparse.Namespace, side: int = 2048) -> float:
     return 2 * side**3 / min(times)
 
 
-def cpu_name() -> str:
-    """The processor as it calls itself."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-class Clock:
-    """Seconds of the wall or of this process."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._device = arguments.device
-        self._read = time.perf_counter if arguments.clock == "wall" else time.process_time
-
-    def __call__(self) -> float:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-        return self._read()
-
-
 @torch.inference_mode()
 def serve(arguments: argparse.Namespace) -> None:
     """A contender's process: "flops" counts the network's, "image" times the parts of an image."""
     torch.manual_seed(0)
-    clock = Clock(arguments)
+    clock = Clock(arguments.clock, arguments.device)
     marks: dict[str, float] = {}
     make = make_theirs if arguments.serve.startswith(THEIRS) else make_ours
     network, run = make(arguments, lambda name: marks.update({name: clock()}))
@@ -254,11 +238,9 @@ def make_ours(
     """The network, and a function of an image."""
     from detectron2.modeling import build_model
 
-    from mask2former.engine import load_config
     from mask2former.modeling.optimize import optimize_for_inference
 
-    options = ["MODEL.DEVICE", arguments.device, "MODEL.WEIGHTS", ""]
-    model: Any = build_model(load_config(str(REPOSITORY / BACKBONES[arguments.backbone]), options)).eval()
+    model: Any = build_model(our_config(arguments.backbone, arguments.device)).eval()
     model = model.with_outputs(arguments.tasks, object_mask_threshold=0.5)
     how = OPTIONS[arguments.serve]
     model = model if how is None else optimize_for_inference(model, **how)  # type: ignore[arg-type]
@@ -280,19 +262,12 @@ def make_theirs(
     arguments: argparse.Namespace, mark: Callable[[str], None]
 ) -> tuple[Callable[[Tensor], object], Callable[[Tensor], object]]:
     """The network, and a function of an image."""
-    transformers: Any = importlib.import_module("transformers")
-    stages = [f"stage{i}" for i in range(1, 5)]
-    if arguments.backbone == "r50":
-        backbone = transformers.ResNetConfig(out_features=stages)
-    else:
-        backbone = transformers.SwinConfig(out_features=stages)
-    config = transformers.Mask2FormerConfig(backbone_config=backbone, num_labels=CLASSES, num_queries=QUERIES)
-    model = transformers.Mask2FormerForUniversalSegmentation(config).eval().to(arguments.device)
+    model = their_model(arguments.backbone).eval().to(arguments.device)
     if "compiled" not in arguments.serve:
         watch(model.model.pixel_level_module.encoder, model.model.transformer_module, mark)
     else:
         model.forward = torch.compile(model.forward)
-    processor = transformers.Mask2FormerImageProcessor()
+    processor = importlib.import_module("transformers").Mask2FormerImageProcessor()
     height, width = arguments.size
     mean = torch.tensor(processor.image_mean, device=arguments.device).view(3, 1, 1)
     std = torch.tensor(processor.image_std, device=arguments.device).view(3, 1, 1)

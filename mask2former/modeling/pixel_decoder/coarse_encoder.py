@@ -5,10 +5,10 @@ from torch.nn import functional as F
 
 from ..position_encoding import PositionEmbeddingSine
 
-__all__ = ["CoarseEncoder"]
+__all__ = ["CoarseEncoder", "CoarseEncoderLayer"]
 
 
-class _EncoderLayer(nn.Module):
+class CoarseEncoderLayer(nn.Module):
     """Self-attention and a feed-forward network, each with a residual and LayerNorm after it."""
 
     def __init__(self, embed_dim: int, num_heads: int, dim_feedforward: int, dropout: float) -> None:
@@ -49,7 +49,7 @@ class CoarseEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            _EncoderLayer(embed_dim, num_heads, dim_feedforward, dropout) for _ in range(num_layers)
+            CoarseEncoderLayer(embed_dim, num_heads, dim_feedforward, dropout) for _ in range(num_layers)
         )
         self.pe_layer = PositionEmbeddingSine(embed_dim // 2)
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..build import TRANSFORMER_DECODER_REGISTRY, build_cross_attention
 from ..position_encoding import PositionEmbeddingSine
+from ..query_masks import predict_masks
 from .layers import MLP, FFNLayer, SelfAttentionLayer, input_projection
 from .scales import MULTI_SCALE, Scale
 
@@ -156,9 +157,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             mask_features: per-pixel embedding (N, mask_dim, H, W).
 
         Returns:
-            ``pred_logits`` (N, Q, K + 1), the last class being "no object", and ``pred_masks`` (N, Q, H, W) logits. In
-            training with deep supervision also ``aux_outputs``: such dicts from the queries and from each layer but the
-            last.
+            ``pred_logits`` (N, Q, K + 1), the last class being "no object", and ``pred_masks`` (N, Q, H, W) logits, in
+            training :class:`~mask2former.modeling.query_masks.QueryMasks`. In training with deep supervision also
+            ``aux_outputs``: such dicts from the queries and from each layer but the last.
 
         Raises:
             ValueError: if the number of maps is not L.
@@ -225,7 +226,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return normed, self.mask_embed(normed)
 
     def _predict(self, normed: Tensor, mask_embedding: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
-        masks = torch.einsum("nqc,nchw->nqhw", mask_embedding, mask_features)
+        masks = predict_masks(mask_embedding, mask_features, training=self.training)
         if not self.mask_classification:
             return {"pred_masks": masks}
         return {"pred_logits": self.class_embed(normed), "pred_masks": masks}

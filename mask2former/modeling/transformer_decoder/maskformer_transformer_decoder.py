@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..build import TRANSFORMER_DECODER_REGISTRY
 from ..position_encoding import PositionEmbeddingSine
+from ..query_masks import predict_masks
 from ..transformer import TransformerDecoder, TransformerEncoder
 from .layers import MLP, input_projection
 
@@ -119,8 +120,9 @@ class StandardTransformerDecoder(nn.Module):
             mask_features: per-pixel embedding (N, mask_dim, H, W).
 
         Returns:
-            ``pred_logits`` (N, Q, K + 1), the last class being "no object", and ``pred_masks`` (N, Q, H, W) logits. In
-            training with deep supervision also ``aux_outputs``: such dicts from each layer but the last.
+            ``pred_logits`` (N, Q, K + 1), the last class being "no object", and ``pred_masks`` (N, Q, H, W) logits, in
+            training :class:`~mask2former.modeling.query_masks.QueryMasks`. In training with deep supervision also
+            ``aux_outputs``: such dicts from each layer but the last.
         """
         pos = self.pe_layer(x.shape[-2], x.shape[-1], x.device).flatten(2).transpose(1, 2)  # (1, H'W', C)
         memory = self.input_proj(x).flatten(2).transpose(1, 2)  # (N, H'W', C)
@@ -136,7 +138,7 @@ class StandardTransformerDecoder(nn.Module):
 
     def _predict(self, queries: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
         """Normalised queries (N, Q, C) to one prediction."""
-        masks = torch.einsum("nqc,nchw->nqhw", self.mask_embed(queries), mask_features)
+        masks = predict_masks(self.mask_embed(queries), mask_features, training=self.training)
         if not self.mask_classification:
             return {"pred_masks": masks}
         return {"pred_logits": self.class_embed(queries), "pred_masks": masks}

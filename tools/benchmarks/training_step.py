@@ -1,0 +1,210 @@
+"""Times steps of training, and how much memory they take, for this implementation and for that of transformers.
+
+    python tools/benchmarks/training_step.py
+    python tools/benchmarks/training_step.py --contenders ours "ours, bfloat16" --size 1024 1024 --batch 1
+
+Every contender runs in a process of its own. They take turns, one step each, so that whatever else the machine does
+falls on all of them; figures are medians. A step goes from images and bool masks to updated weights, by AdamW. Both
+have the same random targets, leave the backbone's batch norms as they are, and drop no paths. Weights are random.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import (
+    ALLOCATORS,
+    BACKBONES,
+    CLASSES,
+    OURS,
+    THEIRS,
+    Clock,
+    Contender,
+    cpu_name,
+    our_config,
+    their_model,
+)
+from torch import Tensor, nn
+
+CHECKPOINTING = f"{OURS}, checkpointing"
+CONTENDERS = [f"{name}{dtype}" for name in (OURS, CHECKPOINTING, THEIRS) for dtype in ("", ", bfloat16")]
+DEFAULT = [OURS, THEIRS]
+PARTS = ["network", "loss", "backward", "optimizer", "step"]
+
+Step = Callable[[], Tensor]
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--contenders",
+        nargs="*",
+        choices=["all", *CONTENDERS],
+        default=DEFAULT,
+        metavar="NAME",
+        help=f"all, or of {CONTENDERS} (default: %(default)s)",
+    )
+    parser.add_argument("--backbone", choices=list(BACKBONES), default="r50", help="(default: %(default)s)")
+    parser.add_argument("--size", nargs=2, type=int, default=[512, 512], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch", type=int, default=2, help="images a step (default: %(default)s)")
+    parser.add_argument("--instances", type=int, default=20, help="of each image (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="steps of each contender (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of each contender (default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--allocator", choices=list(ALLOCATORS), default="default", help="(default: %(default)s)")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, where other programs run too"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--serve", choices=CONTENDERS, help=argparse.SUPPRESS)  # the process of a contender
+    return parser
+
+
+def main() -> None:
+    """Prints a table."""
+    arguments = get_parser().parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.serve:
+        serve(arguments)
+        return
+    names = CONTENDERS if "all" in arguments.contenders else list(arguments.contenders)
+    results = compare(names, arguments)
+    print_table(results)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def compare(names: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds of all parts and contenders, and their peaks of memory in bytes."""
+    environment = {"OMP_NUM_THREADS": str(arguments.threads), **ALLOCATORS[arguments.allocator]}
+    contenders = {name: Contender(__file__, [*sys.argv[1:], "--serve", name], environment) for name in names}
+    for contender in contenders.values():
+        contender.ask("step")  # warms it up
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(arguments.rounds):
+        for name, contender in contenders.items():
+            seconds[name].append(json.loads(contender.ask("step")))
+    memory = {name: int(contender.ask("memory")) for name, contender in contenders.items()}
+    for contender in contenders.values():
+        contender.stop()
+    return {
+        "settings": {key: value for key, value in vars(arguments).items() if key not in ("json", "serve")},
+        "torch": torch.__version__,
+        "processor": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
+        "bytes": memory,
+        "seconds": {
+            name: {part: statistics.median(x[part] for x in rounds) for part in PARTS}
+            for name, rounds in seconds.items()
+        },
+    }
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """One line a contender."""
+    seconds = results["seconds"]
+    print(f"{results['processor']}, torch {results['torch']}, {results['settings']}\n")
+    print(f"{'seconds':28}" + "".join(f"{part:>11}" for part in PARTS) + "   peak GiB   times as fast as")
+    for name, parts in seconds.items():
+        cells = "".join(f"{parts[part]:11.3f}" for part in PARTS)
+        others = [f"{x}: {y['step'] / parts['step']:.2f}" for x, y in seconds.items() if x != name]
+        print(f"{name:28}{cells}{results['bytes'][name] / 2**30:11.2f}   {'; '.join(others)}")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """A contender's process: "step" times the parts of one step, "memory" tells the peak so far."""
+    torch.manual_seed(0)
+    clock = Clock(arguments.clock, arguments.device)
+    marks: dict[str, float] = {}
+    make = make_theirs if arguments.serve.startswith(THEIRS) else make_ours
+    model, run = make(arguments)
+    model.criterion.register_forward_pre_hook(lambda *_: marks.update({"network": clock()}))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+    for request in map(str.strip, sys.stdin):
+        if request == "memory":
+            print(peak_memory(arguments.device), flush=True)
+            continue
+        begin = clock()
+        optimizer.zero_grad()
+        with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled="bfloat16" in arguments.serve):
+            loss = run()
+        marks["loss"] = clock()
+        loss.backward()
+        marks["backward"] = clock()
+        optimizer.step()
+        marks["optimizer"] = clock()
+        times = [begin, *(marks[part] for part in PARTS[:-1])]
+        seconds = {part: end - start for part, start, end in zip(PARTS, times, times[1:], strict=False)}
+        print(json.dumps({**seconds, "step": times[-1] - begin}), flush=True)
+
+
+def peak_memory(device: str) -> int:
+    """Bytes, of the tensors on a GPU, or of the whole process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def make_targets(arguments: argparse.Namespace) -> list[tuple[Tensor, Tensor]]:
+    """Classes (T,) and discs (T, H, W) bool of each image."""
+    height, width = arguments.size
+    rows, columns = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
+    targets = []
+    for _ in range(arguments.batch):
+        x, y, radius = torch.rand(3, arguments.instances, 1, 1)
+        masks = ((rows - y) ** 2 + (columns - x) ** 2).sqrt() < 0.05 + 0.2 * radius
+        labels = torch.randint(0, CLASSES, (arguments.instances,))
+        targets.append((labels.to(arguments.device), masks.to(arguments.device)))
+    return targets
+
+
+def make_ours(arguments: argparse.Namespace) -> tuple[Any, Step]:
+    """The model, and a function that runs it to its loss."""
+    from detectron2.modeling import build_model
+    from detectron2.structures import Instances
+
+    options = ["MODEL.SWIN.DROP_PATH_RATE", "0.0"]
+    if CHECKPOINTING in arguments.serve:
+        options += [
+            "MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING",
+            "['backbone', 'pixel_decoder', 'transformer_decoder']",
+        ]
+    model: Any = build_model(our_config(arguments.backbone, arguments.device, options)).train()
+    image = torch.randint(0, 256, (3, *arguments.size)).float().to(arguments.device)
+    samples = [
+        {"image": image, "instances": Instances(tuple(arguments.size), gt_classes=labels, gt_masks=masks)}
+        for labels, masks in make_targets(arguments)
+    ]
+
+    def run() -> Tensor:
+        return torch.stack(list(model(samples).values())).sum()
+
+    return model, run
+
+
+def make_theirs(arguments: argparse.Namespace) -> tuple[Any, Step]:
+    """The model, and a function that runs it to its loss."""
+    model = their_model(arguments.backbone).to(arguments.device).train()
+    # As Detectron2 trains: batch norms keep their statistics and parameters.
+    for module in model.model.pixel_level_module.encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+    images = torch.randn(arguments.batch, 3, *arguments.size, device=arguments.device)
+    targets = make_targets(arguments)
+    inputs = {
+        "pixel_values": images,
+        "class_labels": [labels for labels, _ in targets],
+        "mask_labels": [masks.float() for _, masks in targets],  # the type that they take
+    }
+    return model, lambda: model(**inputs).loss
+
+
+if __name__ == "__main__":
+    main()
