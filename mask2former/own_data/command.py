@@ -7,6 +7,7 @@ from pathlib import Path
 from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 
+from mask2former.data.datasets.entry import FORMATS
 from mask2former.data.datasets.formats.faults import list_faults
 from mask2former.engine.run import run
 from mask2former.own_data.base import find_base
@@ -25,7 +26,17 @@ __all__ = [
 ]
 
 _VAL_FRACTION = 0.1
-_DATA_OPTIONS = ("images", "segments", "classes", "things", "val_data", "val_images", "val_segments", "skip_bad")
+_DATA_OPTIONS = (
+    "format",
+    "images",
+    "segments",
+    "classes",
+    "things",
+    "val_data",
+    "val_images",
+    "val_segments",
+    "skip_bad",
+)
 _TRAINING_OPTIONS = ("weights", "output", "patience")
 
 
@@ -40,6 +51,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
         help="annotations: a COCO JSON (instances or panoptic), YOLO's data.yaml, a folder of Labelme's files, of "
         "YOLO's labels or of PNGs, or a zip of one of these",
     )
+    data.add_argument("--format", choices=FORMATS, help="of the annotations; default: found out")
     data.add_argument("--images", type=Path, metavar="DIR", help="pictures; default: where they usually are")
     data.add_argument("--segments", type=Path, metavar="DIR", help="PNGs of a COCO panoptic JSON, if not beside it")
     data.add_argument("--classes", type=Path, metavar="FILE", help="names, one a line, or a table of names and colours")
@@ -138,10 +150,10 @@ def _check(args: argparse.Namespace, output: Path) -> None:
 
 
 def _read(args: argparse.Namespace, *, skip_bad: bool) -> OwnData:
-    given = Given(args.data, args.images, args.segments, args.classes, args.things)
+    given = Given(args.data, args.images, args.segments, args.classes, args.things, args.format)
     val = None
     if args.val_data is not None:
-        val = Given(args.val_data, args.val_images, args.val_segments, args.classes, args.things)
+        val = Given(args.val_data, args.val_images, args.val_segments, args.classes, args.things, args.format)
     return read_own_data(given, val, args.val_fraction, skip_bad=skip_bad)
 
 
