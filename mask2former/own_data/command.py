@@ -10,6 +10,7 @@ from tabulate import tabulate
 from mask2former.data.datasets.entry import FORMATS
 from mask2former.data.datasets.formats.faults import list_faults
 from mask2former.engine.run import run
+from mask2former.engine.wandb_logger import import_wandb
 from mask2former.own_data.base import find_base
 from mask2former.own_data.data import OwnData, read_own_data
 from mask2former.own_data.prepare import CONFIG_FILE, prepare_output
@@ -37,7 +38,7 @@ _DATA_OPTIONS = (
     "val_segments",
     "skip_bad",
 )
-_TRAINING_OPTIONS = ("weights", "output", "patience")
+_TRAINING_OPTIONS = ("weights", "output", "patience", "wandb")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -79,6 +80,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--patience", type=int, default=0, metavar="N", help="stop after N evaluations without gain (default: never)"
     )
+    training.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well")
 
 
 def check_needs_data(args: argparse.Namespace) -> None:
@@ -109,7 +111,8 @@ def prepare_training(args: argparse.Namespace) -> int:
     base = find_base(args.weights, args.config_file)
     data = _read(args, skip_bad=args.skip_bad)
     _print_data(data)
-    choices = prepare_output(output, data, base, args.opts, processes=args.num_gpus, patience=args.patience)
+    opts = [*(["LOGGING.WANDB.PROJECT", args.wandb] if args.wandb else []), *args.opts]
+    choices = prepare_output(output, data, base, opts, processes=args.num_gpus, patience=args.patience)
     rows = [(choice.key, choice.value, choice.reason) for choice in choices if choice.key != "DATASETS.CUSTOM"]
     print(f"Settings, in {output / CONFIG_FILE}:\n\n{tabulate(rows, tablefmt='plain', disable_numparse=True)}\n")
     return 0
@@ -145,8 +148,17 @@ def _check(args: argparse.Namespace, output: Path) -> None:
         )
     if "OUTPUT_DIR" in args.opts[::2]:
         raise ValueError("OUTPUT_DIR is --output here.")
+    if args.wandb:
+        _check_wandb()
     if args.patience < 0:
         raise ValueError(f"--patience is {args.patience}, expected 0 or more evaluations.")
+
+
+def _check_wandb() -> None:
+    try:
+        import_wandb()
+    except ModuleNotFoundError as error:
+        raise ValueError("--wandb needs the package wandb: pip install 'mask2former[wandb]'") from error
 
 
 def _read(args: argparse.Namespace, *, skip_bad: bool) -> OwnData:

@@ -127,5 +127,9 @@ def _write_list(path: Path, folder: Path, images: Sequence[Path]) -> str:
     """The file for ``LIST``, in the cache."""
     lines = [image.relative_to(folder).as_posix() for image in dict.fromkeys(images)]
     target = cache_folder(path.stem, ["list of images", str(folder), lines], [path])
-    build_once(target, lambda unfinished: (unfinished / "list.txt").write_text("".join(f"{x}\n" for x in lines)))
+
+    def write(unfinished: Path) -> None:
+        (unfinished / "list.txt").write_text("".join(f"{line}\n" for line in lines))
+
+    build_once(target, write)
     return str(target / "list.txt")
