@@ -280,3 +280,7 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.TEST.EARLY_STOPPING = CN({"PATIENCE": 0})
     # Detectron2's VIS_PERIOD says how often sample predictions go to TensorBoard; this many images each time.
     cfg.TEST.VIS_IMAGES = 4
+
+    # Log the training to this project of Weights & Biases too (needs the extra "wandb"); "" does not.
+    cfg.LOGGING = CN()
+    cfg.LOGGING.WANDB = CN({"PROJECT": ""})

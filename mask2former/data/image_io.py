@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSED = {5, 6, 7, 8}  # orientations that swap width and height
 
 
-def read_image(path: str | Path, image_format: str = "RGB") -> np.ndarray:
+def read_image(path: str | Path, image_format: str = "RGB", *, content: bytes | None = None) -> np.ndarray:
     """Read an image as the model sees it: upright (EXIF), 8 bits, no alpha.
 
     Gray images become colour images of three equal channels. Images of 16 bits, 32 bits and floats have no fixed range
@@ -23,6 +24,7 @@ def read_image(path: str | Path, image_format: str = "RGB") -> np.ndarray:
     Args:
         path: Any file that Pillow opens.
         image_format: Order of the channels: "RGB", "BGR", or "L" for one channel of gray.
+        content: Of the file, where it was read already; ``path`` is for messages then.
 
     Returns:
         (H, W, 3) uint8, or (H, W, 1) for "L".
@@ -33,7 +35,7 @@ def read_image(path: str | Path, image_format: str = "RGB") -> np.ndarray:
     """
     if image_format not in ("RGB", "BGR", "L"):
         raise ValueError(f'INPUT.FORMAT is "{image_format}", expected "RGB", "BGR" or "L".')
-    image = _as_8_bits(_load(path))
+    image = _as_8_bits(_load(path, content))
     if image_format == "L":
         return np.array(image.convert("L"))[:, :, np.newaxis]
     pixels = np.array(image.convert("RGB"))
@@ -96,10 +98,13 @@ def verify_image(path: str | Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """Open a file, and turn what goes wrong while it is open into errors that name it."""
     try:
-        with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+        with (
+            PathManager.open(str(path), "rb") if content is None else BytesIO(content) as file,
+            Image.open(file) as image,
+        ):
             yield image
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file. Check the folders of the data set.") from error
@@ -110,8 +115,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def _load(path: str | Path) -> Image.Image:
-    with _opened(path) as image:
+def _load(path: str | Path, content: bytes | None = None) -> Image.Image:
+    with _opened(path, content) as image:
         return ImageOps.exif_transpose(image)
 
 

@@ -31,6 +31,7 @@ from mask2former.engine.random_state import derive_seed, seed_all
 from mask2former.engine.sharding import unsharded
 from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.train_loop import StepTrainer, amp_dtype
+from mask2former.engine.wandb_logger import WandbLogger
 from mask2former.evaluation import build_evaluator
 
 __all__ = ["Trainer"]
@@ -103,6 +104,8 @@ class Trainer(DefaultTrainer):
             built.append(BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, best.METRIC, best.MODE))
         if self.cfg.VIS_PERIOD > 0 and self.cfg.DATASETS.TEST:
             built.append(PredictionImages(self.cfg, self.model))
+        if comm.is_main_process() and self.cfg.LOGGING.WANDB.PROJECT:
+            built.append(WandbLogger(self.cfg))
         built += [*writer, ProgressBar()] if comm.is_main_process() else []
         if self.cfg.TEST.EARLY_STOPPING.PATIENCE > 0:  # last: what it interrupts the others have done
             patience = self.cfg.TEST.EARLY_STOPPING.PATIENCE

@@ -12,7 +12,7 @@ from mask2former.visualization import Task
 __all__ = ["to_coco", "to_supervision"]
 
 
-def to_coco(predictions: Mapping[str, Any], task: Task, metadata: Any, image_id: int) -> list[dict[str, Any]]:
+def to_coco(predictions: Mapping[str, Any], task: Task, metadata: Any, image_id: int | str) -> list[dict[str, Any]]:
     """See :meth:`mask2former.inference.Result.to_coco`."""
     annotations = []
     for segment in describe_segments(predictions, task, metadata):

@@ -160,7 +160,7 @@ class Result:
         names = [class_name(self.metadata, class_id, isthing=False) for class_id in range(len(scores))]
         return SemanticResult(scores.argmax(0).numpy().astype(np.int32), scores.numpy(), names)
 
-    def to_coco(self, image_id: int = 0, *, task: Task | None = None) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str = 0, *, task: Task | None = None) -> list[dict[str, Any]]:
         """The segments as COCO's annotations, which JSON can hold and ``pycocotools``' ``COCO.loadRes`` reads.
 
         Args:

@@ -25,7 +25,7 @@ from mask2former.inference.weights import load_whole_model
 from mask2former.modeling.optimize import prepare_for_inference
 from mask2former.visualization import Task
 
-__all__ = ["Segmenter"]
+__all__ = ["Segmenter", "check_options"]
 
 TASK_KEYS: dict[Task, str] = {"panoptic": "PANOPTIC_ON", "instance": "INSTANCE_ON", "semantic": "SEMANTIC_ON"}
 INSTANCE_THRESHOLD = 0.5
@@ -154,28 +154,8 @@ class Segmenter:
         size: int | None = None,
         batch_size: int = 1,
     ) -> tuple[Task, ...]:
-        """The tasks that :meth:`predict` would do with these options.
-
-        Raises:
-            ValueError: it would refuse them.
-        """
-        tasks = self.default_tasks if task is None else (task,) if isinstance(task, str) else tuple(task)
-        unknown = [name for name in tasks if name not in TASK_KEYS]
-        if unknown or not tasks:
-            given = f"task is {unknown[0]!r}" if unknown else "the configuration turns no task on"
-            raise ValueError(f"{given}; give --task or task=: panoptic, instance or semantic.")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}, expected 0 to 1.")
-        if size is not None and size < 0:
-            raise ValueError(f"size is {size}, expected pixels of the shorter edge, or 0 for pictures as they are.")
-        if size is not None and self.cfg.TEST.AUG.ENABLED and not self.cfg.TEST.AUG.SCALES:
-            raise ValueError(
-                f"size is {size}, but test-time augmentation takes its sizes from TEST.AUG.MIN_SIZES; leave size out, "
-                "or set TEST.AUG.SCALES, which are factors of it."
-            )
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
-        return tasks
+        """See :func:`check_options`."""
+        return check_options(self.cfg, task=task, threshold=threshold, size=size, batch_size=batch_size)
 
     def _stream(
         self,
@@ -239,6 +219,38 @@ class Segmenter:
             )
             for (picture, _), prediction in zip(batch, predictions, strict=True)
         ]
+
+
+def check_options(
+    cfg: CfgNode,
+    *,
+    task: Task | Sequence[Task] | None = None,
+    threshold: float | None = None,
+    size: int | None = None,
+    batch_size: int = 1,
+) -> tuple[Task, ...]:
+    """The tasks that :meth:`Segmenter.predict` would do with these options.
+
+    Raises:
+        ValueError: it would refuse them.
+    """
+    tasks = _tasks_on(cfg)[:1] if task is None else (task,) if isinstance(task, str) else tuple(task)
+    unknown = [name for name in tasks if name not in TASK_KEYS]
+    if unknown or not tasks:
+        given = f"task is {unknown[0]!r}" if unknown else "the configuration turns no task on"
+        raise ValueError(f"{given}; give --task or task=: panoptic, instance or semantic.")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, expected 0 to 1.")
+    if size is not None and size < 0:
+        raise ValueError(f"size is {size}, expected pixels of the shorter edge, or 0 for pictures as they are.")
+    if size is not None and cfg.TEST.AUG.ENABLED and not cfg.TEST.AUG.SCALES:
+        raise ValueError(
+            f"size is {size}, but test-time augmentation takes its sizes from TEST.AUG.MIN_SIZES; leave size out, "
+            "or set TEST.AUG.SCALES, which are factors of it."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
+    return tasks
 
 
 def _batching_by_size(cfg: CfgNode) -> CfgNode:

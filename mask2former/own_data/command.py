@@ -7,8 +7,10 @@ from pathlib import Path
 from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 
+from mask2former.data.datasets.entry import FORMATS
 from mask2former.data.datasets.formats.faults import list_faults
 from mask2former.engine.run import run
+from mask2former.engine.wandb_logger import import_wandb
 from mask2former.own_data.base import find_base
 from mask2former.own_data.data import OwnData, read_own_data
 from mask2former.own_data.prepare import CONFIG_FILE, prepare_output
@@ -25,8 +27,18 @@ __all__ = [
 ]
 
 _VAL_FRACTION = 0.1
-_DATA_OPTIONS = ("images", "segments", "classes", "things", "val_data", "val_images", "val_segments", "skip_bad")
-_TRAINING_OPTIONS = ("weights", "output", "patience")
+_DATA_OPTIONS = (
+    "format",
+    "images",
+    "segments",
+    "classes",
+    "things",
+    "val_data",
+    "val_images",
+    "val_segments",
+    "skip_bad",
+)
+_TRAINING_OPTIONS = ("weights", "output", "patience", "wandb")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -40,6 +52,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
         help="annotations: a COCO JSON (instances or panoptic), YOLO's data.yaml, a folder of Labelme's files, of "
         "YOLO's labels or of PNGs, or a zip of one of these",
     )
+    data.add_argument("--format", choices=FORMATS, help="of the annotations; default: found out")
     data.add_argument("--images", type=Path, metavar="DIR", help="pictures; default: where they usually are")
     data.add_argument("--segments", type=Path, metavar="DIR", help="PNGs of a COCO panoptic JSON, if not beside it")
     data.add_argument("--classes", type=Path, metavar="FILE", help="names, one a line, or a table of names and colours")
@@ -67,6 +80,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--patience", type=int, default=0, metavar="N", help="stop after N evaluations without gain (default: never)"
     )
+    training.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well")
 
 
 def check_needs_data(args: argparse.Namespace) -> None:
@@ -97,7 +111,8 @@ def prepare_training(args: argparse.Namespace) -> int:
     base = find_base(args.weights, args.config_file)
     data = _read(args, skip_bad=args.skip_bad)
     _print_data(data)
-    choices = prepare_output(output, data, base, args.opts, processes=args.num_gpus, patience=args.patience)
+    opts = [*(["LOGGING.WANDB.PROJECT", args.wandb] if args.wandb else []), *args.opts]
+    choices = prepare_output(output, data, base, opts, processes=args.num_gpus, patience=args.patience)
     rows = [(choice.key, choice.value, choice.reason) for choice in choices if choice.key != "DATASETS.CUSTOM"]
     print(f"Settings, in {output / CONFIG_FILE}:\n\n{tabulate(rows, tablefmt='plain', disable_numparse=True)}\n")
     return 0
@@ -133,15 +148,24 @@ def _check(args: argparse.Namespace, output: Path) -> None:
         )
     if "OUTPUT_DIR" in args.opts[::2]:
         raise ValueError("OUTPUT_DIR is --output here.")
+    if args.wandb:
+        _check_wandb()
     if args.patience < 0:
         raise ValueError(f"--patience is {args.patience}, expected 0 or more evaluations.")
 
 
+def _check_wandb() -> None:
+    try:
+        import_wandb()
+    except ModuleNotFoundError as error:
+        raise ValueError("--wandb needs the package wandb: pip install 'mask2former[wandb]'") from error
+
+
 def _read(args: argparse.Namespace, *, skip_bad: bool) -> OwnData:
-    given = Given(args.data, args.images, args.segments, args.classes, args.things)
+    given = Given(args.data, args.images, args.segments, args.classes, args.things, args.format)
     val = None
     if args.val_data is not None:
-        val = Given(args.val_data, args.val_images, args.val_segments, args.classes, args.things)
+        val = Given(args.val_data, args.val_images, args.val_segments, args.classes, args.things, args.format)
     return read_own_data(given, val, args.val_fraction, skip_bad=skip_bad)
 
 

@@ -1,10 +1,11 @@
 """Finding out what ``--data`` is, and writing it as an entry of ``DATASETS.CUSTOM``."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mask2former.data.datasets.entry import FORMATS
 from mask2former.data.datasets.files import MASK_SUFFIXES, find_files, read_lines
 from mask2former.data.datasets.formats.json_files import read_json
 from mask2former.data.datasets.formats.labelme import labelme_names
@@ -19,6 +20,7 @@ Entry = dict[str, Any]
 _IMAGE_FOLDERS = ("images", "JPEGImages")
 _INSTANCE_FOLDERS = ("instances", "SegmentationObject")
 _CLASS_FOLDERS = ("classes", "SegmentationClass")
+_YOLO_FILES = ("data.yaml", "data.yml")
 _CLASS_FILES = ("classes.txt", "labelmap.txt", "colors.txt", "class_dict.csv")
 
 
@@ -33,6 +35,7 @@ class Given:
         classes: Text file of class names, or table of classes and colours; None looks in the folder.
         things: Names of the classes that have instances, where PNGs of both instances and classes are given; () takes
             all but the background.
+        format: One of ``FORMATS`` that the data are read as; None finds it out.
     """
 
     data: Path
@@ -40,6 +43,7 @@ class Given:
     segments: Path | None = None
     classes: Path | None = None
     things: tuple[str, ...] = ()
+    format: str | None = None
 
 
 def find_entries(given: Given) -> tuple[Entry, Entry | None]:
@@ -47,16 +51,20 @@ def find_entries(given: Given) -> tuple[Entry, Entry | None]:
 
     Raises:
         FileNotFoundError: Something is not there.
-        ValueError: It is of no known format, or a file is wrong.
+        ValueError: It is of no known format, or not of the one that is given, or a file is wrong.
     """
+    if given.format not in (None, *FORMATS):
+        raise ValueError(f"--format is {given.format}, expected one of {', '.join(FORMATS)}.")
     data = given.data.expanduser().absolute()
     if not data.exists():
         raise FileNotFoundError(f"{given.data}: no such file or folder.")
     if data.suffix.lower() == ".zip":
         folder = unpack(data)
         images = folder / given.images if given.images and not given.images.is_dir() else given.images
-        unpacked = Given(folder, images, given.segments, given.classes, given.things)
-        return _of_folder(unpacked, folder, root=folder)
+        unpacked = replace(given, data=folder, images=images)
+        return (_of_format if given.format else _of_folder)(unpacked, folder, root=folder)
+    if given.format:
+        return _of_format(given, data)
     if data.is_dir():
         return _of_folder(given, data)
     if data.suffix.lower() == ".json":
@@ -65,12 +73,42 @@ def find_entries(given: Given) -> tuple[Entry, Entry | None]:
         return read_yolo_yaml(data)
     raise ValueError(
         f"{given.data}: is of no known format, expected a COCO JSON, YOLO's data.yaml, a folder (of Labelme's JSON "
-        "files, of YOLO's labels, of PNGs) or a zip of one of these."
+        "files, of YOLO's labels, of PNGs) or a zip of one of these; or say what it is: --format "
+        f"{', '.join(FORMATS)}."
     )
 
 
+def _of_format(given: Given, data: Path, root: Path | None = None) -> tuple[Entry, Entry | None]:
+    """The entries of data whose format is said."""
+    if given.format == "yolo_seg":
+        yamls = [data / name for name in _YOLO_FILES] if data.is_dir() else [data]
+        file = next((path for path in yamls if path.is_file()), None)
+        return (_of_yolo_labels(given, data), None) if file is None else read_yolo_yaml(file, root)
+    if given.format in ("coco_instance", "coco_panoptic"):
+        entry = _of_coco(given, _the_coco_file(data) if data.is_dir() else data)
+    elif not data.is_dir():
+        raise ValueError(f"{given.data}: is a file, but --format {given.format} is a folder.")
+    elif given.format == "labelme":
+        entry = _of_labelme(given, data)
+    else:
+        instances, classes = _existing(data, _INSTANCE_FOLDERS), _existing(data, _CLASS_FOLDERS)
+        if instances is None and classes is None:
+            alone = given.format == "id_png" and _class_file(given, data) is None
+            instances, classes = (data, None) if alone else (None, data)
+        entry = _of_pngs(given, data, instances, classes)
+    return entry, None
+
+
+def _the_coco_file(folder: Path) -> Path:
+    found = find_files(folder, (".json",))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found[:5])
+        raise ValueError(f"{folder}: has {len(found)} JSON files ({names}), expected one; give it as --data.")
+    return found[0]
+
+
 def _of_folder(given: Given, folder: Path, root: Path | None = None) -> tuple[Entry, Entry | None]:
-    for name in ("data.yaml", "data.yml"):
+    for name in _YOLO_FILES:
         if (folder / name).is_file():
             return read_yolo_yaml(folder / name, root)
     if _existing(folder, _INSTANCE_FOLDERS) or _existing(folder, _CLASS_FOLDERS):
@@ -93,7 +131,8 @@ def _of_folder(given: Given, folder: Path, root: Path | None = None) -> tuple[En
     raise ValueError(
         f"{folder}: has no annotations, expected data.yaml, JSON files, text files of polygons, PNGs, or folders "
         "called "
-        f"{' or '.join((*_INSTANCE_FOLDERS, *_CLASS_FOLDERS))}."
+        f"{' or '.join((*_INSTANCE_FOLDERS, *_CLASS_FOLDERS))}. If it has, say what they are: --format "
+        f"{', '.join(FORMATS)}."
     )
 
 
@@ -103,6 +142,7 @@ def _of_coco(given: Given, path: Path) -> Entry:
         hint = "; of Labelme's files give the folder" * (isinstance(content, dict) and "shapes" in content)
         raise ValueError(f'{path}: has no list "annotations", expected a COCO annotation file{hint}.')
     panoptic = any(isinstance(entry, dict) and "segments_info" in entry for entry in content["annotations"])
+    panoptic = panoptic if given.format is None else given.format == "coco_panoptic"
     near = _near(path)
     first = _first_name(content.get("images"))
     images = given.images or _find(near, lambda folder: first is not None and (folder / first).is_file())
@@ -166,7 +206,7 @@ def _of_pngs(given: Given, folder: Path, instances: Path | None, classes: Path |
             "..., or with colours (128 64 128 road)."
         )
     entry["CLASSES"] = _text(classes)
-    if looks_like_palette(class_file):
+    if looks_like_palette(class_file) if given.format is None else given.format == "color_png":
         entry |= {"FORMAT": "color_png", "PALETTE": _text(class_file)}
         names: Iterable[str] = read_palette(class_file).names
     else:

@@ -1,11 +1,15 @@
 """YOLO's ``data.yaml``: where images are, and what classes are called."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mask2former.data.datasets.formats.faults import DataError, Fault
+from mask2former.data.datasets.cache import build_once, cache_folder
+from mask2former.data.datasets.files import IMAGE_SUFFIXES, find_files
+from mask2former.data.datasets.formats.faults import DataError, Fault, Faults
 from mask2former.data.datasets.formats.json_files import read_text, shown
 
 __all__ = ["labels_beside", "read_yolo_yaml"]
@@ -29,7 +33,10 @@ def read_yolo_yaml(path: Path, root: Path | None = None) -> tuple[Entry, Entry |
         if not isinstance(content, dict) or "names" not in content or "train" not in content:
             raise ValueError('has no "names" and "train", expected YOLO\'s description of a data set.')
         names = _names(content["names"])
-        entries = {split: _entry(path, content, split, names, root) for split in ("train", "val") if content.get(split)}
+        splits = [split for split in ("train", "val") if split == "train" or content.get(split)]
+        entries = {split: _entry(path, content, split, names, root) for split in splits}
+    except DataError:
+        raise
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError([Fault(str(path), str(error).removeprefix(f"{path}: "))]) from error
     return entries["train"], entries.get("val")
@@ -54,16 +61,75 @@ def _names(names: Any) -> list[str]:
 
 def _entry(path: Path, content: dict[Any, Any], split: str, names: list[str], root: Path | None) -> Entry:
     given = content[split]
-    if not isinstance(given, str):
-        raise ValueError(f'has "{split}" {shown(given)}, expected one folder of images.')
+    parts = given if isinstance(given, list) else [given]
+    if not parts or not all(isinstance(part, str) and part and "\0" not in part for part in parts):
+        raise ValueError(
+            f'has "{split}" {shown(given)}, expected a folder of images, a .txt of their names, or a list of these.'
+        )
+    found = [_find(path, content, split, part, root) for part in parts]
+    common = {"FORMAT": "yolo_seg", "CLASS_NAMES": names}
+    if len(found) == 1 and found[0].is_dir():
+        return {**common, "IMAGES": str(found[0]), "LABELS": str(labels_beside(found[0]))}
+    images = [image for part in found for image in _images_of(part, root)]
+    if not images:
+        raise ValueError(f'has "{split}" {shown(given)}, where there are no images.')
+    folder = Path(os.path.commonpath([image.parent for image in images]))
+    if folder == Path(folder.anchor):
+        raise ValueError(f'has "{split}" {shown(given)}, whose images have no folder in common; put them into one.')
+    # Where each image has a folder "images" of its own, its labels are found from there, else from that of all.
+    nested = any("images" in image.parent.relative_to(folder).parts for image in images)
+    labels = folder if nested else labels_beside(folder)
+    return {**common, "IMAGES": str(folder), "LABELS": str(labels), "LIST": _write_list(path, folder, images)}
+
+
+def _find(path: Path, content: dict[Any, Any], split: str, given: str, root: Path | None) -> Path:
+    """A folder of images, or a file that lists them."""
     start = path.parent / str(content.get("path") or "")
     # Exports are known to write ../train/images for what lies beside the YAML.
     candidates = [start / given, path.parent / given, path.parent / given.removeprefix("../")]
-    images = next((candidate for candidate in candidates if candidate.is_dir()), None)
-    if images is None:
-        raise FileNotFoundError(f'{path}: has "{split}" {given}, but {candidates[0]} is no folder.')
-    images = images.resolve()
-    if root is not None and not images.is_relative_to(root.resolve()):
-        raise ValueError(f'has "{split}" {given}, which is refused: it leads out of {root}.')
-    labels = labels_beside(images)
-    return {"FORMAT": "yolo_seg", "IMAGES": str(images), "LABELS": str(labels), "CLASS_NAMES": names}
+    is_list = given.lower().endswith(".txt")
+    found = next((c for c in candidates if (c.is_file() if is_list else c.is_dir())), None)
+    if found is None:
+        raise FileNotFoundError(
+            f'{path}: has "{split}" {given}, but {candidates[0]} is no {"file" if is_list else "folder"}.'
+        )
+    return _inside(found, root, f'has "{split}" {given}')
+
+
+def _images_of(part: Path, root: Path | None) -> list[Path]:
+    """The images of a folder, or of a file that has one a line, relative to where it is."""
+    if part.is_dir():
+        return find_files(part, IMAGE_SUFFIXES)
+    images = []
+    faults = Faults()
+    for number, line in enumerate(read_text(part).splitlines(), 1):
+        with faults.catch(part, f"line {number}"):
+            if "\0" in line:
+                raise ValueError(f"is {shown(line)}, expected the path of an image.")
+            image = part.parent / line.strip()
+            if line.strip() and (not image.is_file() or image.suffix.lower() not in IMAGE_SUFFIXES):
+                raise ValueError(f"names {image}, which is no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+            if line.strip():
+                images.append(_inside(image, root, f"names {shown(line)}"))
+    faults.raise_any()
+    return images
+
+
+def _inside(found: Path, root: Path | None, what: str) -> Path:
+    """The path without links and "..", if it does not lead out of ``root``."""
+    found = found.resolve()
+    if root is not None and not found.is_relative_to(root.resolve()):
+        raise ValueError(f"{what}, which is refused: it leads out of {root}.")
+    return found
+
+
+def _write_list(path: Path, folder: Path, images: Sequence[Path]) -> str:
+    """The file for ``LIST``, in the cache."""
+    lines = [image.relative_to(folder).as_posix() for image in dict.fromkeys(images)]
+    target = cache_folder(path.stem, ["list of images", str(folder), lines], [path])
+
+    def write(unfinished: Path) -> None:
+        (unfinished / "list.txt").write_text("".join(f"{line}\n" for line in lines))
+
+    build_once(target, write)
+    return str(target / "list.txt")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mask2former.inference import Segmenter
 from mask2former.inference.loading import model_config
 from tests.brick_data import FORMATS, NAMES, make_pictures, write_data
 from tests.engine.test_train_net import parse
+from tests.engine.test_wandb_logger import FakeWandb
 
 Run = Callable[..., int]
 
@@ -95,6 +97,19 @@ def test_resume_and_early_stop(train: Run, tmp_path: Path, capsys: pytest.Captur
     assert train(*words, "--resume", steps=6) == 0
     assert torch.load(tmp_path / "out/model_final.pth", weights_only=True)["iteration"] == 5
     assert "data and settings are those of then" in capsys.readouterr().out
+
+
+def test_wandb(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write_data(tmp_path / "own", "coco_instance", make_pictures(6))
+    words = ["--data", tmp_path / "own/coco.json", "--wandb", "bricks"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert train(*words) == 1
+    assert "--wandb needs the package wandb: pip install 'mask2former[wandb]'" in capsys.readouterr().err
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    assert train(*words) == 0
+    assert fake.runs[0].options["project"] == "bricks"
+    assert load_config(str(tmp_path / "out/own_data.yaml")).LOGGING.WANDB.PROJECT == "bricks"
 
 
 def test_faults_before_a_step_is_spent(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,7 +127,10 @@ def test_yolo_yaml(tmp_path: Path) -> None:
     [
         ({"names": None}, 'has "names" None, expected a list of class names'),
         ({"names": {1: "a"}}, 'has "names" .*, expected a list of class names'),
-        ({"train": ["a", "b"]}, 'has "train" .*, expected one folder of images'),
+        ({"train": ["a", "b"]}, r"but .*own/a is no folder"),
+        ({"train": ["a", 3]}, 'has "train" .*, expected a folder of images, a .txt of their names, or a list'),
+        ({"train": []}, r'has "train" \[\], expected a folder of images'),
+        ({"train": "nowhere.txt"}, r"but .*nowhere.txt is no file"),
         ({"train": "nowhere/images"}, r"but .*nowhere/images is no folder"),
     ],
 )
@@ -144,6 +147,82 @@ def test_a_zip_cannot_name_folders_outside(tmp_path: Path) -> None:
         archive.writestr("b.txt", "")
     with pytest.raises(ValueError, match=r"which is refused: it leads out of"):
         find_entries(Given(tmp_path / "a.zip"))
+
+
+def test_yolo_with_several_folders(tmp_path: Path) -> None:
+    for name in ("a", "b", "val"):
+        write_data(tmp_path / "own" / name, "yolo_seg", make_pictures(3))
+    whole = parse_entry("whole", find_entries(Given(yolo_yaml(tmp_path / "own/a")))[0]).load()
+    file = yolo_yaml(tmp_path / "own", train=["a/images", "b/images"], val="val/images")
+    train, val = find_entries(Given(file))
+    records = parse_entry("several", train).load()
+    assert [Path(record["file_name"]).relative_to(tmp_path / "own").as_posix() for record in records] == [
+        f"{name}/images/p{i:02d}.png" for name in "ab" for i in range(3)
+    ]
+    annotations = [[(a["category_id"], a["segmentation"]) for a in record["annotations"]] for record in records]
+    assert annotations == 2 * [
+        [(a["category_id"], a["segmentation"]) for a in record["annotations"]] for record in whole
+    ]
+    assert sum(map(len, annotations)) > 4
+    assert val is not None
+    assert "LIST" not in val
+
+
+def test_yolo_with_lists_of_images(tmp_path: Path) -> None:
+    write_data(tmp_path / "own", "yolo_seg", make_pictures(4))
+    for part in ("images", "labels"):
+        (tmp_path / "own" / part / "more").mkdir()
+        for file in sorted((tmp_path / "own" / part).glob("p0[12].*")):
+            file.rename(file.parent / "more" / file.name)
+    (tmp_path / "own/train.txt").write_text("./images/more/p01.png\n\nimages/p00.png\n")
+    (tmp_path / "own/val.txt").write_text(f"{tmp_path}/own/images/more/p02.png\n")
+    train, val = find_entries(Given(yolo_yaml(tmp_path / "own", train="train.txt", val=["val.txt"])))
+    assert val is not None
+    assert (train["IMAGES"], train["LABELS"]) == (str(tmp_path / "own/images"), str(tmp_path / "own/labels"))
+    records = parse_entry("train", train).load() + parse_entry("val", val).load()
+    assert [Path(record["file_name"]).name for record in records] == ["p01.png", "p00.png", "p02.png"]
+    assert all(record["annotations"] for record in records)
+    (tmp_path / "own/val.txt").write_text("images/p00.png\nimages/absent.png\n")
+    with pytest.raises(ValueError, match=r"val\.txt: line 2: names .*absent\.png, which is no image"):
+        find_entries(Given(tmp_path / "own/data.yaml"))
+
+
+def test_a_zip_s_list_cannot_name_images_outside(tmp_path: Path) -> None:
+    write_data(tmp_path / "secret", "yolo_seg", make_pictures(1))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("data.yaml", json.dumps({"names": ["a"], "train": "train.txt"}))
+        archive.writestr("train.txt", str(tmp_path / "secret/images/p00.png"))
+    with pytest.raises(ValueError, match=r"line 1: names .* which is refused: it leads out of"):
+        find_entries(Given(tmp_path / "a.zip"))
+
+
+@pytest.mark.parametrize("form", list(FORMATS))
+def test_a_format_that_is_said(tmp_path: Path, form: str) -> None:
+    write(tmp_path / "own", form)
+    assert find_entries(Given(tmp_path / "own", format=form)) == find_entries(Given(tmp_path / "own"))
+
+
+def test_a_format_decides(tmp_path: Path) -> None:
+    write(tmp_path / "own", "yolo_seg")
+    (tmp_path / "own/other.json").write_text('{"annotations": [], "images": [{"file_name": "p00.png"}]}')
+    assert find_entries(Given(tmp_path / "own"))[0]["FORMAT"] == "yolo_seg"
+    assert find_entries(Given(tmp_path / "own", format="coco_instance"))[0] == {
+        "FORMAT": "coco_instance",
+        "IMAGES": str(tmp_path / "own/images"),
+        "ANNOTATIONS": str(tmp_path / "own/other.json"),
+    }
+    # A table of colours is not taken for names, and the other way round.
+    write(tmp_path / "png", "color_png")
+    entry, _ = find_entries(Given(tmp_path / "png", format="id_png"))
+    assert entry["FORMAT"] == "id_png"
+    for data, form, message in (
+        ("own", "labelme", r"has no JSON file of Labelme"),
+        ("own/other.json", "labelme", "is a file, but --format labelme is a folder"),
+        ("own/data.yaml", "coco_instance", 'has no list "annotations"'),
+        ("own", "voc", "--format is voc, expected one of coco_instance, coco_panoptic, id_png"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_entries(Given(tmp_path / data, format=form))
 
 
 @pytest.mark.parametrize(

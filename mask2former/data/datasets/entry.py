@@ -15,7 +15,7 @@ from .formats.source import Source
 from .formats.yolo import YoloSource
 from .own import CustomDataset
 
-__all__ = ["parse_entry"]
+__all__ = ["FORMATS", "parse_entry"]
 
 # Per format the keys that an entry must have, and those that it may have beside LIST and SKIP_BAD.
 _KEYS: dict[str, tuple[set[str], set[str]]] = {
@@ -27,6 +27,8 @@ _KEYS: dict[str, tuple[set[str], set[str]]] = {
     "labelme": ({"IMAGES", "ANNOTATIONS"}, {"CLASS_NAMES"}),
 }
 _ALWAYS = {"LIST", "SKIP_BAD"}
+# What FORMAT may be.
+FORMATS = tuple(_KEYS)
 
 _VOID = "void"  # the name of unlabelled pixels in CLASS_NAMES and BACKGROUND
 
@@ -45,9 +47,8 @@ def parse_entry(name: str, entry: Any) -> CustomDataset:
     where = f"DATASETS.CUSTOM.{name}"
     if not isinstance(entry, Mapping):
         raise ValueError(f"{where}: is {entry!r}, expected keys such as FORMAT and IMAGES below it.")
-    formats = ", ".join(_KEYS)
-    if entry.get("FORMAT") not in _KEYS:
-        raise ValueError(f"{where}.FORMAT: is {entry.get('FORMAT')!r}, expected one of {formats}.")
+    if entry.get("FORMAT") not in FORMATS:
+        raise ValueError(f"{where}.FORMAT: is {entry.get('FORMAT')!r}, expected one of {', '.join(FORMATS)}.")
     required, optional = _KEYS[entry["FORMAT"]]
     for key in entry.keys() - required - optional - _ALWAYS - {"FORMAT"}:
         raise ValueError(

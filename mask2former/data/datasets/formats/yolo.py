@@ -21,7 +21,8 @@ _OVER = 0.01  # how far rounding may lead out of the picture, which is 1 wide an
 class YoloSource:
     """YOLO's segmentation labels: ``class x y x y ...`` a line, coordinates from 0 to 1.
 
-    The label file of ``a/b.jpg`` is ``a/b.txt``; an image without one has no objects.
+    The label file of ``a/b.jpg`` is ``a/b.txt``, and where both are below one folder that of ``a/images/b.jpg`` is
+    ``a/labels/b.txt``; an image without one has no objects.
 
     Attributes:
         images: Folder of images.
@@ -51,7 +52,7 @@ class YoloSource:
             raise DataError([Fault(str(self.images), f"has no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")])
         names = choose_images(files, list_file, self.images)
         labels = {_stem(path.relative_to(self.labels)): path for path in self._label_files()}
-        stems = {_stem(Path(name)) for name in files}
+        stems = {self._label_stem(name) for name in files}
         if not stems & labels.keys():
             message = f"none of its {len(labels)} text files is named like an image of {self.images}."
             raise DataError([Fault(str(self.labels), message)])
@@ -60,9 +61,16 @@ class YoloSource:
                 faults.add(labels[stem], f"has no image in {self.images}. Add it, or remove the file.", image=stem)
         for number, (name, size) in enumerate(verify_images([files[name] for name in names], names, faults).items(), 1):
             result.add_image(number, name, size)
-            if _stem(Path(name)) in labels:
-                self._add_labels(labels[_stem(Path(name))], number, name, size, result)
+            if (stem := self._label_stem(name)) in labels:
+                self._add_labels(labels[stem], number, name, size, result)
         result.write(folder)
+
+    def _label_stem(self, image: str) -> str:
+        """The path of an image's labels below ``labels``, without suffix."""
+        parts = list(Path(image).with_suffix("").parts)
+        if self.labels == self.images and "images" in parts[:-1]:
+            parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
+        return "/".join(parts)
 
     def _label_files(self) -> list[Path]:
         # LabelImg puts the names of the classes among the labels.
