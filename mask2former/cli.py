@@ -103,6 +103,10 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument("--threshold", type=float, metavar="P", help="least score, 0 to 1, of what is kept")
     command.add_argument("--size", type=int, metavar="PIXELS", help="of the shorter edge, as the network sees it")
     command.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default: 1)")
+    command.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="cut larger pictures into tiles of this side, a multiple of 32"
+    )
+    command.add_argument("--tile-overlap", type=int, metavar="PIXELS", help="of tiles (default: a quarter of --tile)")
     _add_model_arguments(command)
     command.set_defaults(run=_predict)
 
@@ -131,7 +135,8 @@ def _load_model(args: argparse.Namespace) -> Segmenter:
 def _predict(args: argparse.Namespace) -> int:
     """Segment what can be read; 0 if that is all."""
     output = Path(args.output)
-    options = {"task": args.task, "threshold": args.threshold, "size": args.size, "batch_size": args.batch_size}
+    names = ("task", "threshold", "size", "batch_size", "tile", "tile_overlap")
+    options = {name: getattr(args, name) for name in names}
     videos = [given for given in args.input if is_video(given)]
     pictures, complaints = find_pictures([given for given in args.input if given not in videos])
     for complaint in complaints:

@@ -16,7 +16,7 @@ from .connected_parts import split_disconnected
 from .criterion import SetCriterion
 from .postprocessing import MaskGeometry, instance_inference, panoptic_inference, semantic_inference
 from .query_merging import QueryPrediction
-from .tiling import TiledInference, instances_of_patches, panoptic_of_patches
+from .tiling import TiledInference, default_overlap, instances_of_patches, panoptic_of_patches
 
 __all__ = ["MaskFormer"]
 
@@ -238,6 +238,23 @@ class MaskFormer(nn.Module):
         model.panoptic_scores = panoptic_scores
         if object_mask_threshold is not None:
             model.object_mask_threshold = object_mask_threshold
+        return model
+
+    def with_tiles(self, tile_size: int, overlap: int | None = None) -> "MaskFormer":
+        """This model with other tiles: the same modules and weights, and this one stays as it is.
+
+        Args:
+            tile_size: as in ``__init__``; 0 segments images of any size whole.
+            overlap: least overlap of tiles in pixels; None takes
+                :func:`~mask2former.modeling.tiling.default_overlap`.
+
+        Raises:
+            ValueError: if one is no multiple of ``size_divisibility``, or the overlap is out of range.
+        """
+        model = copy.copy(self)
+        stride = max(self.size_divisibility, 1)
+        overlap = default_overlap(tile_size, stride) if overlap is None else overlap
+        model.tiled_inference = TiledInference(tile_size, overlap, stride) if tile_size > 0 else None
         return model
 
     def _segment(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
