@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import Metadata
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from PIL import Image
+from torch import nn
 
 from mask2former.data.augmentation import build_test_augmentations
+from mask2former.data.class_metadata import metadata_of_config
 from mask2former.engine import SegmentorWithTTA
 from mask2former.inference.pictures import Picture, is_single, iterate_sources, open_picture
 from mask2former.inference.request import Request, build_request, tasks_of
@@ -42,12 +44,14 @@ class Segmenter:
         resize: from a picture to the network's input, where :meth:`predict` is not told a size.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, *, model: Any = None, metadata: Metadata | None = None) -> None:
         """
         Args:
             cfg: of the model; ``MODEL.WEIGHTS`` names a checkpoint of the whole model. Pictures are resized as for
                 testing (``INPUT.TEST_SCALE`` or ``MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``) and given to the model in the
                 channel order ``INPUT.FORMAT``. ``TEST.AUG.ENABLED`` turns test-time augmentation on.
+            model: is taken as it is, in the place of the one that ``cfg`` describes.
+            metadata: of the data set; None takes that of the first in ``cfg`` whose classes are known.
 
         Raises:
             FileNotFoundError: there are no weights.
@@ -57,9 +61,8 @@ class Segmenter:
         if cfg.INPUT.FORMAT not in ("RGB", "BGR", "L"):
             raise ValueError(f'INPUT.FORMAT is "{cfg.INPUT.FORMAT}", expected "RGB", "BGR" or "L"')
         self.cfg = _batching_by_size(cfg)
-        model = prepare_for_inference(self.cfg, load_whole_model(build_model(self.cfg), cfg.MODEL.WEIGHTS))
-        self.model = SegmentorWithTTA(self.cfg, model).eval() if cfg.TEST.AUG.ENABLED else model
-        self.metadata = _metadata(cfg)
+        self.model: Any = _build(self.cfg) if model is None else model
+        self.metadata = metadata_of_config(cfg) if metadata is None else metadata
         self.default_tasks = tasks_of(cfg)[:1]
         self.resize = T.AugmentationList(build_test_augmentations(cfg))
 
@@ -207,19 +210,17 @@ class Segmenter:
         ]
 
 
+def _build(cfg: CfgNode) -> nn.Module:
+    model = prepare_for_inference(cfg, load_whole_model(build_model(cfg), cfg.MODEL.WEIGHTS))
+    return SegmentorWithTTA(cfg, model).eval() if cfg.TEST.AUG.ENABLED else model
+
+
 def _batching_by_size(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.MASK_FORMER.TEST.BATCH_BY_SIZE = True
     cfg.freeze()
     return cfg
-
-
-def _metadata(cfg: CfgNode) -> Metadata:
-    """Of the first data set, tested on or trained on, whose classes are known."""
-    candidates = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)]
-    known = [metadata for metadata in candidates if metadata.get("thing_classes") or metadata.get("stuff_classes")]
-    return [*known, *candidates, Metadata()][0]
 
 
 def _reorder(rgb: np.ndarray, image_format: str) -> np.ndarray:

@@ -34,7 +34,7 @@ class MaskFormer(nn.Module):
         *,
         backbone: Backbone,
         sem_seg_head: nn.Module,
-        criterion: SetCriterion,
+        criterion: SetCriterion | None,
         num_queries: int,
         object_mask_threshold: float,
         overlap_threshold: float,
@@ -57,7 +57,7 @@ class MaskFormer(nn.Module):
         Args:
             backbone: image to multi-scale features.
             sem_seg_head: features to predictions.
-            criterion: training loss; its ``weight_dict`` says which terms count how much.
+            criterion: training loss; its ``weight_dict`` says which terms count how much. None for inference alone.
             num_queries: Q.
             object_mask_threshold: panoptic, see :func:`~mask2former.modeling.postprocessing.panoptic_inference`.
             overlap_threshold: likewise.
@@ -137,6 +137,11 @@ class MaskFormer(nn.Module):
         """Where the model is, and where images are moved to."""
         return self.pixel_mean.device
 
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return int(self.sem_seg_head.num_classes)  # type: ignore[arg-type]  # nn.Module knows tensors and modules only
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Segment images, or compute the training loss.
 
@@ -157,10 +162,13 @@ class MaskFormer(nn.Module):
         """
         if not self.training:
             return self._segment(batched_inputs)
+        if self.criterion is None:
+            raise ValueError("this model has no criterion and cannot be trained; call model.eval() to segment images.")
         images = self._normalise_and_pad(batched_inputs)
         outputs = self.run_network(images.tensor)
-        targets = self._prepare_targets(batched_inputs, images)
-        return self._weigh(self.criterion(outputs, targets))
+        losses = self.criterion(outputs, self._prepare_targets(batched_inputs, images))
+        weights = self.criterion.weight_dict
+        return {name: value * weights[name] for name, value in losses.items() if name in weights}
 
     def predict_queries(self, batched_inputs: list[dict[str, Any]]) -> list[QueryPrediction]:
         """Classes and masks of the queries of each image; takes what :meth:`forward` takes, and never cuts tiles."""
@@ -312,10 +320,6 @@ class MaskFormer(nn.Module):
             targets.append(target)
         return targets
 
-    def _weigh(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        weights = self.criterion.weight_dict
-        return {name: value * weights[name] for name, value in losses.items() if name in weights}
-
     def _needs_tiles(self, batched_inputs: list[dict[str, Any]]) -> bool:
         return self.tiled_inference is not None and any(
             self.tiled_inference.applies_to(tuple(entry["image"].shape[-2:])) for entry in batched_inputs
@@ -371,4 +375,4 @@ class MaskFormer(nn.Module):
     @property
     def _instance_classes(self) -> set[int]:
         """Contiguous ids of the classes that instances may have."""
-        return self._thing_classes if self.instances_are_things else set(range(self.criterion.num_classes))
+        return self._thing_classes if self.instances_are_things else set(range(self.num_classes))

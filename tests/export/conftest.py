@@ -67,7 +67,8 @@ def export(build: Callable[[str], tuple[CfgNode, MaskFormer]], tmp_path_factory:
             info = ExportInfo.from_config(
                 cfg, model, postprocessing=postprocessing, input_type="uint8", precision=precision
             )
-            path = tmp_path_factory.mktemp("export") / "model.pt2"
+            name = "model.onnx" if export_format == "onnx" else "model.pt2"
+            path = tmp_path_factory.mktemp("export") / name
             export_graph(ExportGraph(model, postprocessing, half=half), path, export_format, info)
             files[key] = path
         return files[key]
