@@ -28,6 +28,7 @@ from mask2former.export import (
 )
 from mask2former.inference.weights import load_whole_model
 from mask2former.modeling import MaskFormer
+from mask2former.modeling.tiling import plan_tiles
 
 __all__ = ["add_export_arguments", "check_export_arguments", "export_model"]
 
@@ -119,9 +120,8 @@ def export_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     tolerance = _TOLERANCES[precision] if args.tolerance is None else args.tolerance
     _check(exact, model, batches, tolerance)
     if args.quantize:
-        calibration = _batches_of_pictures(args.calibration_images, info, None) if args.quantize == "static" else ()
-        arrays = (batch.to(getattr(torch, info.input_type)).numpy() for batch in calibration)
-        quantize_onnx(exact, args.output, args.quantize, arrays)
+        calibration = _calibration_batches(args.calibration_images, info) if args.quantize == "static" else ()
+        quantize_onnx(exact, args.output, args.quantize, calibration)
         print(f"Wrote {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
         # Eight bits differ visibly in the logits and hardly in the results: tools/evaluate_exported.py measures those.
         _check(args.output, model, batches, args.tolerance)
@@ -146,6 +146,19 @@ def _check(path: Path, model: MaskFormer, batches: Sequence[Tensor], tolerance: 
     if tolerance is not None and not all(error <= tolerance for error in errors.values()):
         raise ValueError(f"{path} does not compute what the model computes (pictures: {sizes})")
     print(f"Checked on pictures: {sizes}")
+
+
+def _calibration_batches(source: Path, info: ExportInfo) -> Iterator[np.ndarray]:
+    """What the network will see: pictures and their mirror images, or their tiles where the model is used in tiles."""
+    for batch in _batches_of_pictures(source, info, None):
+        size = (batch.shape[-2], batch.shape[-1])
+        tiles = [(slice(None), slice(None))]
+        if 0 < info.tile_size < max(size):
+            tiles = [
+                tile.slices for tile in plan_tiles(size, info.tile_size, info.tile_overlap, info.size_divisibility)
+            ]
+        for rows, columns in tiles:
+            yield batch[..., rows, columns].to(getattr(torch, info.input_type)).numpy()
 
 
 def _batches_of_pictures(source: Path | None, info: ExportInfo, longest: int | None) -> Iterator[Tensor]:

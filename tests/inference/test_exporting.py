@@ -8,6 +8,7 @@ import pytest
 
 import mask2former as m2f
 from mask2former import cli
+from mask2former.export import ExportInfo
 from mask2former.inference import exporting
 from tests.same_results import assert_alike
 
@@ -66,6 +67,28 @@ def test_errors_have_one_line(
     assert cli.main(["export", *given, "--images", str(picture), *words]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line
+
+
+@pytest.mark.parametrize(("tile_size", "count"), [(0, 1), (96, 1), (64, 4)])
+def test_calibration_shows_what_the_network_will_see(
+    tiny_config: Path, picture: Path, photograph: np.ndarray, tile_size: int, count: int
+) -> None:
+    """A picture of 96 x 72, whole or in tiles, each with its mirror image."""
+    test = "MODEL.MASK_FORMER.TEST."
+    keys = [f"{test}TILE_SIZE", str(tile_size), f"{test}TILE_OVERLAP", "32", "INPUT.MIN_SIZE_TEST", "72"]
+    model = m2f.load(tiny_config, opts=keys)
+    info = ExportInfo.from_config(
+        model.cfg, model.model, postprocessing="none", input_type="uint8", precision="float32"
+    )
+    batches = list(exporting._calibration_batches(picture, info))
+    assert len(batches) == count
+    resized = cv2.resize(photograph[:, :, ::-1], (96, 72)).transpose(2, 0, 1)
+    side = tile_size or 96
+    expected = resized if count == 1 else resized[:, :side, :side]
+    np.testing.assert_array_equal(batches[0][0], expected)
+    assert all(batch.shape[0] == 2 and max(batch.shape[2:]) <= side for batch in batches)
+    seen = np.unique(np.concatenate([batch.ravel() for batch in batches]))
+    np.testing.assert_array_equal(seen, np.unique(resized))
 
 
 def test_a_folder_without_pictures(tmp_path: Path) -> None:

@@ -204,9 +204,9 @@ def _fix_same_padding(module: nn.Module) -> nn.Module:
     """What comes in is padded to a multiple of the largest stride, and so are all features, to what is left of it."""
     from timm.layers import Conv2dSame
 
-    for child in module.modules():
-        if isinstance(child, Conv2dSame):
-            child.__class__ = SamePaddedConv2d
+    convolutions: list[nn.Module] = [child for child in module.modules() if isinstance(child, Conv2dSame)]
+    for convolution in convolutions:
+        convolution.__class__ = SamePaddedConv2d
     return module
 
 
