@@ -10,10 +10,13 @@ result.save("out/")
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 
+from mask2former.export import is_exported
 from mask2former.inference import InstanceResult, PanopticResult, PanopticSegment, Result, Segmenter, SemanticResult
+from mask2former.inference.exported import open_exported
 from mask2former.inference.loading import model_config
 from mask2former.weights import list_models
 
@@ -56,9 +59,12 @@ def load(
             - the output folder of a training, or a checkpoint in it: ``config.yaml`` lies beside it; of a folder,
               ``model_best.pth`` is taken, or the last checkpoint;
             - a checkpoint of the model zoo, by its file name;
-            - a folder of Hugging Face's ``save_pretrained``, or the "<owner>/<name>" of a repository there.
+            - a folder of Hugging Face's ``save_pretrained``, or the "<owner>/<name>" of a repository there;
+            - a file of ``mask2former export``: ONNX, TorchScript, ``torch.export`` or AOTInductor. All but ONNX are
+              programs, so load only those that you trust.
         weights: a checkpoint in any form that is understood; None takes the one that goes with ``model``.
-        device: "cpu", "cuda" or "cuda:1"; None takes the GPU if there is one.
+        device: "cpu", "cuda" or "cuda:1"; None takes the GPU if there is one, and for an exported file what it was
+            made for.
         optimize: True gives the same results sooner. Also one or several of "bfloat16" (results differ a little),
             "compile", "cuda_graphs" (for pictures of few sizes) and "keep_memory" (this process never returns freed
             memory to the system), as ``MODEL.INFERENCE`` in the configuration describes them.
@@ -70,8 +76,12 @@ def load(
     Raises:
         FileNotFoundError: something named here is not there.
         OSError: something cannot be downloaded.
-        ValueError: the weights are not those of a whole model of this configuration, or ``optimize`` is unknown.
+        ValueError: the weights are not those of a whole model of this configuration, ``optimize`` is unknown, or an
+            exported file is given what it cannot have: weights, ``optimize`` or ``opts``.
     """
+    if isinstance(model, str | Path) and is_exported(path := Path(model).expanduser()):
+        _refuse(path, weights=weights, optimize=optimize, opts=opts)
+        return open_exported(path, device)
     options = [*(["MODEL.DEVICE", device] if device else []), *_optimization_keys(optimize), *opts]
     if not isinstance(model, CfgNode):
         return Segmenter(model_config(model, weights, options))
@@ -80,6 +90,16 @@ def load(
     cfg.merge_from_list([*([] if weights is None else ["MODEL.WEIGHTS", str(weights)]), *options])
     cfg.freeze()
     return Segmenter(cfg)
+
+
+def _refuse(path: Path, **arguments: Any) -> None:
+    """Complain about what would change a model that was exported."""
+    for name, value in arguments.items():
+        if value:
+            raise ValueError(
+                f"{path} is an exported file, whose network and configuration are fixed, so {name}={value!r} has no "
+                f"place there; leave {name} out, or load the model that it was made of."
+            )
 
 
 def _optimization_keys(optimize: bool | str | Collection[str]) -> list[str]:

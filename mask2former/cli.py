@@ -1,18 +1,22 @@
-"""The command ``mask2former``: segment, train and evaluate, look at data, convert weights, list and try models."""
+"""The command ``mask2former``: segment, train, evaluate, export and time, look at data, convert weights, try models."""
 
 import argparse
 import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.engine import default_argument_parser
 
+from mask2former.api import load
 from mask2former.engine.browse import browse, for_data_sets
 from mask2former.engine.run import run
 from mask2former.engine.setup import load_config
 from mask2former.inference import Segmenter
+from mask2former.inference.benchmark_command import add_benchmark_arguments, run_benchmark
 from mask2former.inference.convert import FORMATS, convert_weights
+from mask2former.inference.exporting import add_export_arguments, check_export_arguments, export_model
 from mask2former.inference.loading import model_config
 from mask2former.inference.pictures import find_pictures
 from mask2former.inference.result_files import plan_outputs, plan_video_output
@@ -56,7 +60,8 @@ def _complaining(*errors: type[Exception]) -> Callable[[_Command], _Command]:
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="mask2former", description="Segment pictures with Mask2Former, or train it.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    # As long as the longest command and its indentation, or argparse breaks that line.
+    commands = parser.add_subparsers(title="commands", required=True, metavar="SUB-COMMAND")
     _add_predict(commands)
     for name, eval_only, text in (
         ("train", False, "train a model, on your own data with --data"),
@@ -73,6 +78,8 @@ def get_parser() -> argparse.ArgumentParser:
     add_data_arguments(inspect, required=True)
     inspect.set_defaults(run=_inspect)
     _add_browse(commands)
+    _add_export(commands)
+    _add_benchmark(commands)
     _add_convert(commands)
     _add_demo(commands)
     commands.add_parser("models", help="list the published models").set_defaults(run=_models)
@@ -103,18 +110,24 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument("--threshold", type=float, metavar="P", help="least score, 0 to 1, of what is kept")
     command.add_argument("--size", type=int, metavar="PIXELS", help="of the shorter edge, as the network sees it")
     command.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default: 1)")
+    command.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="cut larger pictures into tiles of this side, a multiple of 32"
+    )
+    command.add_argument("--tile-overlap", type=int, metavar="PIXELS", help="of tiles (default: a quarter of --tile)")
     _add_model_arguments(command)
     command.set_defaults(run=_predict)
 
 
-def _add_model_arguments(command: argparse.ArgumentParser, default: str | None = None) -> None:
+def _add_model_arguments(
+    command: argparse.ArgumentParser, default: str | None = None, *, positional: bool = False
+) -> None:
     """Add what says which model; required where there is no default."""
+    options: dict[str, Any] = {} if positional else {"required": default is None, "default": default}
     command.add_argument(
-        "--model",
-        required=default is None,
-        default=default,
-        help="a name that `mask2former models` lists, a configuration, a training's output folder, or a Hugging Face "
-        "folder or repository" + ("" if default is None else f" (default: {default})"),
+        "model" if positional else "--model",
+        **options,
+        help="a name that `mask2former models` lists, a configuration, a training's output folder, a Hugging Face "
+        "folder or repository, or an exported file" + ("" if default is None else f" (default: {default})"),
     )
     command.add_argument("--weights", metavar="FILE", help="a checkpoint to take instead of the model's own")
     command.add_argument("--device", help="such as cpu or cuda:1; default: the GPU if there is one")
@@ -124,14 +137,14 @@ def _add_model_arguments(command: argparse.ArgumentParser, default: str | None =
 
 
 def _load_model(args: argparse.Namespace) -> Segmenter:
-    device = ["MODEL.DEVICE", args.device] if args.device else []
-    return Segmenter(model_config(args.model, args.weights, [*device, *args.opts]))
+    return load(args.model, args.weights, device=args.device, opts=args.opts)
 
 
 def _predict(args: argparse.Namespace) -> int:
     """Segment what can be read; 0 if that is all."""
     output = Path(args.output)
-    options = {"task": args.task, "threshold": args.threshold, "size": args.size, "batch_size": args.batch_size}
+    names = ("task", "threshold", "size", "batch_size", "tile", "tile_overlap")
+    options = {name: getattr(args, name) for name in names}
     videos = [given for given in args.input if is_video(given)]
     pictures, complaints = find_pictures([given for given in args.input if given not in videos])
     for complaint in complaints:
@@ -217,6 +230,44 @@ def _browse(args: argparse.Namespace) -> int:
         sheet=args.sheet,
     )
     return 0 if done else 1
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "export",
+        help="write a model as ONNX, TorchScript, torch.export or AOTInductor",
+        description="Write a trained model for other programs, and check the file against the model on pictures.",
+    )
+    add_export_arguments(command)
+    _add_model_arguments(command, positional=True)
+    command.set_defaults(run=_export)
+
+
+@_complaining(OSError, ValueError, ModuleNotFoundError)
+def _export(args: argparse.Namespace) -> int:
+    check_export_arguments(args)
+    device = ["MODEL.DEVICE", args.device] if args.device else []
+    export_model(model_config(args.model, args.weights, [*device, *args.opts]), args)
+    return 0
+
+
+def _add_benchmark(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "benchmark",
+        help="time a model on this machine",
+        description="Time a model: pictures that are read, to results of their size, and the parts of that. Where the "
+        "picture is noise or the model untrained, no query is sure of anything, and post-processing has nothing to do: "
+        "it then gets made-up predictions, which the table says.",
+    )
+    add_benchmark_arguments(command)
+    _add_model_arguments(command, positional=True)
+    command.set_defaults(run=_benchmark)
+
+
+@_complaining(OSError, ValueError, ModuleNotFoundError)
+def _benchmark(args: argparse.Namespace) -> int:
+    run_benchmark(args)
+    return 0
 
 
 def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

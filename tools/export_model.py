@@ -5,178 +5,34 @@ Example::
 
     python tools/export_model.py --config-file FILE --format onnx --output model.onnx --opts MODEL.WEIGHTS W
 
-docs/export.md tells what the formats and the outputs are. The command fails, with exit code 1, if the file's results
-are further from the model's than ``--tolerance``.
+This is ``mask2former export`` with a configuration in the place of a model's name. docs/export.md tells what the
+formats and the outputs are. The command fails, with exit code 1, if the file's results are further from the
+model's than ``--tolerance``.
 """
 
 import argparse
-import itertools
 import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import get_args
+from collections.abc import Sequence
 
-import cv2
-import numpy as np
-import torch
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from torch import Tensor
-
-from mask2former.data.image_io import read_image
 from mask2former.engine import load_config
-from mask2former.export import (
-    ExportFormat,
-    ExportGraph,
-    ExportInfo,
-    InputType,
-    PostProcessing,
-    Quantization,
-    compare_with_model,
-    export_graph,
-    load_exported,
-    quantize_onnx,
-)
-from mask2former.inference.weights import load_whole_model
-from mask2former.modeling import MaskFormer
-
-# Of two programs that both compute in this precision; see docs/export.md for what the errors are relative to.
-TOLERANCES = {"float32": 1e-3, "float16": 5e-2}
-# Pictures of scikit-image's wheel, which need no download.
-_SAMPLES = ("astronaut", "coffee", "chelsea")
+from mask2former.inference.exporting import add_export_arguments, check_export_arguments, export_model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    args = _parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    if args.quantize and (args.format != "onnx" or args.half):
-        raise SystemExit("error: --quantize makes 8-bit ONNX of float32: choose --format onnx and leave --half out")
-    if args.quantize == "static" and args.calibration_images is None:
-        raise SystemExit("error: --quantize static needs --calibration-images: a folder of typical pictures")
-    if (args.calibration_images is None) == (args.quantize == "static"):
-        raise SystemExit("error: --calibration-images are read by --quantize static only")
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        model = build_model(cfg).eval()
-        load_whole_model(model, cfg.MODEL.WEIGHTS)
-        export(cfg, model, args)
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as e:
-        raise SystemExit(f"error: {e}") from e
-
-
-def export(cfg: CfgNode, model: MaskFormer, args: argparse.Namespace) -> None:
-    """Export, check, and quantise if asked to."""
-    precision = "float16" if args.half else "float32"
-    info = ExportInfo.from_config(
-        cfg, model, postprocessing=args.with_postprocessing, input_type=args.input_type, precision=precision
-    )
-    graph = ExportGraph(model, args.with_postprocessing, half=args.half)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    if cfg.MODEL.MASK_FORMER.TEST.TILE_SIZE > 0:
-        print("Note: the model is used in tiles, which the file does not cut; see docs/export.md.")
-    exact = args.output.with_suffix(".float32.onnx") if args.quantize else args.output
-    export_graph(graph, exact, args.format, info)
-    print(f"Wrote {exact} ({exact.stat().st_size / 1e6:.1f} MB)")
-    batches = list(itertools.islice(batches_of_pictures(args.images, info, args.check_size), args.check_pictures))
-    tolerance = TOLERANCES[precision] if args.tolerance is None else args.tolerance
-    check(exact, model, batches, tolerance)
-    if args.quantize:
-        calibration = batches_of_pictures(args.calibration_images, info, None) if args.quantize == "static" else ()
-        arrays = (batch.to(getattr(torch, info.input_type)).numpy() for batch in calibration)
-        quantize_onnx(exact, args.output, args.quantize, arrays)
-        print(f"Wrote {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
-        # Eight bits differ visibly in the logits and hardly in the results: tools/evaluate_exported.py measures those.
-        check(args.output, model, batches, args.tolerance)
-
-
-def check(path: Path, model: MaskFormer, batches: Sequence[Tensor], tolerance: float | None) -> None:
-    """Print how far a file is from the model; exit if that is more than ``tolerance``."""
-    sizes = ", ".join(f"{len(b)} of {b.shape[-1]} x {b.shape[-2]}" for b in batches)
-    errors = compare_with_model(load_exported(path), model, batches)
-    limit = "" if tolerance is None else f" (tolerance {tolerance:g})"
-    for name, error in errors.items():
-        print(f"Maximal error of the {name}: {error:.2g}{limit}")
-    # Not `any(error > ...)`: a NaN is no success.
-    if tolerance is not None and not all(error <= tolerance for error in errors.values()):
-        raise SystemExit(f"error: {path} does not compute what the model computes (pictures: {sizes})")
-    print(f"Checked on pictures: {sizes}")
-
-
-def batches_of_pictures(source: Path | None, info: ExportInfo, longest: int | None) -> Iterator[Tensor]:
-    """Yield each picture of a folder (or the file), resized as for a test, with its mirror image.
-
-    Args:
-        source: None takes pictures from scikit-image.
-        info: says how the model wants its pictures.
-        longest: most pixels of an edge; None does not limit it.
-
-    Yields:
-        (2, C, H, W) uint8.
-    """
-    for picture in _pictures(source, info.channels):
-        height, width = picture.shape[:2]
-        scale = _test_scale(height, width, info)
-        if longest is not None:
-            scale = min(scale, longest / max(height, width))
-        resized = cv2.resize(picture, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_LINEAR)
-        tensor = torch.from_numpy(np.ascontiguousarray(resized.reshape(*resized.shape[:2], -1).transpose(2, 0, 1)))
-        yield torch.stack([tensor, tensor.flip(-1)])
-
-
-def _test_scale(height: int, width: int, info: ExportInfo) -> float:
-    if info.test_scale > 0:
-        return info.test_scale
-    if info.test_shortest_edge == 0:
-        return 1.0
-    return min(info.test_shortest_edge / min(height, width), info.test_longest_edge / max(height, width))
-
-
-def _pictures(source: Path | None, channels: str) -> Iterator[np.ndarray]:
-    """Pictures (H, W, C) uint8 in the model's order of channels."""
-    if source is None:
-        try:
-            import skimage.data
-        except ModuleNotFoundError as e:
-            raise ModuleNotFoundError(
-                "there are no pictures to check with: give --images, or pip install 'mask2former[demo]'."
-            ) from e
-        folder = Path(skimage.data.__file__).parent
-        files = [next(folder.glob(f"{name}.*g")) for name in _SAMPLES]  # .png or .jpg
-    elif source.is_dir():
-        files = sorted(file for file in source.iterdir() if file.is_file() and not file.name.startswith("."))
-    else:
-        files = [source]
-    if not files:
-        raise FileNotFoundError(f"there are no pictures in {source}")
-    for file in files:
-        yield read_image(file, channels)
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", help="configuration of the model")
-    parser.add_argument("--format", required=True, choices=get_args(ExportFormat))
-    parser.add_argument("--output", required=True, type=Path, help="the file to write; .pt2 for aoti")
-    parser.add_argument(
-        "--with-postprocessing", default="none", choices=get_args(PostProcessing), help="what is done inside"
-    )
-    parser.add_argument("--input-type", default="uint8", choices=get_args(InputType), help="of the pictures' values")
-    parser.add_argument("--half", action="store_true", help="compute in float16, except the pixel decoder")
-    parser.add_argument("--quantize", choices=get_args(Quantization), help="write 8-bit integers for CPUs (onnx)")
-    parser.add_argument("--calibration-images", type=Path, help="a folder of typical pictures, for --quantize static")
-    parser.add_argument("--images", type=Path, help="picture or folder to check with; default: scikit-image's")
-    parser.add_argument("--check-pictures", type=int, default=3, help="how many of them at most")
-    parser.add_argument("--check-size", type=int, default=512, help="most pixels of an edge in the check")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        help=f"largest error that is no failure; default {TOLERANCES}, and none for 8-bit integers",
-    )
+    add_export_arguments(parser)
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, among them MODEL.WEIGHTS"
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        check_export_arguments(args)
+        export_model(load_config(args.config_file, args.opts), args)
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as e:
+        raise SystemExit(f"error: {e}") from e
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ class SegmentorWithTTA(nn.Module):
         if self._merges_queries and self.model.tiled_inference is not None:
             raise ValueError(
                 "TEST.AUG merges the queries of whole views, but MODEL.MASK_FORMER.TEST.TILE_SIZE cuts images into "
-                "tiles. Set TILE_SIZE 0, or turn PANOPTIC_ON and INSTANCE_ON off: class scores are merged with tiles."
+                "tiles. Set TILE_SIZE 0 (leave tile= out), or turn PANOPTIC_ON and INSTANCE_ON off: class scores are "
+                "merged with tiles."
             )
 
     @classmethod
@@ -89,12 +90,15 @@ class SegmentorWithTTA(nn.Module):
 
     def with_outputs(self, tasks: Collection[str], **options: Any) -> "SegmentorWithTTA":
         """As ``MaskFormer.with_outputs``."""
+        return self._of(self.model.with_outputs(tasks, **options))
+
+    def with_tiles(self, tile_size: int, overlap: int | None = None) -> "SegmentorWithTTA":
+        """As ``MaskFormer.with_tiles``; for semantic results alone, of which those of tiles are merged too."""
+        return self._of(self.model.with_tiles(tile_size, overlap))
+
+    def _of(self, model: nn.Module) -> "SegmentorWithTTA":
         return SegmentorWithTTA(
-            self.model.with_outputs(tasks, **options),
-            min_sizes=self.min_sizes,
-            max_size=self.max_size,
-            flip=self.flip,
-            scales=self.scales,
+            model, min_sizes=self.min_sizes, max_size=self.max_size, flip=self.flip, scales=self.scales
         )
 
     @torch.no_grad()

@@ -4,21 +4,26 @@ from .check import compare_with_model
 from .formats import ExportFormat, export_graph
 from .graph import ExportGraph, InputType, PostProcessing
 from .info import ExportInfo
+from .model import ExportedMaskFormer, ExportedResults, model_of_file
 from .quantize import Quantization, quantize_onnx
-from .runtime import ExportedModel, load_exported
+from .runtime import ExportedModel, is_exported, load_exported
 from .segmenter import use_exported_network
 
 __all__ = [
     "ExportFormat",
     "ExportGraph",
     "ExportInfo",
+    "ExportedMaskFormer",
     "ExportedModel",
+    "ExportedResults",
     "InputType",
     "PostProcessing",
     "Quantization",
     "compare_with_model",
     "export_graph",
+    "is_exported",
     "load_exported",
+    "model_of_file",
     "quantize_onnx",
     "use_exported_network",
 ]

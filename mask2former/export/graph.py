@@ -80,10 +80,10 @@ class ExportGraph(nn.Module):
         self.divisor = model.size_divisibility
         self.register_buffer("pixel_mean", model.pixel_mean.clone())
         self.register_buffer("pixel_std", model.pixel_std.clone())
-        self.topk = min(model.test_topk_per_image, model.num_queries * model.criterion.num_classes)
+        self.topk = min(model.test_topk_per_image, model.num_queries * model.num_classes)
         self.object_mask_threshold = model.object_mask_threshold
         self.overlap_threshold = model.overlap_threshold
-        things = torch.zeros(model.criterion.num_classes, dtype=torch.bool, device=model.device)
+        things = torch.zeros(model.num_classes, dtype=torch.bool, device=model.device)
         if postprocessing == "panoptic" or model.panoptic_on:
             ids = thing_classes_of(model)
             if ids is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from ..data.class_metadata import metadata_of_config, metadata_to_json
 from ..modeling.mask_former import MaskFormer
 from .graph import InputType, PostProcessing, thing_classes_of
 
@@ -35,6 +36,15 @@ class ExportInfo:
         test_longest_edge: most pixels of the longer one.
         object_mask_threshold: panoptic; queries whose best class is less probable take no part.
         overlap_threshold: panoptic; a query that wins less than this share of its own mask gives no segment.
+        max_instances: R, most instances of a picture.
+        num_queries: Q.
+        tasks: what the model was made for, of "panoptic", "instance" and "semantic", in this order.
+        resize_before_inference: semantic; resize mask logits, not class scores, to the picture's size.
+        split_disconnected_things: outside of the graph, each connected region of a thing's mask becomes an instance.
+        tile_size: above 0, larger pictures are given to the graph in tiles of this side.
+        tile_overlap: least overlap of tiles.
+        device: "cpu" or "cuda", which PyTorch's formats are bound to.
+        metadata: of the data set, as :func:`~mask2former.data.class_metadata.metadata_to_json` describes it.
     """
 
     postprocessing: PostProcessing
@@ -51,13 +61,22 @@ class ExportInfo:
     test_longest_edge: int
     object_mask_threshold: float
     overlap_threshold: float
+    max_instances: int
+    num_queries: int
+    tasks: list[str]
+    resize_before_inference: bool
+    split_disconnected_things: bool
+    tile_size: int
+    tile_overlap: int
+    device: str
+    metadata: dict[str, Any]
 
     @classmethod
     def from_config(
         cls, cfg: CfgNode, model: MaskFormer, *, postprocessing: PostProcessing, input_type: InputType, precision: str
     ) -> "ExportInfo":
         """Describe the export of a configuration's model."""
-        num_classes = model.criterion.num_classes
+        num_classes = model.num_classes
         things = thing_classes_of(model)
         return cls(
             postprocessing=postprocessing,
@@ -74,6 +93,16 @@ class ExportInfo:
             test_longest_edge=cfg.INPUT.MAX_SIZE_TEST,
             object_mask_threshold=model.object_mask_threshold,
             overlap_threshold=model.overlap_threshold,
+            max_instances=min(model.test_topk_per_image, model.num_queries * num_classes),
+            num_queries=model.num_queries,
+            tasks=[name for name in ("panoptic", "instance", "semantic") if getattr(model, f"{name}_on")],
+            resize_before_inference=model.resize_before_inference,
+            split_disconnected_things=model.split_disconnected_things,
+            tile_size=cfg.MODEL.MASK_FORMER.TEST.TILE_SIZE,
+            tile_overlap=cfg.MODEL.MASK_FORMER.TEST.TILE_OVERLAP,
+            device=model.device.type,
+            # Of what is tested on, as results are named; the model's own knows which classes are things.
+            metadata=metadata_to_json(model.metadata) | metadata_to_json(metadata_of_config(cfg)),
         )
 
     def to_json(self) -> str:

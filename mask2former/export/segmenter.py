@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..modeling.mask_former import MaskFormer
 from .runtime import ExportedModel
 
-__all__ = ["use_exported_network"]
+__all__ = ["ExportedNetwork", "use_exported_network"]
 
 
 def use_exported_network(model: MaskFormer, exported: ExportedModel) -> None:
@@ -32,29 +32,47 @@ def use_exported_network(model: MaskFormer, exported: ExportedModel) -> None:
             f"{exported.path} normalises with mean {info.pixel_mean} and deviation {info.pixel_std}, the configuration "
             f"with {own[0]} and {own[1]}; give the configuration that was exported."
         )
-    num_classes = model.criterion.num_classes
-    if len(info.class_names) != num_classes:
+    if len(info.class_names) != model.num_classes:
         raise ValueError(
-            f"{exported.path} has {len(info.class_names)} classes, the configuration {num_classes}; give the "
+            f"{exported.path} has {len(info.class_names)} classes, the configuration {model.num_classes}; give the "
             "configuration that was exported."
         )
-    model.sem_seg_head = _ExportedNetwork(exported, model.pixel_mean, model.pixel_std, num_classes)
+    model.sem_seg_head = ExportedNetwork(exported, model.pixel_mean, model.pixel_std)
     model.backbone = nn.Identity()
 
 
-class _ExportedNetwork(nn.Module):
+class ExportedNetwork(nn.Module):
     """Stands where the head was: normalised images in, predictions out."""
 
-    def __init__(self, exported: ExportedModel, pixel_mean: Tensor, pixel_std: Tensor, num_classes: int) -> None:
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, exported: ExportedModel, pixel_mean: Tensor, pixel_std: Tensor) -> None:
         super().__init__()
         self.exported = exported
-        self.num_classes = num_classes
-        self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
+        self.num_classes = len(exported.info.class_names)
+        self.register_buffer("pixel_mean", pixel_mean.view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", pixel_std.view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map normalised images (N, C, H, W), whose padding is 0, to class and mask logits."""
-        pixels = images * self.pixel_std + self.pixel_mean  # the graph normalises by itself
-        if self.exported.info.input_type == "uint8":
-            # Exact for pictures. Padding becomes the mean rounded, at most half a level off.
-            pixels = pixels.round().clamp(0, 255).to(torch.uint8)
-        return self.exported(pixels)
+        sizes = [self._unpadded_size(image) for image in images]
+        if len(set(sizes)) > 1:
+            each = [self(image[None]) for image in images]
+            return {name: torch.cat([outputs[name] for outputs in each]) for name in each[0]}
+        height, width = sizes[0]
+        return self.from_pixels(images[..., :height, :width] * self.pixel_std + self.pixel_mean)
+
+    def from_pixels(self, images: Tensor) -> dict[str, Tensor]:
+        """Map images (N, C, H, W), 0..255, to class and mask logits; the graph normalises and pads by itself."""
+        if self.exported.info.input_type == "uint8" and images.is_floating_point():
+            # Exact for pictures. Padding that is left becomes the mean rounded, at most half a level off.
+            images = images.round().clamp(0, 255)
+        return self.exported(images.to(getattr(torch, self.exported.info.input_type)))
+
+    def _unpadded_size(self, image: Tensor) -> tuple[int, int]:
+        """(height, width) of an image without as much of its padding as the graph puts there again."""
+        used = image.ne(0).any(0)
+        least = [max(side - self.exported.info.size_divisibility + 1, 1) for side in used.shape]
+        ends = [int(used.any(dim).nonzero().amax()) + 1 if used.any() else 0 for dim in (1, 0)]
+        return max(ends[0], least[0]), max(ends[1], least[1])

@@ -1,9 +1,6 @@
 """A trained model, from pictures to results."""
 
-import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,36 +8,26 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import Metadata
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from PIL import Image
+from torch import nn
 
 from mask2former.data.augmentation import build_test_augmentations
+from mask2former.data.class_metadata import metadata_of_config
 from mask2former.engine import SegmentorWithTTA
 from mask2former.inference.pictures import Picture, is_single, iterate_sources, open_picture
+from mask2former.inference.request import Request, build_request, tasks_of
 from mask2former.inference.result import Result
 from mask2former.inference.video import is_video, open_video, prefetch, read_frames
 from mask2former.inference.weights import load_whole_model
 from mask2former.modeling.optimize import prepare_for_inference
 from mask2former.visualization import Task
 
-__all__ = ["Segmenter", "check_options"]
+__all__ = ["Segmenter"]
 
-TASK_KEYS: dict[Task, str] = {"panoptic": "PANOPTIC_ON", "instance": "INSTANCE_ON", "semantic": "SEMANTIC_ON"}
-INSTANCE_THRESHOLD = 0.5
 _Item = TypeVar("_Item")
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What one call asks for, so that calls in other threads can ask for something else."""
-
-    model: Any
-    tasks: tuple[Task, ...]
-    instance_threshold: float
-    resize: T.AugmentationList
 
 
 class Segmenter:
@@ -54,14 +41,17 @@ class Segmenter:
         metadata: Detectron2's metadata of the data set: names and colours of classes.
         default_tasks: what :meth:`predict` gives where it is not told: the first of panoptic, instance and semantic
             that the configuration turns on, or nothing.
+        resize: from a picture to the network's input, where :meth:`predict` is not told a size.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, *, model: Any = None, metadata: Metadata | None = None) -> None:
         """
         Args:
             cfg: of the model; ``MODEL.WEIGHTS`` names a checkpoint of the whole model. Pictures are resized as for
                 testing (``INPUT.TEST_SCALE`` or ``MIN_SIZE_TEST`` and ``MAX_SIZE_TEST``) and given to the model in the
                 channel order ``INPUT.FORMAT``. ``TEST.AUG.ENABLED`` turns test-time augmentation on.
+            model: is taken as it is, in the place of the one that ``cfg`` describes.
+            metadata: of the data set; None takes that of the first in ``cfg`` whose classes are known.
 
         Raises:
             FileNotFoundError: there are no weights.
@@ -71,16 +61,15 @@ class Segmenter:
         if cfg.INPUT.FORMAT not in ("RGB", "BGR", "L"):
             raise ValueError(f'INPUT.FORMAT is "{cfg.INPUT.FORMAT}", expected "RGB", "BGR" or "L"')
         self.cfg = _batching_by_size(cfg)
-        model = prepare_for_inference(self.cfg, load_whole_model(build_model(self.cfg), cfg.MODEL.WEIGHTS))
-        self.model = SegmentorWithTTA(self.cfg, model).eval() if cfg.TEST.AUG.ENABLED else model
-        self.metadata = _metadata(cfg)
-        self.default_tasks = _tasks_on(cfg)[:1]
-        self._resize = T.AugmentationList(build_test_augmentations(cfg))
+        self.model: Any = _build(self.cfg) if model is None else model
+        self.metadata = metadata_of_config(cfg) if metadata is None else metadata
+        self.default_tasks = tasks_of(cfg)[:1]
+        self.resize = T.AugmentationList(build_test_augmentations(cfg))
 
     @property
     def offered_tasks(self) -> tuple[Task, ...]:
         """The tasks that the configuration turns on, panoptic first."""
-        return _tasks_on(self.cfg)
+        return tasks_of(self.cfg)
 
     def predict(
         self,
@@ -90,6 +79,8 @@ class Segmenter:
         threshold: float | None = None,
         size: int | None = None,
         batch_size: int = 1,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
     ) -> Any:
         """Segment pictures.
 
@@ -104,6 +95,11 @@ class Segmenter:
                 they are; None resizes as the configuration says. Results always have the picture's own size.
             batch_size: pictures that go through the network together. They may be of different sizes: each gets what it
                 gets alone.
+            tile: pictures larger than this, in pixels as the network sees them, are cut into overlapping square tiles
+                of this side, which bounds the memory that the network needs, and segments are joined across the seams.
+                A multiple of 32; 0 never cuts; None does as ``MODEL.MASK_FORMER.TEST.TILE_SIZE`` says.
+            tile_overlap: least overlap of tiles, a multiple of 32 of at most half a tile, and larger than most
+                objects; None takes about a quarter of ``tile``.
 
         Returns:
             A :class:`Result` for a picture, a list of them for several.
@@ -113,7 +109,9 @@ class Segmenter:
             ValueError: a picture cannot be read, or an argument is out of range.
             TypeError: something is no picture.
         """
-        request = self._request(task, threshold, size, batch_size)
+        request = build_request(
+            self, task=task, threshold=threshold, size=size, batch_size=batch_size, tile=tile, tile_overlap=tile_overlap
+        ).warn()
         if is_single(images):
             return self._segment(request, [self._prepare(request, images)])[0]
         return list(self._stream(iterate_sources(images), request, batch_size=batch_size))
@@ -126,6 +124,8 @@ class Segmenter:
         threshold: float | None = None,
         size: int | None = None,
         batch_size: int = 1,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
         on_error: Callable[[Exception], None] | None = None,
     ) -> Iterator[Result]:
         """Segment one picture after the other; the next are read and resized while the model works on this one.
@@ -133,34 +133,36 @@ class Segmenter:
         Args:
             source: a video (a file, an address or an open ``cv2.VideoCapture``), a camera (its number), or what
                 :meth:`predict` takes, of which collections may be endless generators.
-            task: as in :meth:`predict`, like the next three.
+            task: as in :meth:`predict`, like the next five.
             threshold: likewise.
             size: likewise.
             batch_size: likewise.
+            tile: likewise.
+            tile_overlap: likewise.
             on_error: called with the error of a picture that cannot be read, which is then left out; None raises it.
 
         Yields:
             One result a picture or frame, in order. Frames come as :attr:`Result.image`.
         """
-        request = self._request(task, threshold, size, batch_size)  # at once, not when the first result is asked for
+        # At once, not when the first result is asked for.
+        request = build_request(
+            self, task=task, threshold=threshold, size=size, batch_size=batch_size, tile=tile, tile_overlap=tile_overlap
+        ).warn()
         pictures = _frames(source) if is_video(source) else iterate_sources(source)
         return self._stream(pictures, request, batch_size=batch_size, on_error=on_error)
 
-    def check_options(
-        self,
-        *,
-        task: Task | Sequence[Task] | None = None,
-        threshold: float | None = None,
-        size: int | None = None,
-        batch_size: int = 1,
-    ) -> tuple[Task, ...]:
-        """See :func:`check_options`."""
-        return check_options(self.cfg, task=task, threshold=threshold, size=size, batch_size=batch_size)
+    def check_options(self, **options: Any) -> tuple[Task, ...]:
+        """The tasks that :meth:`predict` would do with these options, which are its keyword arguments.
+
+        Raises:
+            ValueError: it would refuse them.
+        """
+        return build_request(self, **options).tasks
 
     def _stream(
         self,
         pictures: Iterable[Any],
-        request: _Request,
+        request: Request,
         *,
         batch_size: int,
         on_error: Callable[[Exception], None] | None = None,
@@ -184,20 +186,7 @@ class Segmenter:
         for batch in _batches(readable(), batch_size):
             yield from self._segment(request, batch)
 
-    def _request(
-        self, task: Task | Sequence[Task] | None, threshold: float | None, size: int | None, batch_size: int = 1
-    ) -> _Request:
-        tasks = self.check_options(task=task, threshold=threshold, size=size, batch_size=batch_size)
-        if threshold is not None and tasks == ("semantic",):
-            logger.warning("a confidence threshold has no effect on semantic segmentation")
-        return _Request(
-            model=self.model.with_outputs(tasks, object_mask_threshold=threshold, panoptic_scores=True),
-            tasks=tasks,
-            instance_threshold=INSTANCE_THRESHOLD if threshold is None else threshold,
-            resize=self._resize if size is None else T.AugmentationList([T.ResizeShortestEdge(size, sys.maxsize)]),
-        )
-
-    def _prepare(self, request: _Request, source: Any) -> tuple[Picture, dict[str, Any]]:
+    def _prepare(self, request: Request, source: Any) -> tuple[Picture, dict[str, Any]]:
         """A picture and the model's input for it."""
         picture = source if isinstance(source, Picture) else open_picture(source)
         height, width = picture.image.shape[:2]
@@ -207,7 +196,7 @@ class Segmenter:
         return picture, {"image": image, "height": height, "width": width}
 
     @torch.inference_mode()
-    def _segment(self, request: _Request, batch: Sequence[tuple[Picture, dict[str, Any]]]) -> list[Result]:
+    def _segment(self, request: Request, batch: Sequence[tuple[Picture, dict[str, Any]]]) -> list[Result]:
         predictions = request.model([inputs for _, inputs in batch])
         return [
             Result(
@@ -221,36 +210,9 @@ class Segmenter:
         ]
 
 
-def check_options(
-    cfg: CfgNode,
-    *,
-    task: Task | Sequence[Task] | None = None,
-    threshold: float | None = None,
-    size: int | None = None,
-    batch_size: int = 1,
-) -> tuple[Task, ...]:
-    """The tasks that :meth:`Segmenter.predict` would do with these options.
-
-    Raises:
-        ValueError: it would refuse them.
-    """
-    tasks = _tasks_on(cfg)[:1] if task is None else (task,) if isinstance(task, str) else tuple(task)
-    unknown = [name for name in tasks if name not in TASK_KEYS]
-    if unknown or not tasks:
-        given = f"task is {unknown[0]!r}" if unknown else "the configuration turns no task on"
-        raise ValueError(f"{given}; give --task or task=: panoptic, instance or semantic.")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}, expected 0 to 1.")
-    if size is not None and size < 0:
-        raise ValueError(f"size is {size}, expected pixels of the shorter edge, or 0 for pictures as they are.")
-    if size is not None and cfg.TEST.AUG.ENABLED and not cfg.TEST.AUG.SCALES:
-        raise ValueError(
-            f"size is {size}, but test-time augmentation takes its sizes from TEST.AUG.MIN_SIZES; leave size out, "
-            "or set TEST.AUG.SCALES, which are factors of it."
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
-    return tasks
+def _build(cfg: CfgNode) -> nn.Module:
+    model = prepare_for_inference(cfg, load_whole_model(build_model(cfg), cfg.MODEL.WEIGHTS))
+    return SegmentorWithTTA(cfg, model).eval() if cfg.TEST.AUG.ENABLED else model
 
 
 def _batching_by_size(cfg: CfgNode) -> CfgNode:
@@ -259,18 +221,6 @@ def _batching_by_size(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.MASK_FORMER.TEST.BATCH_BY_SIZE = True
     cfg.freeze()
     return cfg
-
-
-def _metadata(cfg: CfgNode) -> Metadata:
-    """Of the first data set, tested on or trained on, whose classes are known."""
-    candidates = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)]
-    known = [metadata for metadata in candidates if metadata.get("thing_classes") or metadata.get("stuff_classes")]
-    return [*known, *candidates, Metadata()][0]
-
-
-def _tasks_on(cfg: CfgNode) -> tuple[Task, ...]:
-    test = cfg.MODEL.MASK_FORMER.TEST
-    return tuple(task for task, key in TASK_KEYS.items() if test[key])
 
 
 def _reorder(rgb: np.ndarray, image_format: str) -> np.ndarray:

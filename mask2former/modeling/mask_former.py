@@ -17,7 +17,7 @@ from .connected_parts import split_disconnected
 from .criterion import SetCriterion
 from .postprocessing import MaskGeometry, instance_inference, panoptic_inference, semantic_inference
 from .query_merging import QueryPrediction
-from .tiling import TiledInference, instances_of_patches, panoptic_of_patches
+from .tiling import TiledInference, default_overlap, instances_of_patches, panoptic_of_patches
 
 __all__ = ["MaskFormer"]
 
@@ -35,7 +35,7 @@ class MaskFormer(nn.Module):
         *,
         backbone: Backbone,
         sem_seg_head: nn.Module,
-        criterion: SetCriterion,
+        criterion: SetCriterion | None,
         num_queries: int,
         object_mask_threshold: float,
         overlap_threshold: float,
@@ -58,7 +58,7 @@ class MaskFormer(nn.Module):
         Args:
             backbone: image to multi-scale features.
             sem_seg_head: features to predictions.
-            criterion: training loss; its ``weight_dict`` says which terms count how much.
+            criterion: training loss; its ``weight_dict`` says which terms count how much. None for inference alone.
             num_queries: Q.
             object_mask_threshold: panoptic, see :func:`~mask2former.modeling.postprocessing.panoptic_inference`.
             overlap_threshold: likewise.
@@ -146,6 +146,11 @@ class MaskFormer(nn.Module):
         """Where the model is, and where images are moved to."""
         return self.pixel_mean.device
 
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return int(self.sem_seg_head.num_classes)  # type: ignore[arg-type]  # nn.Module knows tensors and modules only
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Segment images, or compute the training loss.
 
@@ -166,10 +171,14 @@ class MaskFormer(nn.Module):
         """
         if not self.training:
             return self._segment(batched_inputs)
+        if self.criterion is None:
+            raise ValueError("this model has no criterion and cannot be trained; call model.eval() to segment images.")
         images = self._normalise_and_pad(batched_inputs)
         # Before the network: copies to a GPU wait for what it has been given to do.
         targets = self._prepare_targets(batched_inputs, images)
-        return self._weigh(self.criterion(self.run_network(images.tensor), targets))
+        losses = self.criterion(self.run_network(images.tensor), targets)
+        weights = self.criterion.weight_dict
+        return {name: value * weights[name] for name, value in losses.items() if name in weights}
 
     def predict_queries(self, batched_inputs: list[dict[str, Any]]) -> list[QueryPrediction]:
         """Classes and masks of the queries of each image; takes what :meth:`forward` takes, and never cuts tiles."""
@@ -249,6 +258,23 @@ class MaskFormer(nn.Module):
             model.object_mask_threshold = object_mask_threshold
         return model
 
+    def with_tiles(self, tile_size: int, overlap: int | None = None) -> "MaskFormer":
+        """This model with other tiles: the same modules and weights, and this one stays as it is.
+
+        Args:
+            tile_size: as in ``__init__``; 0 segments images of any size whole.
+            overlap: least overlap of tiles in pixels; None takes
+                :func:`~mask2former.modeling.tiling.default_overlap`.
+
+        Raises:
+            ValueError: if one is no multiple of ``size_divisibility``, or the overlap is out of range.
+        """
+        model = copy.copy(self)
+        stride = max(self.size_divisibility, 1)
+        overlap = default_overlap(tile_size, stride) if overlap is None else overlap
+        model.tiled_inference = TiledInference(tile_size, overlap, stride) if tile_size > 0 else None
+        return model
+
     def _segment(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if self._needs_tiles(batched_inputs):
             return [self._segment_in_tiles(entry) for entry in batched_inputs]
@@ -307,10 +333,6 @@ class MaskFormer(nn.Module):
             targets.append(target)
         return targets
 
-    def _weigh(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        weights = self.criterion.weight_dict
-        return {name: value * weights[name] for name, value in losses.items() if name in weights}
-
     def _needs_tiles(self, batched_inputs: list[dict[str, Any]]) -> bool:
         return self.tiled_inference is not None and any(
             self.tiled_inference.applies_to(tuple(entry["image"].shape[-2:])) for entry in batched_inputs
@@ -366,4 +388,4 @@ class MaskFormer(nn.Module):
     @property
     def _instance_classes(self) -> set[int]:
         """Contiguous ids of the classes that instances may have."""
-        return self._thing_classes if self.instances_are_things else set(range(self.criterion.num_classes))
+        return self._thing_classes if self.instances_are_things else set(range(self.num_classes))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mask2former.engine import load_config
 from mask2former.export import ExportFormat, ExportGraph, ExportInfo, PostProcessing, export_graph
+from mask2former.inference.weights import load_whole_model
 from mask2former.modeling import MaskFormer
 from tests.modeling.conftest import make_tiny_cfg
 
@@ -31,23 +32,39 @@ def _swin() -> CfgNode:
     return cfg
 
 
+def _load(config: str, weights: str = "") -> CfgNode:
+    return load_config(str(REPOSITORY / "configs" / config), ["MODEL.WEIGHTS", weights, "MODEL.DEVICE", "cpu"])
+
+
+def _r50() -> CfgNode:
+    return _load("coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml")
+
+
+def _swin_t() -> CfgNode:
+    return _load("coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml")
+
+
 def _nuclei() -> CfgNode:
+    """The model that comes with the repository."""
     pytest.importorskip("timm")
-    # Random weights: what is exported depends on the configuration alone.
-    return load_config(str(REPOSITORY / "configs/examples/nuclei_panoptic_lite0.yaml"), ["MODEL.WEIGHTS", ""])
+    return _load("examples/nuclei_panoptic_lite0.yaml", str(REPOSITORY / "model_zoo/nuclei_panoptic_lite0.pth"))
 
 
-_CONFIGS = {"resnet": _resnet, "swin": _swin, "nuclei": _nuclei}
+_CONFIGS = {"resnet": _resnet, "swin": _swin, "R50": _r50, "Swin-T": _swin_t, "nuclei": _nuclei}
 
 
 @pytest.fixture(scope="session")
 def build() -> Callable[[str], tuple[CfgNode, MaskFormer]]:
-    """A model in evaluation mode with its configuration, by "resnet", "swin" or "nuclei"; always the same weights."""
+    """A model in evaluation mode with its configuration, always with the same weights.
+
+    "resnet" and "swin" are small, "R50" and "Swin-T" official configurations with random weights, "nuclei" is trained.
+    """
 
     def _build(kind: str) -> tuple[CfgNode, MaskFormer]:
         cfg = _CONFIGS[kind]()
         torch.manual_seed(0)
-        return cfg, build_model(cfg).eval()
+        model = build_model(cfg).eval()
+        return cfg, load_whole_model(model, cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else model
 
     return _build
 
@@ -67,7 +84,8 @@ def export(build: Callable[[str], tuple[CfgNode, MaskFormer]], tmp_path_factory:
             info = ExportInfo.from_config(
                 cfg, model, postprocessing=postprocessing, input_type="uint8", precision=precision
             )
-            path = tmp_path_factory.mktemp("export") / "model.pt2"
+            name = "model.onnx" if export_format == "onnx" else "model.pt2"
+            path = tmp_path_factory.mktemp("export") / name
             export_graph(ExportGraph(model, postprocessing, half=half), path, export_format, info)
             files[key] = path
         return files[key]

@@ -36,8 +36,9 @@ def _assert_equal_to_model(path: Path, model: MaskFormer, batches: list[Tensor],
     assert all(error < tolerance for error in errors.values()), errors
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    "kind", ["resnet", pytest.param("swin", marks=pytest.mark.slow), pytest.param("nuclei", marks=pytest.mark.slow)]
+    "kind", ["resnet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("swin", "R50", "Swin-T", "nuclei"))]
 )
 def test_onnx(kind: str, build: Build, export: Export, batches: list[Tensor]) -> None:
     _assert_equal_to_model(export(kind, "onnx"), build(kind)[1], batches)
@@ -56,7 +57,10 @@ def test_onnx_is_standard_and_of_any_size(export: Export) -> None:
     assert all(size.dim_param and not size.dim_value for size in (batch, height, width))
 
 
-@pytest.mark.parametrize("kind", ["resnet", "swin"])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "kind", ["resnet", "swin", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("R50", "Swin-T", "nuclei"))]
+)
 def test_torchscript(kind: str, build: Build, export: Export, batches: list[Tensor]) -> None:
     _assert_equal_to_model(export(kind, "torchscript"), build(kind)[1], batches)
 

@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode
 
 from mask2former.export import load_exported
+from mask2former.inference import exporting
 from tools import export_model
 
 Files = tuple[CfgNode, Path]
@@ -44,8 +45,8 @@ def test_fails_where_the_file_computes_something_else(tiny_files: Files, monkeyp
             export(graph, *arguments)
             bias[0] -= 2
 
-    export = export_model.export_graph
-    monkeypatch.setattr(export_model, "export_graph", spoil_and_export)
+    export = exporting.export_graph
+    monkeypatch.setattr(exporting, "export_graph", spoil_and_export)
     with pytest.raises(
         SystemExit, match=r"error: .*model\.pt does not compute what the model computes \(pictures: 2 of"
     ):
@@ -65,17 +66,6 @@ def test_fails_where_the_file_computes_something_else(tiny_files: Files, monkeyp
 def test_mistakes_are_told_before_the_export(
     tiny_files: Files, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(export_model, "export_graph", lambda *_: pytest.fail("exported"))
+    monkeypatch.setattr(exporting, "export_graph", lambda *_: pytest.fail("exported"))
     with pytest.raises(SystemExit, match=f"error: {message}"):
         _run(tiny_files[1], *options)
-
-
-def test_a_folder_without_pictures(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there are no pictures in"):
-        next(export_model._pictures(tmp_path, "RGB"))
-
-
-def test_pictures_of_scikit_image() -> None:
-    pytest.importorskip("skimage")
-    pictures = list(export_model._pictures(None, "BGR"))
-    assert len({picture.shape for picture in pictures}) > 1, "several sizes"

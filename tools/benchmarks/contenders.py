@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from mask2former.inference.benchmark import cpu_name
+
 __all__ = [
     "ALLOCATORS",
     "BACKBONES",
@@ -87,13 +89,6 @@ class Clock:
         if self._device == "cuda":
             torch.cuda.synchronize()
         return self._read()
-
-
-def cpu_name() -> str:
-    """The processor as it calls itself."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def our_config(backbone: str, device: str, options: Sequence[str] = ()) -> Any:

@@ -37,6 +37,8 @@ from contenders import (
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mask2former.inference.benchmark import sure_predictions
+
 # Arguments of optimize_for_inference, or None for the model as it is.
 OPTIONS: dict[str, dict[str, str] | None] = {
     OURS: None,
@@ -49,7 +51,6 @@ CONTENDERS = [*OPTIONS, THEIRS, *(f"{THEIRS}, {how}" for how in ("compiled", "bf
 DEFAULT = [OURS, "ours, optimised", THEIRS]
 PARTS = ["backbone", "pixel decoder", "Transformer decoder", "post-processing", "whole image"]
 TASKS = ["panoptic", "instance", "semantic"]
-SURE_QUERIES = 25
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -217,21 +218,6 @@ def watch(backbone: nn.Module, decoder: nn.Module, mark: Callable[[str], None]) 
     decoder.register_forward_pre_hook(lambda *_: mark("decoder begin"))
 
 
-def predictions(size: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
-    """Class logits (1, Q, K + 1) and mask logits (1, Q, *size): discs, of which 25 are sure of their class."""
-    height, width = size
-    logits = torch.zeros(1, QUERIES, CLASSES + 1, device=device)
-    logits[..., -1] = 8
-    for query in range(SURE_QUERIES):
-        logits[0, query * QUERIES // SURE_QUERIES, [query * 5, -1]] = torch.tensor([10.0, 0.0], device=device)
-    generator = torch.Generator().manual_seed(0)
-    x, y, radius = torch.rand(3, QUERIES, 1, 1, generator=generator).to(device)
-    rows = torch.linspace(0, 1, height, device=device)[:, None]
-    columns = torch.linspace(0, 1, width, device=device)
-    distance = ((rows - y) ** 2 + (columns - x) ** 2).sqrt()
-    return logits, (20 * (0.1 + 0.2 * radius - distance))[None]
-
-
 def make_ours(
     arguments: argparse.Namespace, mark: Callable[[str], None]
 ) -> tuple[Callable[[Tensor], object], Callable[[Tensor], object]]:
@@ -251,8 +237,7 @@ def make_ours(
     def run_network(images: Tensor) -> dict[str, Tensor]:
         shape = network(images)["pred_masks"].shape[-2:]
         mark("network end")
-        logits, masks = predictions(shape, arguments.device)
-        return {"pred_logits": logits, "pred_masks": masks}
+        return sure_predictions(QUERIES, CLASSES, shape, arguments.device)
 
     model.run_network = run_network
     return network, lambda image: model([{"image": image}])
@@ -284,7 +269,8 @@ def make_theirs(
         outputs = network(((image.to(arguments.device) / 255 - mean) / std)[None])
         mark("network end")
         shape = outputs.masks_queries_logits.shape[-2:]
-        outputs.class_queries_logits, outputs.masks_queries_logits = predictions(shape, arguments.device)
+        sure = sure_predictions(QUERIES, CLASSES, shape, arguments.device)
+        outputs.class_queries_logits, outputs.masks_queries_logits = sure["pred_logits"], sure["pred_masks"]
         for task in arguments.tasks:
             process = getattr(processor, f"post_process_{task}_segmentation")
             process(outputs, target_sizes=[(height, width)], **options.get(task, {}))

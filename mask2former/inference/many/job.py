@@ -16,7 +16,7 @@ from mask2former.inference.many.processes import run_processes
 from mask2former.inference.many.ray_runner import run_ray
 from mask2former.inference.many.shards import Shard, find_shards
 from mask2former.inference.many.worker import Settings
-from mask2former.inference.segmenter import check_options
+from mask2former.inference.request import check_options, tasks_of
 
 __all__ = ["Done", "Workers", "predict_many"]
 
@@ -84,7 +84,7 @@ def predict_many(
         raise ValueError(f"--workers is {workers.number}, expected at least 1.")
     cfg = model_config(settings.model, settings.weights, settings.opts)
     options = {name: getattr(settings, name) for name in ("task", "threshold", "size", "batch_size")}
-    (task,) = check_options(cfg, **options)
+    (task,) = check_options(cfg, tasks_of(cfg)[:1], **options)
     shards = find_shards(source, images, part_size)
     settings = replace(settings, task=task, threads=settings.threads or _threads(workers))
     parts = Parts(output)

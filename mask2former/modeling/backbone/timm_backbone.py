@@ -54,7 +54,7 @@ class TimmBackbone(Backbone):
         available = _create_extractor(model_name, options).feature_info
         indices = _indices_of_strides(model_name, available, [STRIDES[f] for f in self._out_features])
         body = _create_extractor(model_name, {**options, "out_indices": indices})
-        self.body = _convert_batch_norm(_drop_unused_stages(body), norm)
+        self.body = _fix_same_padding(_convert_batch_norm(_drop_unused_stages(body), norm))
         self._channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
         self._out_feature_strides = {f: STRIDES[f] for f in self._out_features}
         self._out_feature_channels = dict(zip(self._out_features, body.feature_info.channels(), strict=True))
@@ -100,6 +100,21 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.drop(super().forward(x)))
+
+
+class SamePaddedConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's "same" padding, of an input whose sides are multiples of the stride.
+
+    The padding is then a constant, as it is not in general: exporters need minutes to reason about timm's formula.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        totals = [
+            max(dilation * (kernel - 1) + 1 - stride, 0)
+            for kernel, stride, dilation in zip(self.kernel_size, self.stride, self.dilation, strict=True)
+        ]
+        top, left = (total // 2 for total in totals)
+        return super().forward(F.pad(x, (left, totals[1] - left, top, totals[0] - top)))
 
 
 def _sorted_by_stride(out_features: Sequence[str]) -> list[str]:
@@ -183,6 +198,16 @@ def _convert_batch_norm(module: nn.Module, norm: str) -> nn.Module:
     if norm == "FrozenBN":
         return _freeze_batch_norm(module)
     raise ValueError(f"MODEL.TIMM.NORM is {norm!r}; expected 'BN', 'FrozenBN' or 'SyncBN'.")
+
+
+def _fix_same_padding(module: nn.Module) -> nn.Module:
+    """What comes in is padded to a multiple of the largest stride, and so are all features, to what is left of it."""
+    from timm.layers import Conv2dSame
+
+    convolutions: list[nn.Module] = [child for child in module.modules() if isinstance(child, Conv2dSame)]
+    for convolution in convolutions:
+        convolution.__class__ = SamePaddedConv2d
+    return module
 
 
 def _freeze_batch_norm(module: nn.Module) -> nn.Module:

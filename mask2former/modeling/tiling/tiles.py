@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Tile", "overlapping_pairs", "plan_tiles"]
+__all__ = ["Tile", "default_overlap", "overlapping_pairs", "plan_tiles"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ def _ramp(length: int, overlap: int, at_start: bool, at_end: bool, device: torch
     return ramp
 
 
+def default_overlap(tile_size: int, stride: int) -> int:
+    """The overlap of tiles where nobody chose one: a quarter of a tile, rounded up to a multiple of ``stride``."""
+    return -(-tile_size // (4 * stride)) * stride
+
+
 def plan_tiles(image_size: tuple[int, int], tile_size: int, overlap: int, stride: int) -> list[Tile]:
     """Cover an image with square tiles, evenly spaced, row by row.
 
@@ -81,7 +86,8 @@ def plan_tiles(image_size: tuple[int, int], tile_size: int, overlap: int, stride
     if tile_size % stride or overlap % stride or not 0 < overlap <= tile_size / 2:
         raise ValueError(
             f"tiles of {tile_size} pixels that overlap by {overlap}: both must be multiples of {stride}, and the "
-            "overlap at least that and at most half a tile. Set MODEL.MASK_FORMER.TEST.TILE_SIZE and TILE_OVERLAP."
+            "overlap at least that and at most half a tile. Set MODEL.MASK_FORMER.TEST.TILE_SIZE and TILE_OVERLAP, or "
+            "tile and tile_overlap."
         )
     rows, columns = (_starts(length, tile_size, overlap, stride) for length in image_size)
     return [

@@ -1,0 +1,46 @@
+"""Exported files as models to predict with."""
+
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+from mask2former.config import add_maskformer2_config
+from mask2former.data.class_metadata import metadata_from_json
+from mask2former.engine.setup import finish_config
+from mask2former.export import ExportInfo, load_exported, model_of_file
+from mask2former.inference.segmenter import Segmenter
+
+__all__ = ["open_exported"]
+
+
+def open_exported(path: Path, device: str | None = None) -> Segmenter:
+    """Open a file of ``tools/export_model.py``; nothing else is needed, neither its configuration nor its data set.
+
+    Args:
+        path: ONNX, TorchScript, ``torch.export`` or AOTInductor. ONNX files are data; the other three are programs, so
+            open only those that you trust.
+        device: as :func:`~mask2former.export.load_exported` takes it.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ModuleNotFoundError: without the package ``onnxruntime``.
+        ValueError: it is not such a file, or cannot run there.
+    """
+    exported = load_exported(path, device)
+    model = model_of_file(exported)
+    return Segmenter(_config(exported.info, path), model=model, metadata=metadata_from_json(exported.info.metadata))
+
+
+def _config(info: ExportInfo, path: Path) -> CfgNode:
+    """What the file says, under the keys that preparation of pictures and the choice of the task read."""
+    cfg = get_cfg()
+    add_maskformer2_config(cfg)
+    cfg.MODEL.WEIGHTS = str(path)
+    cfg.INPUT.FORMAT = info.channels
+    cfg.INPUT.TEST_SCALE = info.test_scale
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = info.test_shortest_edge, info.test_longest_edge
+    tasks = info.tasks if info.postprocessing == "none" else [info.postprocessing]
+    test = cfg.MODEL.MASK_FORMER.TEST
+    test.PANOPTIC_ON, test.INSTANCE_ON, test.SEMANTIC_ON = (x in tasks for x in ("panoptic", "instance", "semantic"))
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    return finish_config(cfg)

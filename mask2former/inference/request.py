@@ -1,0 +1,136 @@
+"""What one call of a model asks for, checked."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+
+from mask2former.visualization import Task
+
+if TYPE_CHECKING:
+    from mask2former.inference.segmenter import Segmenter
+
+__all__ = ["Request", "build_request", "check_options", "tasks_of"]
+
+_TASK_KEYS: dict[Task, str] = {"panoptic": "PANOPTIC_ON", "instance": "INSTANCE_ON", "semantic": "SEMANTIC_ON"}
+_INSTANCE_THRESHOLD = 0.5
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call asks for, so that calls in other threads can ask for something else.
+
+    Attributes:
+        model: the model with these outputs.
+        tasks: what it gives.
+        threshold: least score that was asked for, or None.
+        resize: from a picture to the network's input.
+    """
+
+    model: Any
+    tasks: tuple[Task, ...]
+    threshold: float | None
+    resize: T.AugmentationList
+
+    @property
+    def instance_threshold(self) -> float:
+        """Least score of an instance."""
+        return _INSTANCE_THRESHOLD if self.threshold is None else self.threshold
+
+    def warn(self) -> "Request":
+        """Say in the log what has no effect; return itself."""
+        if self.threshold is not None and self.tasks == ("semantic",):
+            logger.warning("a confidence threshold has no effect on semantic segmentation")
+        return self
+
+
+def build_request(
+    segmenter: "Segmenter",
+    *,
+    task: Task | Sequence[Task] | None = None,
+    threshold: float | None = None,
+    size: int | None = None,
+    batch_size: int = 1,
+    tile: int | None = None,
+    tile_overlap: int | None = None,
+) -> Request:
+    """Check the arguments of :meth:`Segmenter.predict`.
+
+    Raises:
+        ValueError: one is out of range, or the model cannot do it.
+    """
+    tasks = check_options(
+        segmenter.cfg,
+        segmenter.default_tasks,
+        task=task,
+        threshold=threshold,
+        size=size,
+        batch_size=batch_size,
+        tile=tile,
+        tile_overlap=tile_overlap,
+    )
+    model = segmenter.model.with_outputs(tasks, object_mask_threshold=threshold, panoptic_scores=True)
+    return Request(
+        model=model if tile is None else model.with_tiles(tile, tile_overlap),
+        tasks=tasks,
+        threshold=threshold,
+        resize=segmenter.resize if size is None else T.AugmentationList([T.ResizeShortestEdge(size, sys.maxsize)]),
+    )
+
+
+def check_options(
+    cfg: CfgNode,
+    default_tasks: Sequence[Task],
+    *,
+    task: Task | Sequence[Task] | None = None,
+    threshold: float | None = None,
+    size: int | None = None,
+    batch_size: int = 1,
+    tile: int | None = None,
+    tile_overlap: int | None = None,
+) -> tuple[Task, ...]:
+    """The tasks that a call with these arguments asks for, of a model that need not have been built.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    tasks = tuple(default_tasks) if task is None else (task,) if isinstance(task, str) else tuple(task)
+    unknown = [name for name in tasks if name not in _TASK_KEYS]
+    if unknown or not tasks:
+        given = f"task is {unknown[0]!r}" if unknown else "the configuration turns no task on"
+        raise ValueError(f"{given}; give --task or task=: panoptic, instance or semantic.")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, expected 0 to 1.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
+    _check_size(size, cfg)
+    _check_tiles(tile, tile_overlap)
+    return tasks
+
+
+def tasks_of(cfg: CfgNode) -> tuple[Task, ...]:
+    """The tasks that a configuration turns on, panoptic first."""
+    test = cfg.MODEL.MASK_FORMER.TEST
+    return tuple(task for task, key in _TASK_KEYS.items() if test[key])
+
+
+def _check_size(size: int | None, cfg: CfgNode) -> None:
+    if size is not None and size < 0:
+        raise ValueError(f"size is {size}, expected pixels of the shorter edge, or 0 for pictures as they are.")
+    if size is not None and cfg.TEST.AUG.ENABLED and not cfg.TEST.AUG.SCALES:
+        raise ValueError(
+            f"size is {size}, but test-time augmentation takes its sizes from TEST.AUG.MIN_SIZES; leave size out, "
+            "or set TEST.AUG.SCALES, which are factors of it."
+        )
+
+
+def _check_tiles(tile: int | None, overlap: int | None) -> None:
+    if tile is not None and tile < 0:
+        raise ValueError(f"tile is {tile}, expected the side of a tile in pixels, or 0 for none.")
+    if overlap is not None and not tile:
+        raise ValueError(f"tile_overlap is {overlap}, but tile is {tile}; give the side of a tile too.")

@@ -1,0 +1,165 @@
+"""``mask2former benchmark``: what it measures adds up, and it says of which predictions."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import mask2former as m2f
+from mask2former import cli
+from mask2former.export import ExportGraph, ExportInfo, PostProcessing, export_graph
+from mask2former.inference.benchmark import PARTS, Benchmark, sure_predictions, time_models
+from mask2former.modeling.postprocessing import MaskGeometry, panoptic_inference
+
+FAST = ["--size", "64x96", "--rounds", "2", "--warm-up", "1"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_config: Path) -> m2f.Segmenter:
+    return m2f.load(tiny_config)
+
+
+@pytest.fixture(scope="module")
+def files(tiny: m2f.Segmenter, tmp_path_factory: pytest.TempPathFactory) -> dict[PostProcessing, Path]:
+    """The model as TorchScript, without and with post-processing."""
+    paths: dict[PostProcessing, Path] = {}
+    for kind in ("none", "panoptic"):
+        paths[kind] = tmp_path_factory.mktemp("files") / "model.pt"
+        info = ExportInfo.from_config(
+            tiny.cfg, tiny.model, postprocessing=kind, input_type="uint8", precision="float32"
+        )
+        export_graph(ExportGraph(tiny.model, kind), paths[kind], "torchscript", info)
+    return paths
+
+
+def _run(folder: Path, *words: str) -> dict:
+    assert cli.main(["benchmark", *words, *FAST, "--json", str(folder / "out" / "t.json")]) == 0
+    results: dict = json.loads((folder / "out" / "t.json").read_text())
+    for seconds in results["seconds"].values():
+        assert tuple(seconds) == PARTS
+        assert all(value > 0 for value in seconds.values())
+    return results
+
+
+def test_plain_and_optimized(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = _run(tmp_path, str(tiny_config), "--optimize", "--batch", "2")
+    assert list(results["seconds"]) == ["plain", "optimized"]
+    assert results["picture"] == {"path": None, "size": [64, 96]}
+    assert results["predictions"].startswith("made up")
+    printed = capsys.readouterr().out
+    assert "noise, 96 x 64 pixels, task panoptic, 2 at a time, predictions made up" in printed
+    table = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in table[0]] == ["", *PARTS, "times as fast"]
+    assert [row[0].strip() for row in table[2:]] == ["plain", "optimized"]
+    milliseconds = 1000 * results["seconds"]["plain"]["whole picture"]
+    assert float(table[2][4]) == pytest.approx(milliseconds, abs=0.06)
+
+
+def test_a_picture_of_one_s_own(tiny_config: Path, photograph: np.ndarray, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), photograph)
+    results = _run(tmp_path, str(tiny_config), "--image", str(tmp_path / "a.png"), "--task", "instance")
+    assert results["predictions"] == "the model's own"
+    assert results["options"]["task"] == ["instance"]
+
+
+def test_untrained(tiny_config: Path, photograph: np.ndarray, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), photograph)
+    words = ["--image", str(tmp_path / "a.png"), "--untrained", "--opts", "MODEL.WEIGHTS", "nowhere.pth"]
+    assert cli.main(["benchmark", *FAST, "--json", str(tmp_path / "t.json"), str(tiny_config), *words]) == 0
+    assert json.loads((tmp_path / "t.json").read_text())["predictions"].startswith("made up")
+
+
+@pytest.mark.parametrize(("postprocessing", "says"), [("none", "made up"), ("panoptic", "of the file, whose network")])
+def test_exported_files(
+    postprocessing: PostProcessing, says: str, files: dict[PostProcessing, Path], tmp_path: Path
+) -> None:
+    results = _run(tmp_path, str(files[postprocessing]))
+    assert list(results["seconds"]) == ["model.pt"]
+    assert results["predictions"].startswith(says)
+    assert results["file"]
+
+
+def test_time_goes_to_the_part_that_takes_it(
+    tiny: m2f.Segmenter, files: dict[PostProcessing, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that sleeps, in tiles of which there are two runs; and a file."""
+    exported = m2f.load(files["none"])
+    for owner, name in ((tiny.model, "run_network"), (exported.model.sem_seg_head.exported, "_run")):
+        monkeypatch.setattr(owner, name, _slowly(getattr(owner, name)))
+    picture = np.zeros((64, 180, 3), np.uint8)
+    benchmark = Benchmark(options={"size": 0, "tile": 64}, picture=picture, own_predictions=True, rounds=1, warm_up=0)
+    before = dict(vars(tiny.model))
+    for model in (tiny, exported):
+        (seconds,) = time_models({"it": model}, benchmark).values()
+        assert seconds["network"] > 0.4, "five tiles, four at a time"
+        assert sum(seconds[part] for part in PARTS[:3]) == pytest.approx(seconds["whole picture"])
+    assert vars(tiny.model) == before, "as if nobody had looked"
+
+
+def _slowly(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def slow(images: Tensor) -> Any:
+        time.sleep(0.2)
+        return run(images)
+
+    return slow
+
+
+def test_made_up_predictions_give_post_processing_something_to_do() -> None:
+    made = sure_predictions(100, 133, (50, 76))
+    assert made["pred_logits"].shape == (1, 100, 134)
+    assert made["pred_masks"].shape == (1, 100, 50, 76)
+    probable = made["pred_logits"][0].softmax(-1)[:, :-1].amax(-1)
+    assert (probable > 0.9).sum() == 25
+    _, segments = panoptic_inference(
+        made["pred_logits"][0],
+        made["pred_masks"][0],
+        MaskGeometry((200, 304), (200, 304), (200, 304)),
+        thing_classes=range(80),
+        object_mask_threshold=0.5,
+        overlap_threshold=0.5,
+    )
+    assert len(segments) > 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--image", "absent.png"], "absent.png"),
+        (["--rounds", "0"], "--rounds is 0"),
+        (["--tile", "100"], "tiles of 100 pixels"),
+        (["--compile", "reduce-overhead"], "'reduce-overhead', which records CUDA graphs"),
+    ],
+)
+def test_errors_have_one_line(
+    tiny_config: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert cli.main(["benchmark", str(tiny_config), *FAST, *words]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_files_are_timed_as_they_are(files: dict[PostProcessing, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["benchmark", str(files["none"]), *FAST, "--optimize"]) == 1
+    assert "is an exported file, which is timed as it is; leave --optimize" in capsys.readouterr().err
+
+
+def test_threads(tiny_config: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert _run(tmp_path, str(tiny_config), "--threads", "2")["threads"] == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_sizes_are_two_numbers(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["benchmark", str(tiny_config), "--size", "640"])
+    assert "'640' is no size; write height x width, such as 800x1216" in capsys.readouterr().err

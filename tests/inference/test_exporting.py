@@ -1,0 +1,102 @@
+"""``mask2former export``: the command; tests/tools/test_export_model.py has what it shares with the tool."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import mask2former as m2f
+from mask2former import cli
+from mask2former.export import ExportInfo
+from mask2former.inference import exporting
+from tests.same_results import assert_alike
+
+
+@pytest.fixture
+def picture(photograph: np.ndarray, tmp_path: Path) -> Path:
+    cv2.imwrite(str(tmp_path / "a.png"), photograph)
+    return tmp_path / "a.png"
+
+
+def test_command(tiny_config: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "out" / "model.pt"
+    words = ["export", str(tiny_config), "--format", "torchscript", "--output", str(path), "--images", str(picture)]
+    size = ["INPUT.MIN_SIZE_TEST", "80"]
+    assert cli.main([*words, "--opts", *size]) == 0
+    printed = capsys.readouterr().out
+    assert f"Wrote {path} (" in printed
+    assert "Maximal error of the mask logits: " in printed
+    assert "Checked on pictures: 2 of 107 x 80" in printed
+    found, expected = (m2f.load(x, opts=opts).predict(picture) for x, opts in ((path, ()), (tiny_config, size)))
+    assert_alike(found, expected)
+
+
+def test_what_a_program_must_do_by_itself_is_said(
+    tiny_config: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--format", "torchscript", "--output", str(tmp_path / "m.pt"), "--images", str(picture)]
+    test = "MODEL.MASK_FORMER.TEST."
+    keys = [f"{test}TILE_SIZE", "64", f"{test}TILE_OVERLAP", "32", f"{test}SPLIT_DISCONNECTED_THINGS", "True"]
+    assert cli.main(["export", str(tiny_config), *words, "--with-postprocessing", "panoptic", "--opts", *keys]) == 0
+    printed = capsys.readouterr().out
+    assert "Note: the model is used in tiles" in printed
+    assert "Note: the model splits disconnected things" in printed
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "message"),
+    [
+        ("tiny", ["--quantize", "dynamic", "--format", "aoti"], "--quantize makes 8-bit ONNX"),
+        ("tiny", ["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
+        ("coco/panoptik/R50", [], "there is no model 'coco/panoptik/R50'"),
+        ("tiny", ["--format", "torchscript", "--images", "nothing.png"], "nothing.png"),
+        ("tiny", ["--format", "torchscript", "--tolerance", "0"], "does not compute what the model computes"),
+    ],
+)
+def test_errors_have_one_line(
+    tiny_config: Path,
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    model: str,
+    words: list[str],
+    message: str,
+) -> None:
+    given = [str(tiny_config) if model == "tiny" else model, "--output", str(tmp_path / "m.pt")]
+    assert cli.main(["export", *given, "--images", str(picture), *words]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+
+
+@pytest.mark.parametrize(("tile_size", "count"), [(0, 1), (96, 1), (64, 4)])
+def test_calibration_shows_what_the_network_will_see(
+    tiny_config: Path, picture: Path, photograph: np.ndarray, tile_size: int, count: int
+) -> None:
+    """A picture of 96 x 72, whole or in tiles, each with its mirror image."""
+    test = "MODEL.MASK_FORMER.TEST."
+    keys = [f"{test}TILE_SIZE", str(tile_size), f"{test}TILE_OVERLAP", "32", "INPUT.MIN_SIZE_TEST", "72"]
+    model = m2f.load(tiny_config, opts=keys)
+    info = ExportInfo.from_config(
+        model.cfg, model.model, postprocessing="none", input_type="uint8", precision="float32"
+    )
+    batches = list(exporting._calibration_batches(picture, info))
+    assert len(batches) == count
+    resized = cv2.resize(photograph[:, :, ::-1], (96, 72)).transpose(2, 0, 1)
+    side = tile_size or 96
+    expected = resized if count == 1 else resized[:, :side, :side]
+    np.testing.assert_array_equal(batches[0][0], expected)
+    assert all(batch.shape[0] == 2 and max(batch.shape[2:]) <= side for batch in batches)
+    seen = np.unique(np.concatenate([batch.ravel() for batch in batches]))
+    np.testing.assert_array_equal(seen, np.unique(resized))
+
+
+def test_a_folder_without_pictures(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there are no pictures in"):
+        next(exporting._pictures(tmp_path, "RGB"))
+
+
+def test_pictures_of_scikit_image() -> None:
+    pytest.importorskip("skimage")
+    pictures = list(exporting._pictures(None, "BGR"))
+    assert len({picture.shape for picture in pictures}) > 1, "several sizes"
