@@ -116,7 +116,7 @@ def read_comments(source: str) -> list[Key]:
 
 
 def detectron2_keys() -> list[Key]:
-    """Keys of Detectron2 and its DeepLab that some configuration sets, and others that matter, with Detectron2's defaults.
+    """Keys of Detectron2, its DeepLab included, that some configuration sets or that matter otherwise.
 
     Raises:
         ValueError: a configuration sets one that has no meaning.
