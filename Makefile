@@ -2,8 +2,9 @@
 # make test    check everything that CI checks
 # make test-slow   check what takes long: every export format
 # make test-gpu    check the CUDA operators on this machine's NVIDIA GPU
+# make docs    build the documentation's site into output/site
 #
-# Both make an environment of their own in .venv first, which takes minutes once. PYTHON=python3.12 chooses its Python.
+# All make an environment of their own in .venv first, which takes minutes once. PYTHON=python3.12 chooses its Python.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +16,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 INPUTS := pyproject.toml setup.py constraints.txt tools/install_detectron2.py mask2former/ops/_build.py \
   $(wildcard mask2former/ops/csrc/*.* mask2former/ops/csrc/cuda/*)
 
-.PHONY: help demo test test-slow test-gpu lint typecheck layers unit clean
+.PHONY: help demo test test-slow test-gpu docs lint typecheck layers unit clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -46,6 +47,11 @@ test-slow: $(VENV)/dev.stamp
 test-gpu: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m mask2former.ops.build
 	$(VENV)/bin/python -m pytest -q -rs -m gpu tests/ops
+
+# Strict: a link that leads nowhere, or a page that mkdocs.yml does not name, is an error.
+docs: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo "Open output/site/index.html; for the search, run $(VENV)/bin/python -m mkdocs serve"
 
 clean:
 	rm -rf $(VENV) output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

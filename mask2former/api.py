@@ -1,11 +1,13 @@
-"""A trained model in one line, and what it finds in a picture in the next::
+"""A trained model in one line, and what it finds in a picture in the next.
 
-import mask2former as m2f
+Example::
 
-model = m2f.load("coco/panoptic/R50")
-result = model.predict("street.jpg", task="instance", threshold=0.7)
-result.instances.names, result.instances.masks
-result.save("out/")
+    import mask2former as m2f
+
+    model = m2f.load("coco/panoptic/R50")
+    result = model.predict("street.jpg", task="instance", threshold=0.7)
+    result.instances.names, result.instances.masks
+    result.save("out/")
 """
 
 from collections.abc import Collection, Sequence

@@ -71,15 +71,20 @@ def _add_transformer_decoder_keys(cfg: CN) -> None:
     mask_former.NUM_FEATURE_LEVELS = 3
     # Segments that can be found in one image; PerPixelBaselinePlusHead has one for each class (official).
     mask_former.NUM_OBJECT_QUERIES = 100
+    # Channels of the queries (official).
     mask_former.HIDDEN_DIM = 256
+    # Attention heads, of a pixel decoder's plain Transformer encoder too (official).
     mask_former.NHEADS = 8
+    # Hidden width of the feed-forward networks (official).
     mask_former.DIM_FEEDFORWARD = 2048
     # Self-attention layers on the feature that StandardTransformerDecoder reads (official).
     mask_former.ENC_LAYERS = 0
     # Predictions. MultiScaleMaskedTransformerDecoder counts the one from the learnable queries, so that 10 means nine
     # layers; StandardTransformerDecoder has as many layers (official).
     mask_former.DEC_LAYERS = 6
+    # Dropout of the Transformer layers, the pixel decoder's included (official).
     mask_former.DROPOUT = 0.1
+    # Normalise before attention and feed-forward network, not after (official).
     mask_former.PRE_NORM = False
     # Project features to HIDDEN_DIM even where they already have that many channels (official).
     mask_former.ENFORCE_INPUT_PROJ = False
@@ -103,18 +108,25 @@ def _add_transformer_decoder_keys(cfg: CN) -> None:
 
 def _add_loss_and_test_keys(cfg: CN) -> None:
     mask_former = cfg.MODEL.MASK_FORMER
-    # Training loss (Section 3.3; official up to IMPORTANCE_SAMPLE_RATIO).
+    # Training loss (Section 3.3): a loss for every prediction, not for the last alone (official).
     mask_former.DEEP_SUPERVISION = True
+    # Weight of "no object" in the class loss (official).
     mask_former.NO_OBJECT_WEIGHT = 0.1
+    # Weight of the class loss, and of class probabilities in the matching cost (official).
     mask_former.CLASS_WEIGHT = 1.0
+    # Weight of the dice loss, and of its cost (official).
     mask_former.DICE_WEIGHT = 1.0
+    # Weight of the loss of single pixels (MASK_LOSS), and of its cost (official).
     mask_former.MASK_WEIGHT = 20.0
+    # Points of each mask at which the mask losses look (official).
     mask_former.TRAIN_NUM_POINTS = 112 * 112
+    # So many times as many points are drawn, of which those at uncertain places are kept (official).
     mask_former.OVERSAMPLE_RATIO = 3.0
+    # The share of TRAIN_NUM_POINTS that is chosen so; the others are uniform (official).
     mask_former.IMPORTANCE_SAMPLE_RATIO = 0.75
-    # Where the matching cost and the mask losses compare masks: on TRAIN_NUM_POINTS "points", or on the whole "masks",
-    # which takes three times the memory (Table 5).
+    # Where the matching cost compares masks: on TRAIN_NUM_POINTS "points", or on the whole "masks" (Table 5).
     mask_former.MATCHING_COST_ON = "points"
+    # The same for the mask losses, where "masks" take three times the memory (Table 5).
     mask_former.MASK_LOSS_ON = "points"
     # Points of the matching cost; None takes TRAIN_NUM_POINTS.
     mask_former.MATCHING_NUM_POINTS = None
@@ -128,8 +140,11 @@ def _add_loss_and_test_keys(cfg: CN) -> None:
     mask_former.ACTIVATION_CHECKPOINTING = []
 
     mask_former.TEST = CN()
+    # Compute class scores of pixels (official).
     mask_former.TEST.SEMANTIC_ON = True
+    # Compute instances (official).
     mask_former.TEST.INSTANCE_ON = False
+    # Compute panoptic segments (official).
     mask_former.TEST.PANOPTIC_ON = False
     # Panoptic: a query below this class probability is dropped (official).
     mask_former.TEST.OBJECT_MASK_THRESHOLD = 0.0
@@ -170,21 +185,37 @@ def _add_inference_keys(cfg: CN) -> None:
 def _add_backbone_keys(cfg: CN) -> None:
     # D2SwinTransformer (all official).
     cfg.MODEL.SWIN = CN()
+    # Side of the pre-training's images, which fixes the size of the absolute position embedding (APE).
     cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 224
+    # Pixels of a patch's side.
     cfg.MODEL.SWIN.PATCH_SIZE = 4
+    # Channels of the first stage; each further one has twice as many.
     cfg.MODEL.SWIN.EMBED_DIM = 96
+    # Blocks of each stage.
     cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    # Attention heads of each stage.
     cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    # Patches of a window's side.
     cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    # Hidden width of the feed-forward networks, relative to the stage's channels.
     cfg.MODEL.SWIN.MLP_RATIO = 4.0
+    # Biases for queries, keys and values.
     cfg.MODEL.SWIN.QKV_BIAS = True
+    # Factor of the attention logits; None is 1 / sqrt(channels of a head).
     cfg.MODEL.SWIN.QK_SCALE = None
+    # Dropout of embeddings and feed-forward networks.
     cfg.MODEL.SWIN.DROP_RATE = 0.0
+    # Dropout of attention weights.
     cfg.MODEL.SWIN.ATTN_DROP_RATE = 0.0
+    # Stochastic depth of the last block; earlier ones have less, in proportion.
     cfg.MODEL.SWIN.DROP_PATH_RATE = 0.3
+    # Absolute position embedding.
     cfg.MODEL.SWIN.APE = False
+    # A layer norm after the patch embedding.
     cfg.MODEL.SWIN.PATCH_NORM = True
+    # Features that are given out.
     cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Compute blocks again in the backward pass, which saves memory.
     cfg.MODEL.SWIN.USE_CHECKPOINT = False
 
     # TimmBackbone: any timm model with `features_only` as a Detectron2 backbone (needs the extra "timm").
@@ -210,13 +241,14 @@ def _add_data_keys(cfg: CN) -> None:
     # Large-scale jittering of the coco_*_lsj mappers: resize by MIN_SCALE..MAX_SCALE, crop or pad to IMAGE_SIZE square
     # (official).
     cfg.INPUT.IMAGE_SIZE = 1024
+    # The smallest factor (official).
     cfg.INPUT.MIN_SCALE = 0.1
+    # The largest factor (official).
     cfg.INPUT.MAX_SCALE = 2.0
 
     # What MIN_SCALE..MAX_SCALE multiply in the coco_*_lsj mappers: "crop" first fits the image into IMAGE_SIZE, as the
     # official release does; "image" keeps its own size, where the size of a pixel means something (microscopes).
     cfg.INPUT.SCALE_REFERENCE = "crop"
-    # Detectron2's INPUT.RANDOM_FLIP is "none", "horizontal" or "vertical"; here it may also be "both", each by itself.
     # Turn training images by a random multiple of 90 degrees.
     cfg.INPUT.RANDOM_QUARTER_TURN = False
     # Raise intensities to a power between 1 / (1 + this) and 1 + this.
@@ -274,13 +306,20 @@ def _add_solver_keys(cfg: CN) -> None:
     # What compares predictions with annotations for AP and PQ: "hotcoco", or "reference" (pycocotools and panopticapi)
     # with the same figures; "auto" takes hotcoco where it is installed.
     cfg.TEST.EVALUATION_BACKEND = "auto"
-    # Keep the checkpoint with the best value of one metric of the evaluation as model_best.pth.
-    cfg.TEST.BEST_CHECKPOINT = CN({"ENABLED": False, "METRIC": "panoptic_seg/PQ", "MODE": "max"})
-    # Stop a training when that metric has not become better in PATIENCE evaluations in a row; 0 never does.
-    cfg.TEST.EARLY_STOPPING = CN({"PATIENCE": 0})
+    cfg.TEST.BEST_CHECKPOINT = CN()
+    # Keep the checkpoint with the best value of METRIC, of the evaluations during a training, as model_best.pth.
+    cfg.TEST.BEST_CHECKPOINT.ENABLED = False
+    # The task and the metric, as the evaluation prints them.
+    cfg.TEST.BEST_CHECKPOINT.METRIC = "panoptic_seg/PQ"
+    # "max" or "min": which value is the best.
+    cfg.TEST.BEST_CHECKPOINT.MODE = "max"
+    cfg.TEST.EARLY_STOPPING = CN()
+    # Stop a training when BEST_CHECKPOINT.METRIC has not become better in so many evaluations in a row; 0 never does.
+    cfg.TEST.EARLY_STOPPING.PATIENCE = 0
     # Detectron2's VIS_PERIOD says how often sample predictions go to TensorBoard; this many images each time.
     cfg.TEST.VIS_IMAGES = 4
 
-    # Log the training to this project of Weights & Biases too (needs the extra "wandb"); "" does not.
     cfg.LOGGING = CN()
-    cfg.LOGGING.WANDB = CN({"PROJECT": ""})
+    cfg.LOGGING.WANDB = CN()
+    # Log the training to this project of Weights & Biases too (needs the extra "wandb"); "" does not.
+    cfg.LOGGING.WANDB.PROJECT = ""

@@ -85,7 +85,7 @@ class Repository:
 
 
 def parse_repository(address: str) -> Repository | None:
-    """Read "<owner>/<name>" or "hf://<owner>/<name>[@<revision>][/<file>]"; None if it is neither."""
+    """Read ``<owner>/<name>`` or ``hf://<owner>/<name>[@<revision>][/<file>]``; None if it is neither."""
     match = re.fullmatch(r"(hf://)?(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?(?:/(.+))?", address)
     if match is None or (not match[1] and (match[3] or match[4])):
         return None
