@@ -278,16 +278,15 @@ def _add_solver_keys(cfg: CN) -> None:
     # metrics). The run ends with an error when more than this many in a row are; 0 ends it at the first.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 10
 
-    # Several processes, each with the whole model (docs/distributed.md).
     cfg.SOLVER.DDP = CN()
     # The same parameters get gradients in every step, which saves the search for those that do not.
     cfg.SOLVER.DDP.STATIC_GRAPH = False
     # Type of the gradients on their way between processes: "none" is their own, "bfloat16" or "float16" half as many
     # bytes. float16 overflows above 65504.
     cfg.SOLVER.DDP.COMPRESSION = "none"
+    cfg.SOLVER.FSDP = CN()
     # Several processes that share out parameters, gradients and optimizer state (FSDP2), for models that are too large
     # for one. The results and the checkpoints are the same.
-    cfg.SOLVER.FSDP = CN()
     cfg.SOLVER.FSDP.ENABLED = False
     # Blocks and layers with at least so many parameters are gathered by themselves, the rest with the whole model.
     cfg.SOLVER.FSDP.UNIT_PARAMETERS = 100_000
