@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..ops.recording import is_recording
 
-__all__ = ["QueryMasks", "predict_masks", "select_masks"]
+__all__ = ["QueryMasks", "mask_logits", "predict_masks", "select_masks"]
 
 
 def predict_masks(embeddings: Tensor, features: Tensor, *, training: bool) -> Tensor:
@@ -21,7 +21,23 @@ def predict_masks(embeddings: Tensor, features: Tensor, *, training: bool) -> Te
     """
     if training and not is_recording():
         return QueryMasks(embeddings, features)
-    return torch.einsum("nqc,nchw->nqhw", embeddings, features)
+    return mask_logits(embeddings, features.flatten(2)).unflatten(2, features.shape[-2:])
+
+
+def mask_logits(embeddings: Tensor, pixels: Tensor) -> Tensor:
+    """Dot products of queries' and pixels' embeddings.
+
+    Args:
+        embeddings: (N, Q, C); or, of optimised models, (N, Q, C + 1), of which the last is a bias of the query's mask.
+        pixels: (N, C, P).
+
+    Returns:
+        (N, Q, P).
+    """
+    channels = pixels.shape[1]
+    if embeddings.shape[-1] == channels:
+        return embeddings @ pixels
+    return torch.baddbmm(embeddings[..., channels:], embeddings[..., :channels], pixels)
 
 
 class QueryMasks(Tensor):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
+from .mask_features import fold_mask_features
 from .positions import keep_position_encodings
 
 __all__ = ["Compile", "Dtype", "optimize_for_inference"]
@@ -22,8 +23,9 @@ def optimize_for_inference(
 ) -> MaskFormer:
     """A faster copy of a trained model, for inference alone.
 
-    Batch norms are folded into convolutions, convolutions compute in the memory format ``channels_last``, which is that
-    of the Transformers' tokens too, and position encodings are kept for the next image of that size.
+    Batch norms are folded into convolutions, and the convolution of the per-pixel embedding into the queries' network.
+    Convolutions compute in the memory format ``channels_last``, which is that of the Transformers' tokens too. Position
+    encodings are kept for the next image of that size.
 
     Args:
         model: in evaluation mode, on its device. It stays as it is; weights that need no change are shared with it.
@@ -38,6 +40,7 @@ def optimize_for_inference(
     _check(model, dtype, compile_mode)
     fast = _copy_sharing_tensors(model)
     fold_batch_norms(fast, lambda: fast.sem_seg_head(fast.backbone(_small_image(fast))))
+    fold_mask_features(fast.sem_seg_head)
     for module in fast.modules():
         if isinstance(module, nn.Conv2d):
             module.weight = _constant(module.weight.contiguous(memory_format=torch.channels_last))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..build import TRANSFORMER_DECODER_REGISTRY, build_cross_attention
 from ..position_encoding import PositionEmbeddingSine
-from ..query_masks import predict_masks
+from ..query_masks import mask_logits, predict_masks
 from .layers import MLP, FFNLayer, SelfAttentionLayer, input_projection
 from .scales import MULTI_SCALE, Scale
 
@@ -252,5 +252,5 @@ def _check_options(
 
 def _attention_mask(mask_embedding: Tensor, gate_features: Tensor) -> Tensor:
     """Where each query attends: inside its predicted mask, or everywhere if that is empty (equation 3); (N, Q, HW)."""
-    inside = mask_embedding @ gate_features >= 0  # a probability of at least one half
+    inside = mask_logits(mask_embedding, gate_features) >= 0  # a probability of at least one half
     return inside | ~inside.any(dim=-1, keepdim=True)

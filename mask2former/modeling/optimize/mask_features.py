@@ -1,0 +1,44 @@
+"""The 1x1 convolution that makes the per-pixel embedding moves from the pixels to the queries, which are far fewer."""
+
+import torch
+from torch import Tensor, nn
+
+from ..head import MaskFormerHead
+
+__all__ = ["fold_mask_features"]
+
+
+def fold_mask_features(head: nn.Module) -> bool:
+    """Multiply queries by what the last convolution of the pixel decoder reads, not by what it gives; in place.
+
+    A mask logit is ``e (W y + b) = (e W) y + e b``, for the query's embedding ``e`` and a pixel ``y``. The queries'
+    embeddings become ``(e W, e b)``, which the last layer of their network gives at once.
+
+    Args:
+        head: with a pixel decoder and a Transformer decoder.
+
+    Returns:
+        Whether it was done. It is not where the convolution is not 1x1, or someone else reads what it gives.
+    """
+    if not isinstance(head, MaskFormerHead) or head.transformer_in_feature == "pixel_embedding":
+        return False
+    conv = getattr(head.pixel_decoder, "mask_features", None)
+    network = getattr(head.predictor, "mask_embed", None)
+    if not isinstance(conv, nn.Conv2d) or conv.kernel_size != (1, 1) or network is None:
+        return False
+    last = network.layers[-1]
+    weight = conv.weight.detach().flatten(1)  # (C_out, C_in)
+    bias = torch.zeros_like(weight[:, 0]) if conv.bias is None else conv.bias.detach()
+    network.layers[-1] = _followed_by(last, torch.cat([weight, bias[:, None]], dim=1))
+    head.pixel_decoder.mask_features = nn.Identity()
+    return True
+
+
+@torch.no_grad()
+def _followed_by(linear: nn.Linear, matrix: Tensor) -> nn.Linear:
+    """One layer for ``linear`` and then a product with ``matrix`` (out, columns)."""
+    both = nn.Linear(linear.in_features, matrix.shape[1], device=matrix.device, dtype=matrix.dtype)
+    matrix = matrix.double()
+    both.weight.copy_(matrix.T @ linear.weight.double())
+    both.bias.copy_(linear.bias.double() @ matrix)
+    return both.requires_grad_(False)
