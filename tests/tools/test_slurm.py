@@ -89,7 +89,9 @@ def start(repository: Path, slurm: dict[str, str], command: str) -> "subprocess.
 
 
 def test_a_job_near_its_limit_ends_and_goes_back_into_the_queue(slurm: dict[str, str], repository: Path) -> None:
-    job = start(repository, slurm, "trap 'echo ended; exit 143' TERM; echo started; while true; do sleep 0.01; done")
+    job = start(
+        repository, slurm, "trap 'echo ended; exit 143' TERM; echo started; for _ in {1..2000}; do sleep 0.01; done"
+    )
     job.send_signal(signal.SIGUSR1)
     output = job.communicate(timeout=20)[0]
     assert output.startswith("ended\nThe time limit is near")
@@ -98,7 +100,7 @@ def test_a_job_near_its_limit_ends_and_goes_back_into_the_queue(slurm: dict[str,
 
 
 def test_a_job_that_finishes_at_the_last_moment_does_not_come_back(slurm: dict[str, str], repository: Path) -> None:
-    job = start(repository, slurm, "trap 'exit 0' TERM; echo started; while true; do sleep 0.01; done")
+    job = start(repository, slurm, "trap 'exit 0' TERM; echo started; for _ in {1..2000}; do sleep 0.01; done")
     job.send_signal(signal.SIGUSR1)
     job.communicate(timeout=20)
     assert job.returncode == 0

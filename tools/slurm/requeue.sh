@@ -7,10 +7,16 @@
 set -uo pipefail
 
 near_limit=
+ended=
+end() {
+  ended=1
+  kill -TERM "${!:-}" 2>/dev/null
+}
+trap 'near_limit=1; end' USR1
+trap end TERM
+
 "$@" &
-# $! is there as soon as the command is; a variable of its own might be set after the signal came.
-trap 'near_limit=1; kill -TERM $! 2>/dev/null' USR1
-trap 'kill -TERM $! 2>/dev/null' TERM
+[[ -z $ended ]] || end # the signal came before the command was there
 
 wait $!
 status=$?
