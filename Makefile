@@ -1,6 +1,6 @@
 # make demo    segment a photograph with the model that comes with the repository
 # make test    check everything that CI checks
-# make test-slow   check what takes long: every export format
+# make test-slow   check what takes long: every export format, a training on two machines
 # make test-gpu    check the CUDA operators on this machine's NVIDIA GPU
 # make docs    build the documentation's site into output/site
 #

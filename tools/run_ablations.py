@@ -34,6 +34,8 @@ ROWS = REPOSITORY / "configs" / "ablations"
 BASE = REPOSITORY / "configs" / "coco" / "instance-segmentation" / "maskformer2_R50_bs16_50ep.yaml"
 TABLES: dict[str, Any] = json.loads((REPOSITORY / "tools" / "ablations.json").read_text())
 
+REQUEUED = ["--requeue", "--signal=B:USR1@120"]  # what requeue.sh needs
+
 CONFIG, OPTIONS, RESULT, LOG, SETTINGS = "row.yaml", "options.json", "result.json", "ablation.log", "settings.yaml"
 
 
@@ -135,8 +137,9 @@ def submit(command: list[str], folder: Path, options: list[str], environment: di
     if queued.stdout.strip():
         print(f"  {name} is in the queue already")
         return True
-    options = [f"--job-name={name}", f"--output={folder / LOG}", "--open-mode=append", *options]
-    return subprocess.run(["sbatch", *options, f"--wrap={shlex.join(command)}"], env=environment).returncode == 0
+    options = [f"--job-name={name}", f"--output={folder / LOG}", "--open-mode=append", *REQUEUED, *options]
+    script = f"--wrap=exec {shlex.join([str(REPOSITORY / 'tools/slurm/requeue.sh'), *command])}"
+    return subprocess.run(["sbatch", *options, script], env=environment).returncode == 0
 
 
 def run(folder: Path, opts: list[str], num_gpus: int) -> None:

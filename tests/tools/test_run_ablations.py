@@ -187,7 +187,8 @@ def test_slurm_jobs_are_submitted_once(base: Path, tmp_path: Path, monkeypatch: 
     assert len(submitted) == 6
     assert submitted[0][:2] == ["sbatch", "--job-name=ablation-cross_attention-seed1"]
     assert "--gres=gpu:8" in submitted[0]
-    assert "--run" in submitted[0][-1]
+    assert {"--requeue", "--signal=B:USR1@120"} <= set(submitted[0])
+    assert re.match(r"--wrap=exec \S+/tools/slurm/requeue.sh .* --run ", submitted[0][-1])
 
 
 @pytest.mark.parametrize(
