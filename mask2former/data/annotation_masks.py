@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import transforms as T
@@ -49,10 +50,12 @@ def _polygons(segmentation: list[Any]) -> Polygons:
 
 def _rasterise(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
     """The union of polygons; what lies outside the picture is cut off by the rasteriser."""
-    if not polygons:
+    corners = np.concatenate(polygons) if polygons else np.empty((0, 2))
+    if not polygons or (corners.max(axis=0) < -1).any() or (corners.min(axis=0) > (size[1] + 1, size[0] + 1)).any():
         return np.zeros(size, dtype=bool)
     rles = mask_util.frPyObjects([points.ravel().tolist() for points in polygons], *size)
-    return mask_util.decode(mask_util.merge(rles)).astype(bool)
+    # COCO's masks run down the columns; NumPy takes ten times as long to turn them.
+    return cv2.transpose(mask_util.decode(mask_util.merge(rles)).T).astype(bool)
 
 
 def _decode(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:

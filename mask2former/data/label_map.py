@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import transforms as T
 
-__all__ = ["LabelMap", "encode_label_map", "move_labels"]
+__all__ = ["LabelMap", "encode_label_map", "move_labels", "unflipped"]
 
 
 @dataclass
@@ -42,7 +43,7 @@ class LabelMap:
         """
         areas = np.bincount(self.labels.ravel(), minlength=len(self.classes) + 1)[1:]
         present = np.flatnonzero((areas > 0) & (self.classes != self.NO_CLASS))
-        masks = np.zeros((len(present), *self.labels.shape), dtype=bool)
+        masks = np.empty((len(present), *self.labels.shape), dtype=bool)
         for mask, index in zip(masks, present, strict=True):
             np.equal(self.labels, index + 1, out=mask)
         return self.classes[present], masks
@@ -61,11 +62,20 @@ def move_labels(transform: T.Transform, labels: np.ndarray) -> np.ndarray:
     Returns:
         (H', W'), uint8 where that suffices, else int32.
     """
-    low = transform.apply_segmentation((labels & 0xFF).astype(np.uint8))
     if labels.max(initial=0) < 256:
-        return low
-    high = transform.apply_segmentation((labels >> 8).astype(np.uint8))
+        return unflipped(transform.apply_segmentation(labels.astype(np.uint8, copy=False)))
+    low, high = (transform.apply_segmentation(part.astype(np.uint8)) for part in (labels & 0xFF, labels >> 8))
     return low.astype(np.int32) + (high.astype(np.int32) << 8)
+
+
+def unflipped(array: np.ndarray) -> np.ndarray:
+    """An array (H, W) or (H, W, C) of its own values in memory, if it is another one's view from right to left.
+
+    NumPy copies such views ten times slower, and Pillow copies them at every resize.
+    """
+    if array.strides[1] >= 0:
+        return array
+    return cv2.flip(np.ascontiguousarray(array[:, ::-1]), 1).reshape(array.shape)
 
 
 def encode_label_map(labels: np.ndarray, count: int) -> list[dict]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -24,8 +25,11 @@ def read_panoptic_png(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: The sizes differ.
     """
-    red, green, blue = np.moveaxis(read_image(path).astype(np.int32), 2, 0)
-    ids = red + 256 * green + 65536 * blue
+    # A pixel's four bytes, the last of them 0, are its id.
+    pixels = read_image(path)
+    ids = np.zeros((*pixels.shape[:2], 4), dtype=np.uint8)
+    cv2.mixChannels([pixels], [ids], [0, 0, 1, 1, 2, 2])
+    ids = ids.view("<i4")[..., 0]
     check_label_size(path, ids, size)
     return ids
 
@@ -38,18 +42,22 @@ def read_segment_numbers(dataset_dict: dict[str, Any], size: tuple[int, int]) ->
         size: Height and width of the image.
 
     Returns:
-        (H, W) integers: 0 for pixels of no segment, i for the (i - 1)th segment.
+        (H, W) unsigned integers: 0 for pixels of no segment, i for the (i - 1)th segment.
     """
     if "pan_seg_file_name" not in dataset_dict:
         raise ValueError(
             f"{dataset_dict['file_name']}: has no panoptic annotation (pan_seg_file_name). "
             "Use a panoptic data set, or the mapper of another task (INPUT.DATASET_MAPPER_NAME)."
         )
-    pixels = read_panoptic_png(dataset_dict["pan_seg_file_name"], size)
+    pixels = read_panoptic_png(dataset_dict["pan_seg_file_name"], size).ravel()
     ids = np.array([0] + [segment["id"] for segment in dataset_dict["segments_info"]])
+    # Neighbours are mostly of one segment, so there are far fewer runs of one id than pixels.
+    starts = np.flatnonzero(np.concatenate([[True], pixels[1:] != pixels[:-1]]))
+    runs = pixels[starts]
     order = np.argsort(ids)
-    numbers = order[np.searchsorted(ids, pixels, sorter=order).clip(max=len(ids) - 1)]
-    return np.where(ids[numbers] == pixels, numbers, 0)
+    numbers = order[np.searchsorted(ids, runs, sorter=order).clip(max=len(ids) - 1)]
+    numbers = np.where(ids[numbers] == runs, numbers, 0).astype(np.min_scalar_type(len(ids)))
+    return np.repeat(numbers, np.diff(starts, append=pixels.size)).reshape(size)
 
 
 def write_panoptic_png(path: str | Path, ids: np.ndarray) -> None:

@@ -9,6 +9,7 @@ import pycocotools.mask as mask_util
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 from pycocotools.coco import COCO
@@ -117,6 +118,40 @@ def test_instance_targets(registered: CfgNode, coco_mini: Path) -> None:
                 crowds += 1
         np.testing.assert_array_equal(example["ignore_mask"], ignored)
     assert crowds > 0
+
+
+def draw_polygons(polygons: list[list[float]], transforms: T.TransformList) -> np.ndarray:
+    moved = [transforms.apply_coords(np.reshape(points, (-1, 2)).astype(float)).ravel().tolist() for points in polygons]
+    return mask_util.decode(mask_util.merge(mask_util.frPyObjects(moved, 128, 128)))
+
+
+@pytest.mark.parametrize("name", ["coco_panoptic_lsj", "coco_instance_lsj"])
+def test_augmented_examples_are_those_of_detectron2s_transforms(registered: CfgNode, name: str) -> None:
+    """Each mask moved by itself."""
+    registered.INPUT.DATASET_MAPPER_NAME = name
+    mapper = build_dataset_mapper(registered)
+    padded = T.FixedSizeCrop((128, 128), seg_pad_value=0)
+    augmentations = T.AugmentationList([T.RandomFlip(), T.ResizeScale(0.1, 2.0, 128, 128), padded])
+    targets = 0
+    for seed, record in enumerate(DatasetCatalog.get("mini_panoptic" if "panoptic" in name else "mini_instance")):
+        np.random.seed(seed)
+        example = mapper(record)
+        np.random.seed(seed)
+        inputs = T.AugInput(np.asarray(Image.open(record["file_name"]).convert("RGB")))
+        transforms = augmentations(inputs)
+        np.testing.assert_array_equal(example["image"].permute(1, 2, 0), inputs.image)
+        if "panoptic" in name:
+            ids = np.asarray(Image.open(record["pan_seg_file_name"])).astype(int) @ [1, 256, 65536]
+            kept = [segment for segment in record["segments_info"] if not segment["iscrowd"]]
+            moved = [transforms.apply_segmentation((ids == segment["id"]).astype(np.uint8)) for segment in kept]
+        else:
+            kept = [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
+            inside = transforms.apply_segmentation(np.ones((record["height"], record["width"]), dtype=np.uint8))
+            moved = [draw_polygons(annotation["segmentation"], transforms) & inside for annotation in kept]
+        expected = [mask.astype(bool) for mask in moved if mask.any()]
+        np.testing.assert_array_equal(example["instances"].gt_masks, np.reshape(expected, (-1, 128, 128)))
+        targets += len(expected)
+    assert targets > 50
 
 
 @pytest.mark.parametrize("name", DATASET_MAPPERS)

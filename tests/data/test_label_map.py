@@ -6,7 +6,7 @@ import pytest
 from detectron2.data import transforms as T
 from PIL import Image
 
-from mask2former.data.label_map import LabelMap, encode_label_map, move_labels
+from mask2former.data.label_map import LabelMap, encode_label_map, move_labels, unflipped
 
 
 @pytest.mark.parametrize(("shape", "largest"), [((9, 7), 5), ((1, 30), 3), ((30, 1), 3), ((20, 30), 400), ((4, 4), 0)])
@@ -43,3 +43,12 @@ def test_masks_of_what_is_left() -> None:
 def test_a_map_without_segments() -> None:
     classes, masks = LabelMap(np.zeros((3, 4), dtype=np.uint8), np.zeros(0, dtype=np.int64)).masks()
     assert (classes.shape, masks.shape, masks.dtype) == ((0,), (0, 3, 4), bool)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3), (4, 5, 1), (0, 5, 3)])
+def test_unflipped_arrays_have_their_own_values(shape: tuple[int, ...]) -> None:
+    array = np.random.randint(0, 256, shape).astype(np.uint8)
+    assert unflipped(array) is array
+    result = unflipped(array[:, ::-1])
+    assert result.flags.c_contiguous
+    np.testing.assert_array_equal(result, array[:, ::-1])

@@ -1,6 +1,6 @@
 """Augmentations, and the recipes that configurations name."""
 
-from .geometric import PadToMultiple, QuarterTurn, RandomQuarterTurn, ResizeByFactor
+from .geometric import PadToMultiple, QuarterTurn, RandomQuarterTurn, ResizeAndCrop, ResizeByFactor
 from .intensity import RandomGamma, RandomInvert
 from .recipes import build_crop_recipe, build_lsj_recipe, build_test_augmentations
 
@@ -10,6 +10,7 @@ __all__ = [
     "RandomGamma",
     "RandomInvert",
     "RandomQuarterTurn",
+    "ResizeAndCrop",
     "ResizeByFactor",
     "build_crop_recipe",
     "build_lsj_recipe",

@@ -2,8 +2,11 @@
 
 import numpy as np
 from detectron2.data import transforms as T
+from PIL import Image
 
-__all__ = ["PadToMultiple", "QuarterTurn", "RandomQuarterTurn", "ResizeByFactor"]
+from ..label_map import unflipped
+
+__all__ = ["PadToMultiple", "QuarterTurn", "RandomQuarterTurn", "ResizeAndCrop", "ResizeByFactor"]
 
 
 class QuarterTurn(T.Transform):
@@ -73,3 +76,59 @@ class PadToMultiple(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]
         return T.PadTransform(0, 0, -width % self.size, -height % self.size, width, height, self.pad_value, 0)
+
+
+class ResizeAndCrop(T.Augmentation):
+    """Resize, then crop to a square at a random place, padded at the right and the bottom where it is larger.
+
+    The same as one augmentation after the other, without an array of the whole resized image.
+
+    Args:
+        resize: Gives Detectron2's ``ResizeTransform``.
+        size: Of the square.
+        pad_value: Value of the padding in the image; segmentations get 0.
+    """
+
+    def __init__(self, resize: T.Augmentation, size: int, pad_value: int = 128) -> None:
+        super().__init__()
+        self._init({"resize": resize, "size": size, "pad_value": pad_value})
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        resize = self.resize.get_transform(image)
+        resized = np.broadcast_to(np.uint8(0), (resize.new_h, resize.new_w))  # nobody looks at more than its shape
+        crop, pad = (
+            T.FixedSizeCrop((self.size, self.size), pad_value=self.pad_value, seg_pad_value=0)
+            .get_transform(resized)
+            .transforms
+        )
+        return _ResizedCrop(resize, crop, pad)
+
+
+class _ResizedCrop(T.Transform):
+    """Three transforms in a row, the last of which pads at the right and the bottom."""
+
+    def __init__(self, resize: T.ResizeTransform, crop: T.CropTransform, pad: T.PadTransform) -> None:
+        super().__init__()
+        self._set_attributes({"resize": resize, "crop": crop, "pad": pad})
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        return self._apply(image, self.resize.interp, self.pad.pad_value)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return self._apply(segmentation, Image.Resampling.NEAREST, self.pad.seg_pad_value)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return T.TransformList([self.resize, self.crop, self.pad]).apply_coords(coords)
+
+    def _apply(self, array: np.ndarray, interpolation: int, pad_value: float) -> np.ndarray:
+        """Of uint8, which Pillow resizes and crops before it is made an array."""
+        array = unflipped(array)
+        picture = Image.fromarray(array.squeeze(2) if array.shape[2:] == (1,) else array)
+        picture = picture.resize((self.resize.new_w, self.resize.new_h), interpolation)
+        left, top = int(self.crop.x0), int(self.crop.y0)
+        right, bottom = min(left + self.crop.w, picture.width), min(top + self.crop.h, picture.height)
+        shape = (self.pad.orig_h + self.pad.y1, self.pad.orig_w + self.pad.x1, *array.shape[2:])
+        result = np.full(shape, pad_value, dtype=np.uint8)
+        cropped = np.asarray(picture.crop((left, top, right, bottom)))
+        result[: bottom - top, : right - left] = cropped.reshape(bottom - top, right - left, *array.shape[2:])
+        return result

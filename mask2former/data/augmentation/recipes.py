@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from .geometric import PadToMultiple, RandomQuarterTurn, ResizeByFactor
+from .geometric import PadToMultiple, RandomQuarterTurn, ResizeAndCrop, ResizeByFactor
 from .intensity import RandomGamma, RandomInvert
 
 __all__ = ["build_crop_recipe", "build_lsj_recipe", "build_test_augmentations"]
@@ -36,8 +36,7 @@ def build_lsj_recipe(cfg: CfgNode) -> list[T.Augmentation]:
     if reference not in ("crop", "image"):
         raise ValueError(f'INPUT.SCALE_REFERENCE is "{reference}", expected "crop" or "image".')
     resize = T.ResizeScale(*scales, size, size) if reference == "crop" else ResizeByFactor(*scales)
-    crop = T.FixedSizeCrop((size, size), seg_pad_value=0)
-    return [*_flips_and_turns(cfg), *_colours(cfg), resize, crop]
+    return [*_flips_and_turns(cfg), *_colours(cfg), ResizeAndCrop(resize, size)]
 
 
 def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:

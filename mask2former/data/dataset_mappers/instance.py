@@ -73,7 +73,7 @@ def _things(dataset_dict: dict[str, Any], size: tuple[int, int]) -> LabelMap:
     for i, segment in enumerate(segments, 1):
         labels.append(background if not segment["isthing"] else 0 if segment.get("iscrowd", 0) else i)
     classes = [segment["category_id"] for segment in segments] + [LabelMap.NO_CLASS]
-    return LabelMap(np.array(labels, dtype=np.int32)[numbers], np.array(classes, dtype=np.int64))
+    return LabelMap(np.array(labels, dtype=np.min_scalar_type(background))[numbers], np.array(classes, dtype=np.int64))
 
 
 def _draw(

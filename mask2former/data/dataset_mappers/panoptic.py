@@ -22,7 +22,7 @@ class MaskFormerPanopticDatasetMapper(MaskFormerDatasetMapper):
         labels = [0] + [0 if segment.get("iscrowd", 0) else i for i, segment in enumerate(segments, 1)]
         classes = [segment["category_id"] for segment in segments]
         numbers = read_segment_numbers(dataset_dict, size)
-        return LabelMap(np.array(labels, dtype=np.int32)[numbers], np.array(classes, dtype=np.int64))
+        return LabelMap(np.array(labels, dtype=numbers.dtype)[numbers], np.array(classes, dtype=np.int64))
 
 
 class COCOPanopticNewBaselineDatasetMapper(MaskFormerPanopticDatasetMapper):

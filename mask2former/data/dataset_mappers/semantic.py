@@ -31,7 +31,8 @@ class MaskFormerSemanticDatasetMapper(MaskFormerDatasetMapper):
         classes = read_label_image(path)
         check_label_size(path, classes, size)
         labels = np.where(classes == self.ignore_label, 0, classes + 1)
-        return LabelMap(labels.astype(np.int32), np.arange(labels.max(initial=0)))
+        count = labels.max(initial=0)
+        return LabelMap(labels.astype(np.min_scalar_type(count)), np.arange(count))
 
     def more_outputs(self, labels: LabelMap) -> dict[str, np.ndarray]:
         classes = labels.labels.astype(np.int64) - 1  # as read_labels numbers them

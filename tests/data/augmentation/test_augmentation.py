@@ -11,6 +11,7 @@ from mask2former.data.augmentation import (
     RandomGamma,
     RandomInvert,
     RandomQuarterTurn,
+    ResizeAndCrop,
     ResizeByFactor,
     build_crop_recipe,
     build_lsj_recipe,
@@ -54,6 +55,38 @@ def test_pad_to_multiple(size: int, expected: tuple[int, int]) -> None:
     assert transform.apply_segmentation(np.ones((5, 8), dtype=np.uint8)).sum() == 40
 
 
+@pytest.mark.parametrize("channels", [(3,), (1,)])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_resize_and_crop_are_detectron2s_in_a_row(channels: tuple[int, ...], flipped: bool) -> None:
+    cropped_or_padded = set()
+    for seed in range(20):
+        height, width = np.random.default_rng(seed).integers(5, 60, 2)
+        image = np.random.default_rng(seed).integers(0, 256, (height, width, *channels), dtype=np.uint8)
+        labels = image[..., 0] // 50
+        if flipped:
+            image, labels = image[:, ::-1], labels[:, ::-1]
+        resize = T.ResizeScale(0.2, 2.0, 32, 32)
+        separate = T.AugmentationList([resize, T.FixedSizeCrop((32, 32), seg_pad_value=0)])
+        results = []
+        for augmentations in (separate, T.AugmentationList([ResizeAndCrop(resize, 32)])):
+            np.random.seed(seed)
+            transform = augmentations(T.AugInput(image))
+            points = np.random.default_rng(seed).uniform(0, 30, (6, 2))
+            results.append(
+                [
+                    transform.apply_image(image),
+                    transform.apply_segmentation(labels),
+                    transform.apply_coords(points),
+                    np.random.rand(1),  # as many random numbers are used
+                ]
+            )
+        for ours, theirs in zip(*results, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+            assert ours.dtype == theirs.dtype
+        cropped_or_padded |= {"padded" if (results[0][0][-1] == 128).all() else "cropped"}
+    assert cropped_or_padded == {"padded", "cropped"}
+
+
 def test_intensities() -> None:
     np.testing.assert_array_equal(RandomInvert(1.0).get_transform(IMAGE).apply_image(IMAGE), 255 - IMAGE)
     np.testing.assert_array_equal(RandomInvert(0.0).get_transform(IMAGE).apply_image(IMAGE), IMAGE)
@@ -74,7 +107,9 @@ def names(augmentations: list[T.Augmentation | T.Transform]) -> list[str]:
 
 
 def test_recipes_of_the_official_release(cfg: CfgNode) -> None:
-    assert names(build_lsj_recipe(cfg)) == ["RandomFlip", "ResizeScale", "FixedSizeCrop"]
+    recipe = build_lsj_recipe(cfg)
+    assert names(recipe) == ["RandomFlip", "ResizeAndCrop"]
+    assert names([recipe[-1].resize]) == ["ResizeScale"]
     assert names(build_crop_recipe(cfg)) == ["ResizeShortestEdge", "RandomFlip"]
     cfg.INPUT.CROP.ENABLED = cfg.INPUT.COLOR_AUG_SSD = True
     cfg.INPUT.SIZE_DIVISIBILITY = 512
@@ -90,7 +125,7 @@ def test_recipe_for_microscopes(cfg: CfgNode) -> None:
     cfg.INPUT.SCALE_REFERENCE = "image"
     recipe = build_lsj_recipe(cfg)
     expected = ["RandomFlip", "RandomFlip", "RandomQuarterTurn", "ColorAugSSDTransform", "RandomGamma", "RandomInvert"]
-    assert names(recipe) == [*expected, "ResizeByFactor", "FixedSizeCrop"]
+    assert names([*recipe, recipe[-1].resize]) == [*expected, "ResizeAndCrop", "ResizeByFactor"]
     assert [(flip.horizontal, flip.vertical) for flip in recipe[:2]] == [(True, False), (False, True)]
     cfg.INPUT.RANDOM_FLIP = "none"
     assert names(build_lsj_recipe(cfg))[0] == "RandomQuarterTurn"
