@@ -17,7 +17,8 @@ def merge_yaml(cfg: CfgNode, config_file: str) -> None:
     The official files ask YAML's reader to evaluate a list of sizes. That expression, and no other, is understood.
 
     Raises:
-        ValueError: if a file asks to run any other Python code.
+        FileNotFoundError: if it, or what it is based on, is not there.
+        ValueError: if a file asks to run any other Python code, is no YAML, or has a key or a value that is none.
     """
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
@@ -26,6 +27,11 @@ def merge_yaml(cfg: CfgNode, config_file: str) -> None:
             f"{config_file} (or its _BASE_) has a YAML tag that is not plain data: {e.problem}{e.problem_mark}\n"
             "Such a tag can run any code, so it is not read; write the resulting value out instead."
         ) from e
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as e:  # of the YAML reader, and of CfgNode, which knows KeyError, ValueError and AssertionError
+        reason = e.args[0] if isinstance(e, KeyError) and e.args else e
+        raise ValueError(f"{config_file} (or its _BASE_) is no configuration: {reason or type(e).__name__}") from e
 
 
 def _construct_multiples(loader: yaml.SafeLoader, node: yaml.Node) -> list[int]:

@@ -28,7 +28,8 @@ def load_config(config_file: str = "", opts: Sequence[str] | None = None) -> Cfg
         The frozen configuration. ``MODEL.DEVICE`` is "cpu" where there is no GPU.
 
     Raises:
-        ValueError: if the YAML asks to run Python code.
+        FileNotFoundError: if the file is not there.
+        ValueError: if the YAML is damaged, has a key or a value that is none, or asks to run Python code.
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)
@@ -40,6 +41,8 @@ def load_config(config_file: str = "", opts: Sequence[str] | None = None) -> Cfg
 def finish_config(cfg: CfgNode, opts: Sequence[str] | None = None) -> CfgNode:
     """The rest of :func:`load_config`, for a configuration that was put together otherwise; in place, and returned."""
     cfg.merge_from_list(list(opts or []))
+    if not isinstance(cfg.MODEL.DEVICE, str):
+        raise ValueError(f'MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, expected "cpu", "cuda" or "cuda:1".')
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logging.getLogger(__name__).info(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but there is no GPU: running on the CPU."

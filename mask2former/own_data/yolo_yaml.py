@@ -35,9 +35,9 @@ def read_yolo_yaml(path: Path, root: Path | None = None) -> tuple[Entry, Entry |
         names = _names(content["names"])
         splits = [split for split in ("train", "val") if split == "train" or content.get(split)]
         entries = {split: _entry(path, content, split, names, root) for split in splits}
-    except DataError:
+    except (DataError, FileNotFoundError):
         raise
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:  # an OSError: a name that is too long
         raise DataError([Fault(str(path), str(error).removeprefix(f"{path}: "))]) from error
     return entries["train"], entries.get("val")
 
@@ -93,6 +93,8 @@ def _find(path: Path, content: dict[Any, Any], split: str, given: str, root: Pat
         raise FileNotFoundError(
             f'{path}: has "{split}" {given}, but {candidates[0]} is no {"file" if is_list else "folder"}.'
         )
+    if found.resolve() == Path(found.resolve().anchor):
+        raise ValueError(f'has "{split}" {given}, which is all of the disk, expected a folder of images.')
     return _inside(found, root, f'has "{split}" {given}')
 
 

@@ -48,9 +48,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """
     if path.endswith(".safetensors"):
         return {"model": read_safetensors(path)}
-    if path.endswith(".pkl"):
-        return _from_zoo(read_pickle(path))
-    return _with_model_key(path, read_torch(path))
+    loaded = read_pickle(path) if path.endswith(".pkl") else read_torch(path)
+    _check_names(path, loaded, "")
+    checkpoint = _from_zoo(path, loaded) if path.endswith(".pkl") else _with_model_key(loaded)
+    _check_names(path, checkpoint["model"], "as its model ")
+    return checkpoint
 
 
 def to_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -70,21 +72,29 @@ def to_tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def _with_model_key(path: str, loaded: Any) -> dict[str, Any]:
+def _check_names(path: str, loaded: Any, what: str) -> None:
+    if not isinstance(loaded, Mapping) or not all(isinstance(name, str) for name in loaded):
+        raise ValueError(
+            f"{path} holds {what}a {type(loaded).__name__}, expected a state_dict or {{'model': state_dict}}, with "
+            "names of parameters."
+        )
+
+
+def _with_model_key(loaded: dict[str, Any]) -> dict[str, Any]:
     """What ``torch.save`` wrote, with the weights under Detectron2's name."""
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a state_dict or {{'model': state_dict}}.")
     for key in ("state_dict", "model_state"):
         if "model" not in loaded and key in loaded:
             loaded["model"] = loaded.pop(key)
     return loaded if "model" in loaded else {"model": loaded}
 
 
-def _from_zoo(data: dict[str, Any]) -> dict[str, Any]:
+def _from_zoo(path: str, data: dict[str, Any]) -> dict[str, Any]:
     """Detectron2's format as it is; a Caffe2 model in the way Detectron2 wants it for its own conversion."""
     if "model" in data:
         return data
-    blobs = {name: value for name, value in data.get("blobs", data).items() if not name.endswith("_momentum")}
+    blobs = data.get("blobs", data)
+    _check_names(path, blobs, "as its blobs ")
+    blobs = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
     return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
 
 
@@ -102,7 +112,9 @@ def read_torch(path: str) -> Any:
             "foreign code. Where you trust it, read it with torch.load(..., weights_only=False) and save "
             f"{{'model': state_dict}} anew. (PyTorch says: {str(e).splitlines()[0]})"
         ) from e
-    except (RuntimeError, EOFError) as e:
+    except OSError:
+        raise
+    except Exception as e:  # a damaged pickle can end in anything
         raise _damaged(path, e) from e
 
 

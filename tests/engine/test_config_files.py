@@ -1,10 +1,15 @@
 import json
+import random
+from collections import Counter
 
 import pytest
+import yaml
 from detectron2.config import get_cfg
 
 from mask2former import add_maskformer2_config
 from mask2former.engine.config_files import merge_yaml
+from mask2former.engine.setup import load_config
+from tests.mutations import ROUNDS, at_every_path, mutate_bytes
 
 
 def read(path) -> dict:
@@ -45,3 +50,49 @@ def test_the_sizes_of_official_files_are_understood(tmp_path, contract_dir):
     official = configs["ade20k/semantic-segmentation/maskformer2_R50_bs16_160k.yaml"]["INPUT.MIN_SIZE_TRAIN"]
 
     assert list(read(file).INPUT.MIN_SIZE_TRAIN) == official == [int(x * 0.1 * 512) for x in range(5, 21)]
+
+
+WRONG = [None, True, -1, 1.5, 10**30, float("nan"), "../x", "(" * 300, "[1, 2", [], {}, [[]], {"a": 1}]
+
+
+def outcome(file):
+    """Any error that is not the project's own is raised."""
+    try:
+        load_config(str(file))
+    except Exception as error:
+        if type(error) not in (ValueError, OSError, FileNotFoundError) or not str(error):
+            raise
+        return "refused"
+    return "read"
+
+
+def test_damaged_files_end_in_one_kind_of_error(tmp_path):
+    file, base = tmp_path / "a.yaml", tmp_path / "base.yaml"
+    base.write_text("SOLVER:\n  BASE_LR: 0.5\n")
+    content = {
+        "_BASE_": "base.yaml",
+        "MODEL": {"DEVICE": "cpu", "PIXEL_MEAN": [1.0, 2.0], "MASK_FORMER": {"NHEADS": 8, "PRE_NORM": False}},
+        "DATASETS": {
+            "TRAIN": ["own"],
+            "CUSTOM": {"own": {"FORMAT": "id_png", "IMAGES": "a", "INSTANCES": "b", "CLASS_NAMES": ["c"]}},
+        },
+        "VERSION": 2,
+    }
+    outcomes = Counter()
+    for where, changed in at_every_path(content, WRONG):
+        file.write_text(yaml.safe_dump(changed))
+        try:
+            outcomes[outcome(file)] += 1
+        except Exception as error:
+            raise AssertionError(where) from error
+    good = yaml.safe_dump(content).encode()
+    rng = random.Random(0)
+    for _ in range(2 * ROUNDS):
+        file.write_bytes(mutate_bytes(good, rng))
+        outcomes[outcome(file)] += 1
+    assert min(outcomes["read"], outcomes["refused"]) > 20
+
+
+def test_a_file_that_is_based_on_itself(tmp_path):
+    (tmp_path / "a.yaml").write_text("_BASE_: a.yaml\n")
+    assert outcome(tmp_path / "a.yaml") == "refused"

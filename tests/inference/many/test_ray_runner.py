@@ -38,11 +38,16 @@ def test_a_worker_is_killed(settings: Settings, pictures: Path, tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("_cluster")
-def test_errors(settings: Settings, pictures: Path, tmp_path: Path) -> None:
+def test_what_ray_does_not_have(settings: Settings, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"3 workers with --cpus-per-worker 1 need 3 CPUs, and Ray has 2"):
         predict_many(pictures, tmp_path / "a", settings, Workers(3, "local"))
     with pytest.raises(ValueError, match=r"2 workers with --gpus-per-worker 1 need 2 GPUs, and Ray has 0"):
         predict_many(pictures, tmp_path / "b", settings, Workers(2, "local", gpus=1))
+
+
+@pytest.mark.slow  # another worker that imports everything
+@pytest.mark.usefixtures("_cluster")
+def test_an_error_of_the_model_ends_the_job(settings: Settings, pictures: Path, tmp_path: Path) -> None:
     weights = tmp_path / "wrong.pth"
     weights.write_bytes(b"nothing")
     wrong = replace(settings, weights=str(weights))
