@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import tomllib
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
+from setuptools.config.pyprojecttoml import load_file
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from mask2former import add_maskformer2_config, cli
@@ -42,7 +42,7 @@ def check(words: list[str], *, complete: bool = True) -> Iterator[str]:
     """
     program, *rest = words
     if program not in PROGRAMS:
-        yield f"the program {program} is not known here; teach it to tests/docs/checks.py (known: {', '.join(PROGRAMS)})"
+        yield f"the program {program} is none of {', '.join(PROGRAMS)}: teach it to tests/docs/checks.py"
     elif program == "make":
         yield from _check_make(rest)
     elif program == "pip":
@@ -71,7 +71,7 @@ def _check_make(words: list[str]) -> Iterator[str]:
 
 
 def _check_pip(words: list[str]) -> Iterator[str]:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    project = load_file(REPOSITORY / "pyproject.toml")["project"]
     extras = project["optional-dependencies"]
     declared = [*project["dependencies"], *(name for names in extras.values() for name in names), "setuptools"]
     known = {re.match(r"[\w-]+", name)[0].lower() for name in declared}

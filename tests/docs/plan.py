@@ -13,16 +13,19 @@ NOT_RUN = {
     r"pip install .*": "installs packages",
     r"make .*": "makes an environment; .ci/run runs `make demo` and `make test`",
     r"python tools/install_detectron2\.py": "tests/tools/test_install_detectron2.py",
-    r"python demo/demo\.py( --output output/first)?": "CI's `make demo` is this command: a large picture, seconds a tile",
+    r"python demo/demo\.py( --output output/first)?": "CI's `make demo`: a large picture",
     r".* MODEL\.INFERENCE\.KEEP_MEMORY True": "changes this process for good; tests/modeling/optimize/test_memory.py",
     r"python -m mask2former\.ops\.build": "compiles for minutes; tests/ops/test_native.py",
     r"mask2former demo --web .*": "serves until Ctrl-C; tests/web/test_page.py opens the page",
     r"python datasets/prepare_shapes\.py": "draws 1200 pictures; tests/datasets/test_prepare_shapes.py draws some",
+    r"python train_net\.py \S+ configs/coco/panoptic\S+/maskformer2_R50_bs16_50ep\.yaml --num-gpus 8": (
+        "tests/datasets/test_train_net.py"
+    ),
     r"python datasets/prepare_.*": "tests/datasets/test_train_net.py",
     r"python tools/run_ablations\.py .*": "trains for days; tests/tools/test_run_ablations.py trains for two steps",
     r"python tools/benchmarks/paper_tables\.py.*": "takes minutes; tests/tools/test_paper_tables.py",
     r"python tools/benchmarks/.*": "measures for minutes",
-    r"mask2former convert output/model_final\.pth for_transformers/ .*": "needs a large model; tests/inference/test_convert.py",
+    r"mask2former convert \S+ for_transformers/ .*": "needs a large model; tests/inference/test_convert.py",
     r"mask2former convert swin_tiny.*": "of Microsoft's file; tests/modeling/test_checkpoint_backbones.py",
 }
 # Commands of these sections of datasets/README.md run in tests/datasets/test_train_net.py.

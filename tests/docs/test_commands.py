@@ -1,4 +1,4 @@
-"""Every command and every block of Python of every page: that it could be typed; and that it runs, where it can here."""
+"""Every command and block of Python of every page: that it could be typed; and that it runs, where it can here."""
 
 import re
 import shlex
