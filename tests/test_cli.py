@@ -1,8 +1,6 @@
 """The command ``mask2former``."""
 
 import json
-import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -209,16 +207,3 @@ def test_help_names_every_command(repository: Path) -> None:
     for command in COMMANDS:
         assert f"    {command} " in done.stdout
     assert cv2.__name__ not in done.stderr
-
-
-def test_documented_commands_parse(repository: Path) -> None:
-    names = ("docs/api.md", "docs/export.md", "docs/performance.md", "docs/own_data.md", "docs/weights.md", "README.md")
-    commands = [
-        shlex.split(line, comments=True)
-        for name in names
-        for line in (repository / name).read_text().splitlines()
-        if re.match(r" *mask2former [a-z]", line) and " ..." not in line
-    ]
-    assert {command[1] for command in commands} == set(COMMANDS)
-    for command in commands:
-        assert cli.get_parser().parse_args(command[1:]).run
