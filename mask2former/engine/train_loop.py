@@ -48,7 +48,7 @@ class StepTrainer(SimpleTrainer):
     targets of a batch, so there each batch counts the same, however many targets it has.
 
     A loss that is NaN or infinite ends the run before the optimizer's step, so that weights and checkpoints stay whole.
-    Where the losses are finite and only a gradient is not, as a query whose mask overflows can cause, the step is left
+    Where the losses are finite and only a gradient is not, as an overflow can cause, the step is left
     out with a warning, and training goes on.
 
     Args:
