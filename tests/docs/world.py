@@ -48,6 +48,7 @@ QUICK = {
 }
 PICTURES = ("street.jpg", "new.jpg", "a.jpg", "b.png", "cells.png", "cells.tif", "picture.png", "scans/c.tif")
 MORE_PICTURES = ("more/d.tif", "holiday/e.jpg", "folder/f.png", "folder/g.png")
+ADVICE = "Mend the page; or list the command in tests/docs/plan.py, with the reason why it does not run here."
 COCO = "configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 
 
@@ -141,13 +142,18 @@ def run(command: Command) -> None:
         AssertionError: it did not end with exit code 0.
     """
     program, *words = command.words
+    failed = f"{command.place}: {command.text}\n{ADVICE}\n"
+    assert program == "mask2former" or (program, words[0][-3:]) == ("python", ".py"), failed + "no script of Python"
     _provide(words)
     words = _make_quick(program, words)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in command.environment.items():
             patch.setenv(name, value)
-        code = cli.main(words) if program == "mask2former" else run_script(words[0], words)
-    assert code in (0, None), f"{command.place}: {command.text} ended with {code}"
+        try:
+            code = cli.main(words) if program == "mask2former" else run_script(words[0], words)
+        except Exception as error:
+            raise AssertionError(f"{failed}{type(error).__name__}: {error}") from error
+    assert code in (0, None), f"{failed}It ended with exit code {code}."
 
 
 def run_script(path: str, words: list[str]) -> int | str | None:
