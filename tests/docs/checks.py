@@ -54,6 +54,13 @@ def check(words: list[str], *, complete: bool = True) -> Iterator[str]:
             yield "torchrun does not take these options"
         else:
             yield from check(["python", args.training_script, *args.training_script_args], complete=complete)
+    elif program == "sbatch":  # its own options come first, then a script, which gives the rest to train_net.py
+        script = next((word for word in rest if word.endswith(".sbatch")), "(none)")
+        yield from _check_files(rest)
+        if script in rest:
+            yield from check(["python", "train_net.py", *rest[rest.index(script) + 1 :]], complete=complete)
+        else:
+            yield "sbatch needs a script"
     else:
         yield from _check_files(rest)
         yield from _check_arguments(program, rest, complete)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LANGUAGES = ("bash", "python", "yaml", "text", "bibtex")
-PROGRAMS = ("python", "pip", "make", "mask2former", "torchrun")
+PROGRAMS = ("python", "pip", "make", "mask2former", "sbatch", "torchrun")
 # What is history tells of commands, but not what to type.
 PAGES = sorted(
     path.relative_to(REPOSITORY).as_posix()
-    for pattern in ("*.md", "docs/**/*.md", "configs/**/*.md", "datasets/*.md", "demo/*.md", "tools/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "configs/**/*.md", "datasets/*.md", "demo/*.md", "tools/**/*.md")
     for path in REPOSITORY.glob(pattern)
     if path.name != "CHANGELOG.md"
 )

@@ -25,6 +25,10 @@ NOT_RUN = {
     r"python tools/run_ablations\.py .*": "trains for days; tests/tools/test_run_ablations.py trains for two steps",
     r"python tools/benchmarks/paper_tables\.py.*": "takes minutes; tests/tools/test_paper_tables.py",
     r"python tools/benchmarks/.*": "measures for minutes",
+    r"mask2former benchmark .*": "measures; tests/inference/test_benchmark.py",
+    r"python tools/predict_dataset\.py .*": "starts processes; tests/tools/test_predict_dataset.py",
+    r"torchrun .*": "for several machines; tests/tools/test_slurm.py",
+    r"sbatch .*": "needs Slurm; tests/tools/test_slurm.py",
     r"mask2former convert \S+ for_transformers/ .*": "needs a large model; tests/inference/test_convert.py",
     r"mask2former convert swin_tiny.*": "of Microsoft's file; tests/modeling/test_checkpoint_backbones.py",
 }
@@ -32,6 +36,14 @@ NOT_RUN = {
 DATA_SETS = ("COCO", "COCO-Stuff 10k", "LVIS", "ADE20K", "ADE20K-Full", "Cityscapes", "Mapillary Vistas")
 # What blocks of Python need that stands before them on the page, or in another file.
 BEFORE_PYTHON = {
+    "docs/export.md": """
+from mask2former import cli
+assert cli.main(["export", "coco/panoptic/R50", "--images", "folder", "--output", "nuclei.onnx"]) in (0, None)
+""",
+    "docs/many_pictures.md": """
+from pathlib import Path
+Path("results").mkdir()
+""",
     "docs/test_time_augmentation.md": "import mask2former as m2f",
     "demo/README.md": """
 import sys, cv2
@@ -43,7 +55,7 @@ cfg = load_config("configs/examples/nuclei_panoptic_lite0.yaml",
 }
 # More than some seconds: `make test-slow`.
 SLOW = (
-    r"python tools/export_model\.py .*",
+    r"mask2former export .*",
     r"python tools/evaluate_exported\.py .*",
     r"python examples/.*",
     r"python train_net\.py --config-file output/mine/own_data\.yaml .*",

@@ -57,6 +57,8 @@ def test_commands_could_be_typed(page: str) -> None:
         ("mask2former predict a.jpg --model m --output out --opts INPUT.SIZE 3", "Non-existent key: INPUT.SIZE"),
         ("torchrun --nproc_per_node 2 train_net.py --resumes", "unrecognized arguments: --resumes"),
         ("torchrun --processes 2 train_net.py", "torchrun does not take these options"),
+        ("sbatch --nodes 2 tools/slurm/train.sbatch --resumes", "unrecognized arguments: --resumes"),
+        ("sbatch --nodes 2 tools/slurm/absent.sbatch", "there is no tools/slurm/absent.sbatch"),
         ("make tests", "no target tests"),
         ("make demo PYTHONS=python3", "no variable PYTHONS"),
         ("pip install 'mask2former[absent]'", "there is no extra absent"),

@@ -46,7 +46,17 @@ QUICK = {
     "INPUT.IMAGE_SIZE": 64,
     "TEST.EVAL_PERIOD": 0,
 }
-PICTURES = ("street.jpg", "new.jpg", "a.jpg", "b.png", "cells.png", "cells.tif", "picture.png", "scans/c.tif")
+PICTURES = (
+    "street.jpg",
+    "new.jpg",
+    "a.jpg",
+    "b.png",
+    "cells.png",
+    "cells.tif",
+    "picture.png",
+    "slide.tif",
+    "scans/c.tif",
+)
 MORE_PICTURES = ("more/d.tif", "holiday/e.jpg", "folder/f.png", "folder/g.png")
 ADVICE = "Mend the page; or list the command in tests/docs/plan.py, with the reason why it does not run here."
 COCO = "configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
