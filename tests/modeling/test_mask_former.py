@@ -155,7 +155,8 @@ def test_a_query_that_breaks_is_told_and_training_goes_on(
         return torch.cat([torch.full_like(output[:, :1], bad), output[:, 1:]], dim=1)
 
     handle = model.sem_seg_head.predictor.mask_embed.register_forward_hook(break_first_query)
-    trainer = StepTrainer(model, [[training_input(64, 64, 3)]] * 2, torch.optim.SGD(model.parameters(), lr=0.001))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    trainer = StepTrainer(model, [[training_input(64, 64, 3)]] * 2, optimizer, max_skipped_steps=1)
     trainer.iter = 0
     before = {name: value.clone() for name, value in model.named_parameters()}
     with EventStorage() as storage, caplog.at_level(logging.WARNING):
@@ -175,12 +176,13 @@ def test_a_gradient_that_breaks_leaves_the_step_out(tiny_cfg: CfgNode, caplog: p
     model = build_model(tiny_cfg).train()
     bias = model.sem_seg_head.predictor.class_embed.bias
     handle = bias.register_hook(lambda gradient: gradient * math.inf)
-    trainer = StepTrainer(model, [[training_input(64, 64, 3)]] * 2, torch.optim.SGD(model.parameters(), lr=0.001))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    trainer = StepTrainer(model, [[training_input(64, 64, 3)]] * 2, optimizer, max_skipped_steps=1)
     trainer.iter = 0
     before = {name: value.clone() for name, value in model.named_parameters()}
     with EventStorage(), caplog.at_level(logging.WARNING):
         trainer.run_step()
-        assert "so the step is left out. Images: ['a.png']" in caplog.text
+        assert "(images of process 0: ['a.png']). The step is skipped" in caplog.text
         assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
         handle.remove()
         trainer.run_step()
