@@ -1,18 +1,22 @@
 """Times the dataset mappers of large-scale jittering against mappers that use Detectron2 in the plain way.
 
+    python tools/benchmarks/mapper.py
     python tools/benchmarks/mapper.py --images FOLDER --panoptic FILE.json SEGMENTS_FOLDER
     python tools/benchmarks/mapper.py --images FOLDER --instances FILE.json
 
-The files are COCO's. The plain mappers do what the paper's release describes: the image and its annotations go through
-Detectron2's transforms, a panoptic PNG as a colour picture, annotations one by one, and every target gets a mask and a
-box. Both read the same images with the same random numbers in turn; figures are the images' mean of their medians. What
-decoding the files takes, which is the same for both, is told besides.
+The files are COCO's; without any, pictures of ellipses are drawn. The plain mappers do what the paper's release
+describes: the image and its annotations go through Detectron2's transforms, a panoptic PNG as a colour picture,
+annotations one by one, and every target gets a mask and a box. Both read the same images with the same random numbers
+in turn; figures are the images' mean of their medians. What decoding the files takes, which is the same for both, is
+told besides.
 """
 
 import argparse
 import copy
+import json
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +28,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances, PolygonMasks
+from drawn_coco import draw_panoptic_data
 from panopticapi.utils import rgb2id
 
 from mask2former.data import build_dataset_mapper, register_custom_datasets
@@ -34,13 +39,14 @@ Mapper = Callable[[Record], Record]
 
 CONFIG = "configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 NAME = "benchmark"
+DRAWN = 12  # images, if none are given
 
 
 def main() -> None:
-    """Prints a table."""
+    """Draws data if none are given, and compares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True, help="folder of the photographs")
-    task = parser.add_mutually_exclusive_group(required=True)
+    parser.add_argument("--images", type=Path, help="folder of the photographs")
+    task = parser.add_mutually_exclusive_group()
     task.add_argument("--panoptic", nargs=2, type=Path, metavar=("JSON", "SEGMENTS"), help="as of COCO")
     task.add_argument("--instances", type=Path, metavar="JSON", help="as of COCO")
     parser.add_argument("--size", type=int, default=1024, help="of the crops (default: %(default)s)")
@@ -49,8 +55,22 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, where other programs run too"
     )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
+    if (arguments.images is None) != (arguments.panoptic is None and arguments.instances is None):
+        parser.error("--images goes together with --panoptic or --instances")
     torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.images is None:
+            arguments.images, *arguments.panoptic = draw_panoptic_data(DRAWN, Path(folder))
+        milliseconds = time_mappers(arguments)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps({"milliseconds": milliseconds}, indent=2) + "\n")
+
+
+def time_mappers(arguments: argparse.Namespace) -> dict[str, float]:
+    """Prints a table, and returns its milliseconds an image."""
     cfg = make_config(arguments)
     records = DatasetCatalog.get(NAME)[: arguments.limit]
     plain = plain_panoptic_mapper if arguments.panoptic else plain_instance_mapper
@@ -63,6 +83,7 @@ def main() -> None:
     print(f"{len(records)} images, {arguments.rounds} rounds, crops of {arguments.size} pixels")
     for name, value in milliseconds.items():
         print(f"{name:16}{value:8.1f} ms an image   {milliseconds['plain'] / value:5.2f} times as fast as plain")
+    return milliseconds
 
 
 def make_config(arguments: argparse.Namespace) -> CfgNode:
