@@ -40,10 +40,10 @@ layers: $(VENV)/dev.stamp
 unit: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(TEST_PROCESSES) --dist worksteal --durations 15
 
-# Builds first: a library that does not fit the sources would not be loaded. One process, because there is one GPU.
 test-slow: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m pytest -q -m slow --timeout 1800
 
+# Builds first: a library that does not fit the sources would not be loaded. One process, because there is one GPU.
 test-gpu: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m mask2former.ops.build
 	$(VENV)/bin/python -m pytest -q -rs -m gpu tests/ops

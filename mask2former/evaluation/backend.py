@@ -1,5 +1,6 @@
 """Who compares predictions with annotations: hotcoco where it is installed, else pycocotools and panopticapi."""
 
+import functools
 import importlib.util
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +10,7 @@ __all__ = ["BACKENDS", "has_hotcoco", "use_hotcoco"]
 BACKENDS = ("auto", "hotcoco", "reference")
 
 
+@functools.cache  # asked for every mask; to look for what is not there takes milliseconds
 def has_hotcoco() -> bool:
     """Whether it is installed: ``pip install 'mask2former[eval]'``."""
     return importlib.util.find_spec("hotcoco") is not None

@@ -11,6 +11,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 
 from mask2former.evaluation.average_precision import evaluate_coco
+from mask2former.evaluation.backend import use_hotcoco
 from mask2former.evaluation.run_lengths import encode_mask
 
 __all__ = ["InstanceSegEvaluator"]
@@ -33,6 +34,7 @@ class InstanceSegEvaluator(COCOEvaluator):
 
     def __init__(self, dataset_name: str, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
         super().__init__(dataset_name, *args, **kwargs)
+        use_hotcoco(backend, self._coco_api.imgs)  # complains now, not after the model ran over all images
         self._backend = backend
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """Training in less memory: activations inside some modules are computed again for the backward pass, not kept."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ _BLOCKS = (
 def checkpoint_activations(parts: Mapping[str, nn.Module], names: Sequence[str]) -> None:
     """Let parts of a model keep the inputs of their blocks and layers alone, in training.
 
-    Losses and gradients stay the same, dropout included: the random state is that of the first time.
+    Losses and gradients stay the same, dropout included: the random state is that of the first time. Batch norms
+    count a batch once.
 
     Args:
         parts: of a model, by name.
@@ -54,16 +56,35 @@ def checkpoint_activations(parts: Mapping[str, nn.Module], names: Sequence[str])
             if isinstance(block, SwinStage):
                 block.use_checkpoint = True
             else:
-                block.forward = _Recomputed(block.forward)  # type: ignore[method-assign]
+                block.forward = _Recomputed(block)  # type: ignore[method-assign]
 
 
 class _Recomputed:
     """A module's ``forward`` that keeps its inputs, where there is a backward pass."""
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        self.forward = forward
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+        self.forward: Callable[..., Any] = block.forward
 
     def __call__(self, *args: Any) -> Any:
         if not torch.is_grad_enabled() or is_recording():
             return self.forward(*args)
-        return checkpoint(self.forward, *args, use_reentrant=False)
+        return checkpoint(self.forward, *args, use_reentrant=False, context_fn=self._contexts)
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """For the first time, and for the second."""
+        return nullcontext(), _kept_statistics(self.block)
+
+
+@contextmanager
+def _kept_statistics(block: nn.Module) -> Iterator[None]:
+    """Batch norms normalise as in training, and leave their running statistics as they are."""
+    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [(module.momentum, module.num_batches_tracked) for module in norms]
+    for module in norms:
+        module.momentum, module.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for module, values in zip(norms, before, strict=True):
+            module.momentum, module.num_batches_tracked = values

@@ -50,7 +50,7 @@ def sample_binary_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
     padded = F.pad(masks[rows], (1, 1, 1, 1)).flatten(1)  # (R, (H + 2) * (W + 2))
     x, y = points[..., 0] * width + 0.5, points[..., 1] * height + 0.5  # from the centre of the first padded pixel
     left, top = x.floor(), y.floor()
-    index = (top * (width + 2) + left).long().expand(len(rows), -1)
+    index = (top.long() * (width + 2) + left.long()).expand(len(rows), -1)  # floats are too coarse for large masks
 
     def sample_row(index: Tensor) -> Tensor:
         return torch.lerp(padded.gather(1, index).float(), padded.gather(1, index + 1).float(), x - left)

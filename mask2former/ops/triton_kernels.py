@@ -15,7 +15,8 @@ from torch import Tensor
 __all__ = ["backward", "forward"]
 
 _QUERIES = 32  # of a program
-# Without this, each new image size would be compiled for anew.
+# They change with the image's size; Triton compiles anew for numbers that are 1 or multiples of 16. Of the numbers in a
+# tuple Triton 3.9 does so all the same, which makes a few kernels and not one.
 _ANY_NUMBER = ["spatial_shapes", "num_queries", "num_pixels"]
 
 

@@ -127,6 +127,12 @@ def test_run_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(np.array_equal(mask_util.decode(rle), mask) for rle, mask in zip(ours, masks, strict=True))
 
 
+@pytest.mark.parametrize("evaluator", [InstanceSegEvaluator, PanopticEvaluator])
+def test_evaluators_complain_before_the_model_runs(make_scene, evaluator, tmp_path):
+    with pytest.raises(ValueError, match="EVALUATION_BACKEND is 'fast'"):
+        evaluator(make_scene(images=1).name, output_dir=str(tmp_path), backend="fast")
+
+
 def test_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "has_hotcoco", lambda: True)
     assert backend.use_hotcoco("auto", [0, 7])

@@ -67,6 +67,21 @@ def test_losses_and_gradients_are_the_same(
     assert less < more
 
 
+def test_batch_norms_count_a_batch_once(tiny_cfg: CfgNode, samples: list[dict[str, Any]]) -> None:
+    """Those of Cityscapes' configurations learn their statistics."""
+    tiny_cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    tiny_cfg.MODEL.RESNETS.NORM = "BN"
+    plain = build_model(tiny_cfg).train()
+    tiny_cfg.MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING = ["backbone"]
+    recomputing = build_model(tiny_cfg).train()
+    recomputing.load_state_dict(plain.state_dict())
+    assert any("running_mean" in name for name, _ in plain.named_buffers())
+    results = [train_once(model, samples)[:2] for model in (plain, recomputing)]
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1].values(), results[1][1].values(), strict=True))
+    for (name, expected), buffer in zip(plain.named_buffers(), recomputing.buffers(), strict=True):
+        assert torch.equal(buffer, expected), name
+
+
 def test_inference_and_copies(tiny_cfg: CfgNode, samples: list[dict[str, Any]]) -> None:
     plain = build_model(tiny_cfg).eval()
     tiny_cfg.MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING = PARTS
