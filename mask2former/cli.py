@@ -159,7 +159,7 @@ def _predict(args: argparse.Namespace) -> int:
         ]
         model = _load_model(args)
         model.check_options(**options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         complain(error)
         return 1
     done = not complaints

@@ -53,6 +53,19 @@ class TestPredict:
         assert run(tmp_path / "clip.avi", "--output", tmp_path / "out", "--batch-size", 2) == 0
         assert len(list(read_frames(open_video(str(tmp_path / "out" / "clip.mp4"))))) == 3
 
+    def test_an_exported_file_without_its_package(
+        self,
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        (tmp_path / "m.onnx").touch()
+        words = [save("a.png"), "--output", tmp_path / "out", "--model", tmp_path / "m.onnx"]
+        assert cli.main(["predict", *map(str, words)]) == 1
+        assert "error: running ONNX needs onnxruntime: pip install" in capsys.readouterr().err
+
     def test_one_bad_input_among_good_ones(
         self,
         run: Callable[..., int],

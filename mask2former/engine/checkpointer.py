@@ -95,9 +95,21 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
         Raises:
             ValueError: if there are checkpoints to resume from, but none that is whole.
         """
-        # One process decides, so that all go on from the same.
-        last = comm.all_gather(self._find_whole_checkpoint() if resume and comm.is_main_process() else None)[0]
+        last = self._agree_on_checkpoint() if resume else None
         return self.load(path, checkpointables=[]) if last is None else self.load(last)
+
+    def _agree_on_checkpoint(self) -> str | None:
+        """One process looks, so that all go on from the same, or all end with its error and none waits for it."""
+        found: str | ValueError | None = None
+        if comm.is_main_process():
+            try:
+                found = self._find_whole_checkpoint()
+            except ValueError as error:
+                found = error
+        found = comm.all_gather(found)[0]
+        if isinstance(found, ValueError):
+            raise found
+        return found
 
     def _find_whole_checkpoint(self) -> str | None:
         tagged = Path(self.get_checkpoint_file())
@@ -176,7 +188,7 @@ def _fault(checkpoint: Path) -> str | None:
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as e:
+    except Exception as e:  # zipfile has many for a damaged header: BadZipFile, NotImplementedError, zlib.error, ...
         return f"is cut short or unreadable ({e})"
     return f"is damaged ({damaged} in it)" if damaged else None
 

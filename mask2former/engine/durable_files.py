@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["remove_leftovers", "replace_file"]
+__all__ = ["remove_leftovers", "replace_file", "sync"]
 
 _UNFINISHED = ".part"
 
@@ -28,7 +28,7 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def remove_leftovers(folder: Path, *patterns: str) -> None:
@@ -38,11 +38,11 @@ def remove_leftovers(folder: Path, *patterns: str) -> None:
             unfinished.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Put the new name on the disk too, where folders can be opened (not on Windows)."""
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk itself; on Windows, which cannot open folders, nothing."""
     if not hasattr(os, "O_DIRECTORY"):
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -120,14 +120,14 @@ class StepTrainer(SimpleTrainer):
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
             self.skipped_steps.reset_row()
-        elif self.grad_scaler.is_enabled() and all(report.losses_are_finite for report in everyone):
+            return
+        self._norm_statistics.restore()
+        scale = 1.0
+        if self.grad_scaler.is_enabled() and all(report.losses_are_finite for report in everyone):
             scale = self.grad_scaler.get_scale()
             self.grad_scaler.step(self.optimizer)  # which finds the same, and leaves it out
             self.grad_scaler.update()
-            self.skipped_steps.add(self.iter, everyone, loss_scale=scale)
-        else:
-            self.skipped_steps.add(self.iter, everyone)
-            self._norm_statistics.restore()
+        self.skipped_steps.add(self.iter, everyone, loss_scale=scale)
 
     def _gradients_are_finite(self) -> bool:
         """Of this process's part of them, where they are shared out."""

@@ -1,5 +1,6 @@
 """The course of a training at Weights & Biases, if asked for."""
 
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+
+from mask2former.engine.hooks import TrainingStopped
 
 __all__ = ["WandbLogger", "import_wandb"]
 
@@ -68,9 +71,11 @@ class WandbLogger(HookBase):
             self._log()
 
     def after_train(self) -> None:
+        """End the run, as one that failed if an error ends the training."""
         if self._run is not None:
             self._log()  # where it was stopped early
-            self._run.finish()
+            failed = sys.exc_info()[0] not in (None, TrainingStopped)
+            self._run.finish(exit_code=int(failed))
             self._run = None
 
     def _log(self) -> None:

@@ -131,7 +131,7 @@ def _load_onnx(path: Path, device: str | None) -> tuple[str | None, Run]:
     return session.get_modelmeta().custom_metadata_map.get(INFO_KEY), run
 
 
-def _providers(onnxruntime: Any, device: str | None) -> list[str]:
+def _providers(onnxruntime: Any, device: str | None) -> list[Any]:
     available: list[str] = onnxruntime.get_available_providers()
     if device is None:
         return available
@@ -141,7 +141,8 @@ def _providers(onnxruntime: Any, device: str | None) -> list[str]:
             f"the device is {device!r}, but this ONNX Runtime has no {wanted}, only {', '.join(available)}; install "
             "onnxruntime-gpu, or take the device 'cpu'."
         )
-    return [wanted]
+    number = device.partition(":")[2]
+    return [(wanted, {"device_id": number})] if number else [wanted]
 
 
 def _load_torchscript(path: Path) -> tuple[str | None, Run]:

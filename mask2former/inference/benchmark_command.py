@@ -77,7 +77,7 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
     seconds = time_models(models, benchmark)
     results = {
         "model": str(args.model),
-        "file": is_exported(Path(args.model)),
+        "file": is_exported(Path(args.model).expanduser()),
         "picture": {"path": args.image, "size": list(benchmark.picture.shape[:2])},
         "options": {**benchmark.options, "rounds": benchmark.rounds, "warm_up": benchmark.warm_up},
         "predictions": _describe_predictions(benchmark, next(iter(models.values()))),

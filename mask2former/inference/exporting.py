@@ -89,7 +89,7 @@ def check_export_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--quantize makes 8-bit ONNX of float32: choose --format onnx and leave --half out")
     if args.quantize == "static" and args.calibration_images is None:
         raise ValueError("--quantize static needs --calibration-images: a folder of typical pictures")
-    if (args.calibration_images is None) == (args.quantize == "static"):
+    if args.calibration_images is not None and args.quantize != "static":
         raise ValueError("--calibration-images are read by --quantize static only")
 
 

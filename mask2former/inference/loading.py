@@ -6,6 +6,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 
 from mask2former.engine.setup import finish_config, load_config
+from mask2former.export import is_exported
 from mask2former.inference import huggingface
 from mask2former.weights import find_entry, installed_file, parse_repository, suggest_names
 
@@ -39,6 +40,11 @@ def model_config(model: str | Path, weights: str | Path | None = None, opts: Seq
         return _load(path, weights, opts)
     if path.is_dir():
         return _config_of_folder(path, weights, opts)
+    if is_exported(path):
+        raise ValueError(
+            f"{path} is an exported file, which predicts and is timed, but has no configuration; give the model that "
+            "it was made of."
+        )
     if path.is_file():
         return _config_of_checkpoint(path, weights, opts)
     if entry := find_entry(str(model)):

@@ -10,7 +10,7 @@ from detectron2.utils.file_io import PathManager
 
 from mask2former.weights.files import read_checkpoint
 
-__all__ = ["check_sha256", "download"]
+__all__ = ["check_sha256", "download", "hash_file"]
 
 # PyTorch's convention: resnet50-0676ba61.pth has the first digits of its SHA-256. Decimals alone may be a date.
 _SHA256_IN_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+$")
@@ -68,7 +68,7 @@ def check_sha256(path: str | Path, expected: str, what: str) -> None:
     Raises:
         ValueError: it is another.
     """
-    found = _hash(path, "sha256")
+    found = hash_file(path)
     if not found.startswith(expected):
         Path(path).unlink(missing_ok=True)
         raise ValueError(
@@ -79,7 +79,7 @@ def check_sha256(path: str | Path, expected: str, what: str) -> None:
 
 def _check_digits(path: str, digits: str, what: str) -> None:
     """Refuse a file that has no hash with the digits of its name and is no checkpoint; warn if it is one."""
-    if any(_hash(path, algorithm).startswith(digits) for algorithm in ("md5", "sha256", "sha1")):
+    if any(hash_file(path, algorithm).startswith(digits) for algorithm in ("md5", "sha256", "sha1")):
         return
     try:
         read_checkpoint(path)
@@ -94,7 +94,8 @@ def _check_digits(path: str, digits: str, what: str) -> None:
     )
 
 
-def _hash(path: str | Path, algorithm: str) -> str:
+def hash_file(path: str | Path, algorithm: str = "sha256") -> str:
+    """The hash of a file's content, in hexadecimal."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(2**20):

@@ -159,6 +159,12 @@ def test_either_kind_of_training_resumes_the_other(both: list[dict], scenario: s
     assert losses(both, scenario) == pytest.approx(losses(both, "toy_plain")[3:], rel=1e-6)
 
 
+def test_no_whole_checkpoint_ends_all_processes(both: list[dict]) -> None:
+    for results in both:
+        error = results["no_whole_checkpoint"]
+        assert "has no whole checkpoint to resume from: last_checkpoint is missing or empty; model_0000001.pth" in error
+
+
 def test_mask2former_itself_with_a_static_graph_and_sharded(both: list[dict]) -> None:
     before, plain, static, sharded = both[0]["real_model"]
     assert_equal(static, plain)

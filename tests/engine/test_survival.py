@@ -135,6 +135,13 @@ def damage(file: Path) -> None:
     file.write_bytes(contents)
 
 
+def damage_header(file: Path) -> None:
+    """Change one bit of the way in which a member is packed."""
+    contents = bytearray(file.read_bytes())
+    contents[contents.index(b"PK\x01\x02") + 10] ^= 8
+    file.write_bytes(contents)
+
+
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
@@ -142,6 +149,7 @@ def damage(file: Path) -> None:
         (lambda file: file.write_bytes(b""), "model_0000003.pth is cut short or unreadable"),
         (lambda file: file.write_bytes(file.read_bytes()[:-100]), "model_0000003.pth is cut short or unreadable"),
         (damage, "model_0000003.pth is damaged (archive/data/0 in it)"),
+        (damage_header, "model_0000003.pth is cut short or unreadable"),
         (lambda file: (file.parent / "last_checkpoint").unlink(), "last_checkpoint is missing or empty"),
         (lambda file: (file.parent / "last_checkpoint").write_text(""), "last_checkpoint is missing or empty"),
     ],

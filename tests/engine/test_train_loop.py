@@ -160,6 +160,28 @@ def test_skipped_steps_change_nothing_but_the_count(caplog):
         assert "broken.png" in message
 
 
+def test_an_overflow_of_the_scaled_loss_changes_no_norm():
+    class Normed(Overflow):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1)
+
+        def forward(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+            self.norm(torch.tensor([[s["x"]] for s in samples]))
+            return super().forward(samples)
+
+    model = Normed()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = StepTrainer(model, [SAMPLES], optimizer, autocast_dtype=torch.float16)
+    trainer.iter = 0
+    with EventStorage():
+        trainer.run_step()
+    assert trainer.skipped_steps.state_dict() == {"total": 1, "in_a_row": 0}
+    assert trainer.grad_scaler.get_scale() == 2**15
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_too_many_skipped_steps_in_a_row_end_the_run():
     model = Regression()
     before = [parameter.clone() for parameter in model.parameters()]

@@ -2,14 +2,17 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from detectron2.engine import hooks
 
 from mask2former.engine import Trainer
+from mask2former.engine.hooks import TrainingStopped
 
 
 class FakeRun:
@@ -23,8 +26,8 @@ class FakeRun:
         assert not self.finished
         self.logged.append(values)
 
-    def finish(self) -> None:
-        self.finished = True
+    def finish(self, exit_code: int) -> None:
+        self.finished, self.exit_code = True, exit_code
 
 
 class FakeWandb(ModuleType):
@@ -67,6 +70,7 @@ def test_scalars_and_pictures(toy_config: Config, tmp_path: Path, wandb: FakeWan
     train(toy_config(**KEYS, SOLVER__MAX_ITER=50, VIS_PERIOD=20, TEST__VIS_IMAGES=1))
     (run,) = wandb.runs
     assert run.finished
+    assert run.exit_code == 0
     assert (run.options["project"], run.options["name"], run.options["dir"]) == ("toys", "out", str(tmp_path / "out"))
     assert run.options["config"]["SOLVER"]["MAX_ITER"] == 50
     assert [values["iteration"] for values in run.logged][:3] == [19, 39, 49]
@@ -87,6 +91,21 @@ def test_resume_goes_on_with_the_run(toy_config: Config, tmp_path: Path, wandb: 
     assert wandb.runs[1].logged[0]["iteration"] == 7
     train(toy_config(**keys, SOLVER__MAX_ITER=4))  # not resumed: another run
     assert wandb.runs[2].options["id"] is None
+
+
+@pytest.mark.parametrize(("end", "exit_code"), [(FloatingPointError, 1), (KeyboardInterrupt, 1), (TrainingStopped, 0)])
+def test_a_training_that_fails_is_a_run_that_failed(
+    end: type[BaseException], exit_code: int, toy_config: Config, wandb: FakeWandb
+) -> None:
+    def stop(trainer: Trainer) -> None:
+        raise end
+
+    trainer = Trainer(toy_config(**KEYS, SOLVER__MAX_ITER=4))
+    trainer.register_hooks([hooks.CallbackHook(after_step=stop)])
+    with nullcontext() if end is TrainingStopped else pytest.raises(end):
+        trainer.train()
+    assert wandb.runs[0].finished
+    assert wandb.runs[0].exit_code == exit_code
 
 
 def test_errors(toy_config: Config, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch) -> None:

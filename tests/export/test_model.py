@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 from detectron2.config import CfgNode
 
 import mask2former as m2f
+from mask2former.export.runtime import _providers
 from mask2former.modeling import MaskFormer
 from tests.same_results import assert_alike
 
@@ -51,3 +53,11 @@ def test_onnx(
 def test_onnx_on_a_device_that_is_not_there(export: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="'cuda', but this ONNX Runtime has no CUDAExecutionProvider"):
         m2f.load(export("resnet", "onnx"), device="cuda")
+
+
+def test_onnx_runtime_is_told_which_gpu() -> None:
+    runtime = SimpleNamespace(get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert _providers(runtime, "cuda:1") == [("CUDAExecutionProvider", {"device_id": "1"})]
+    assert _providers(runtime, "cuda") == ["CUDAExecutionProvider"]
+    assert _providers(runtime, "cpu") == ["CPUExecutionProvider"]
+    assert _providers(runtime, None) == ["CUDAExecutionProvider", "CPUExecutionProvider"]

@@ -133,3 +133,10 @@ def test_weights_of_a_backbone_alone(tiny_config: Path, tmp_path: Path) -> None:
     torch.save({"model": backbone}, tmp_path / "backbone.pth")
     with pytest.raises(ValueError, match="is not a trained model of this configuration"):
         m2f.load(tiny_config, tmp_path / "backbone.pth")
+
+
+def test_an_exported_file_has_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()  # which is not the file's
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(ValueError, match=r"model\.onnx is an exported file, .*give the model that it was made of"):
+        model_config(tmp_path / "model.onnx")

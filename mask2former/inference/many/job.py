@@ -85,7 +85,8 @@ def predict_many(
     cfg = model_config(settings.model, settings.weights, settings.opts)
     options = {name: getattr(settings, name) for name in ("task", "threshold", "size", "batch_size")}
     (task,) = check_options(cfg, tasks_of(cfg)[:1], **options)
-    shards = find_shards(source, images, part_size)
+    # Workers of a cluster may have another working directory.
+    shards = find_shards(source.absolute(), images and images.absolute(), part_size)
     settings = replace(settings, task=task, threads=settings.threads or _threads(workers))
     parts = Parts(output)
     with _only_one(output):
@@ -93,9 +94,9 @@ def predict_many(
         parts.remove_unfinished()
         left = set(parts.unfinished(range(len(shards))))
         bar = tqdm(total=len(shards), initial=len(shards) - len(left), unit="part", disable=None)
-        for _ in _run(settings, output, [shard for shard in shards if shard.number in left], workers):
-            bar.update()
-        bar.close()
+        with bar:
+            for _ in _run(settings, output, [shard for shard in shards if shard.number in left], workers):
+                bar.update()
         bad = parts.collect_bad(range(len(shards)))
     return Done(len(shards), len(shards) - len(left), bad)
 

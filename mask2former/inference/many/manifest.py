@@ -1,6 +1,5 @@
 """What makes a job what it is, kept with its results: only the same job may go on with them."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
+from mask2former.engine.durable_files import replace_file
 from mask2former.inference.many.shards import Shard, digest_shards
 from mask2former.inference.many.worker import Settings
-from mask2former.weights import find_weights
+from mask2former.weights import find_weights, hash_file
 
 __all__ = ["check_manifest", "describe_job"]
 
@@ -34,14 +34,14 @@ def describe_job(settings: Settings, cfg: CfgNode, source: Path, shards: Sequenc
         FileNotFoundError: There are no weights.
         OSError: They cannot be downloaded.
     """
-    weights = Path(find_weights(cfg.MODEL.WEIGHTS.partition("?")[0]))
+    weights = find_weights(cfg.MODEL.WEIGHTS.partition("?")[0])
     config = _flatten(yaml.safe_load(cfg.dump()))
     return {
         "source": str(source),
         "model": settings.model,
         "pictures": {"parts": len(shards), "sha256": digest_shards(shards)},
         "settings": {"task": settings.task, "threshold": settings.threshold, "size": settings.size},
-        "weights": {"sha256": _digest(weights)},
+        "weights": {"sha256": hash_file(weights)},
         "config": {key: value for key, value in config.items() if key not in _FREE_KEYS},
     }
 
@@ -56,9 +56,8 @@ def check_manifest(output: Path, job: Mapping[str, Any]) -> None:
     if not path.is_file():
         if any((output / "parts").glob("[0-9]*")):
             raise ValueError(f"{output} has parts, but no {MANIFEST_FILE}; choose another --output.")
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(job, indent=1) + "\n", "utf-8")
-        unfinished.replace(path)
+        with replace_file(path) as file:
+            file.write(json.dumps(job, indent=1).encode() + b"\n")
         return
     try:
         before = json.loads(path.read_text("utf-8"))
@@ -90,11 +89,3 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

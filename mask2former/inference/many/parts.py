@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from mask2former.engine.durable_files import replace_file, sync
+
 __all__ = ["MOST_LOSSES", "RESULTS_FILE", "Parts", "read_results", "write_json_lines"]
 
 BAD_FILE = "bad_pictures.jsonl"
@@ -53,13 +55,13 @@ class Parts:
         try:
             fill(unfinished)
             for path in (*unfinished.iterdir(), unfinished):
-                _sync(path)
+                sync(path)
             try:
                 unfinished.rename(target)
             except OSError:
                 if not target.is_dir():
                     raise
-            _sync(self.folder)
+            sync(self.folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)  # gone already if all went well
 
@@ -70,15 +72,12 @@ class Parts:
 
     def collect_bad(self, numbers: Collection[int]) -> int:
         """Write the pictures of all parts that could not be segmented into one file; returns their number."""
-        unfinished = self.output / f"{BAD_FILE}.unfinished"
         count = 0
-        with unfinished.open("w", encoding="utf-8") as file:
+        with replace_file(self.output / BAD_FILE) as file:
             for number in sorted(numbers):
-                text = (self.of(number) / BAD_FILE).read_text("utf-8")
-                file.write(text)
-                count += text.count("\n")
-        _sync(unfinished)
-        unfinished.replace(self.output / BAD_FILE)
+                lines = (self.of(number) / BAD_FILE).read_bytes()
+                file.write(lines)
+                count += lines.count(b"\n")
         return count
 
 
@@ -98,12 +97,3 @@ def read_results(output: str | Path) -> Iterator[dict[str, Any]]:
     for folder in sorted((Path(output) / "parts").glob("[0-9]*")):
         with (folder / RESULTS_FILE).open(encoding="utf-8") as file:
             yield from map(json.loads, file)
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, written to the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

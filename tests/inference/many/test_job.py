@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import pytest
 
 import mask2former as m2f
 from mask2former.data.panoptic_png import read_panoptic_png
-from mask2former.inference.many import Done, Settings, Workers, predict_many, read_results
+from mask2former.inference.many import Done, Settings, Workers, job, predict_many, read_results
 from mask2former.inference.many.parts import Parts
+from mask2former.inference.many.processes import run_processes
+from mask2former.inference.many.shards import Shard
 from tests.inference.many.conftest import a_killer
 
 
@@ -40,6 +43,18 @@ def test_in_this_process(settings: Settings, pictures: Path, tmp_path: Path, tru
     before = times(out)
     assert predict_many(pictures, out, settings, Workers(), part_size=5) == Done(3, 3, 0)
     assert times(out) == before
+
+
+def test_workers_may_begin_in_another_folder(
+    settings: Settings, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(settings: Settings, output: Path, shards: Sequence[Shard], *_: Any) -> Iterator[int]:
+        monkeypatch.chdir("/")
+        return run_processes(settings, output, shards, 1)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "run_ray", elsewhere)
+    assert predict_many(Path(pictures.name), tmp_path / "out", settings, Workers(ray="auto")) == Done(1, 0, 0)
 
 
 def test_maps_of_segments(settings: Settings, pictures: Path, tmp_path: Path) -> None:
@@ -112,13 +127,13 @@ def test_the_whole_job_is_killed(
     command = [sys.executable, repository / "tools/predict_dataset.py", pictures, "--output", out, "--part-size", 1]
     options = ["--task", "instance", "--threshold", 0.1, "--workers", 2, "--threads", 1]
     words = [*command, *options, "--model", settings.model]
-    job = subprocess.Popen([*map(str, words)], cwd=repository)
+    process = subprocess.Popen([*map(str, words)], cwd=repository)
     while len(Parts(out).unfinished(range(12))) > 9:
-        assert job.poll() is None
+        assert process.poll() is None
         time.sleep(0.01)
     workers = {int(path.name.split(".")[2]) for path in (out / "parts").glob(".0*")}
-    job.send_signal(signal.SIGKILL)
-    job.wait()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     for worker in workers:
         _wait_for_end(worker)
     before = times(out)
