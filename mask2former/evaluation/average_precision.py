@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import sys
 import warnings
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ def evaluate_coco(
     image_ids: Collection[Any] | None = None,
     with_classes: bool = True,
     backend: str = "auto",
+    show: bool = False,
 ) -> Any:
     """Compare detections with annotations.
 
@@ -34,12 +36,14 @@ def evaluate_coco(
         image_ids: those that count; None for all.
         with_classes: False compares every detection with every annotation.
         backend: see :func:`~mask2former.evaluation.backend.use_hotcoco`.
+        show: print the twelve figures.
 
     Returns:
         A ``COCOeval`` with ``eval`` ("precision" and "recall") and the twelve ``stats``, of pycocotools or hotcoco.
     """
     # Without boxes, sizes are those of the masks. Both libraries write into what they are given.
     results = [{k: v for k, v in result.items() if iou_type == "bbox" or k != "bbox"} for result in results]
+    stdout = sys.stdout
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         evaluation: Any
         if use_hotcoco(backend, truth.imgs):
@@ -56,5 +60,6 @@ def evaluate_coco(
             evaluation.params.imgIds = sorted(image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
+        with contextlib.redirect_stdout(stdout if show else sys.stdout):
+            evaluation.summarize()
     return evaluation

@@ -79,8 +79,8 @@ class InstanceSegEvaluator(COCOEvaluator):
                     max_detections=self._max_dets_per_image,
                     image_ids=img_ids,
                     backend=self._backend,
+                    show=True,  # recall, which the table below has not
                 )
-                evaluation.summarize()  # prints what the table below has not: recall
             self._results[task] = self._derive_coco_results(evaluation, task, class_names=self._class_names())
 
     def _class_names(self) -> list[str] | None:

@@ -1,38 +1,37 @@
 """Position encodings, which depend on the size of a map alone, are kept for the next image."""
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 
-from mask2former.ops.recording import is_recording
-
+from ...ops.recording import is_recording
 from ..position_encoding import PositionEmbeddingSine
 
 __all__ = ["KeptPositionEmbedding", "keep_position_encodings"]
 
-_SIZES = 16  # that one module keeps the encodings of, the latest; an image's pyramid has three
+_SIZES = 16  # that one module keeps the encodings of at most; an image's pyramid has three
 
 
 class KeptPositionEmbedding(nn.Module):
-    """What ``encode`` gives, computed once for each size and device; not to be written into."""
+    """What ``encode`` gives, computed once for each size and device; not to be written into. Threads may share it."""
 
     def __init__(self, encode: PositionEmbeddingSine) -> None:
         super().__init__()
         self.encode = encode
-        self._kept: OrderedDict[tuple[int, int, str], Tensor] = OrderedDict()
+        self._kept: dict[tuple[int, int, str], Tensor] = {}
 
     def forward(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
         """Return the encoding (1, C, height, width), as :class:`PositionEmbeddingSine` does."""
         if is_recording():
             return self.encode(height, width, device)
         key = (height, width, str(device))
-        if key not in self._kept:
-            self._kept[key] = self.encode(height, width, device)
-        self._kept.move_to_end(key)
-        while len(self._kept) > _SIZES:
-            self._kept.popitem(last=False)
-        return self._kept[key]
+        kept = self._kept.get(key)
+        if kept is None:
+            with torch.inference_mode(False):  # whose tensors could be used in it alone
+                kept = self.encode(height, width, device)
+            if len(self._kept) >= _SIZES:
+                self._kept.clear()
+            self._kept[key] = kept
+        return kept
 
 
 def keep_position_encodings(model: nn.Module) -> None:

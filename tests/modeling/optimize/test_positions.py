@@ -16,14 +16,20 @@ def test_kept_encodings_are_those_of_the_module() -> None:
     assert kept(3, 5) is first
 
 
-def test_only_the_latest_are_kept() -> None:
+def test_few_are_kept() -> None:
     kept = KeptPositionEmbedding(PositionEmbeddingSine(2))
-    first, second = kept(1, 1), kept(2, 1)
-    for height in range(3, 18):
-        kept(height, 1)
-        assert kept(2, 1) is second  # in use all the time
-    assert len(kept._kept) == 16
-    assert kept(1, 1) is not first
+    for height in range(1, 40):
+        assert torch.equal(kept(height, 1), kept.encode(height, 1))
+        assert len(kept._kept) <= 16
+
+
+def test_what_inference_has_kept_may_be_trained_with() -> None:
+    kept = KeptPositionEmbedding(PositionEmbeddingSine(2))
+    with torch.inference_mode():
+        kept(3, 5)
+    weight = torch.ones(1, requires_grad=True)
+    (kept(3, 5) * weight).sum().backward()
+    assert weight.grad is not None
 
 
 def test_every_module_of_a_model() -> None:
