@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,11 @@ _TYPES = {"dynamic": ["MatMul", "Gemm"], "static": ["Conv", "MatMul", "Gemm"]}
 
 
 def quantize_onnx(
-    source: Path, target: Path, quantization: Quantization, calibration: Iterable[np.ndarray] = ()
+    source: Path,
+    target: Path,
+    quantization: Quantization,
+    calibration: Iterable[np.ndarray] = (),
+    float_layers: Sequence[str] = (),
 ) -> None:
     """Write ``source`` with 8-bit weights, one scale a channel.
 
@@ -34,9 +38,10 @@ def quantize_onnx(
         quantization: "dynamic" quantises linear layers, with the range of their inputs found at run time; "static"
             convolutions too, with ranges seen in the calibration.
         calibration: for "static", batches (N, C, H, W) of the file's input type.
+        float_layers: beginnings of parameters' names, such as "backbone.stem": these layers stay in float32.
 
     Raises:
-        ValueError: if a static quantisation has no pictures to calibrate with.
+        ValueError: if a static quantisation has no pictures to calibrate with, or a name is that of no layer.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -48,6 +53,7 @@ def quantize_onnx(
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         arguments: dict[str, Any] = {
             "op_types_to_quantize": _TYPES[quantization],
+            "nodes_to_exclude": _nodes_of_layers(prepared, float_layers),
             "per_channel": True,
             "reduce_range": True,  # 7 bits: sums of 8 saturate on processors without VNNI
             "weight_type": QuantType.QInt8,
@@ -65,6 +71,23 @@ def quantize_onnx(
                 **arguments,
             )
     _copy_info(source, target, f"int8 {quantization}")
+
+
+def _nodes_of_layers(path: Path, layers: Sequence[str]) -> list[str]:
+    """Names of the nodes that read a parameter whose name begins so."""
+    import onnx
+
+    found: list[str] = []
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    for layer in layers:
+        own = [node.name for node in nodes if any(name.startswith(f"network.{layer}") for name in node.input)]
+        if not own:
+            raise ValueError(
+                f"there is no layer {layer!r} to leave in float32; give the beginning of a parameter's name as in the "
+                "checkpoint, such as backbone.stem. Weights of linear layers have lost theirs in ONNX."
+            )
+        found += own
+    return found
 
 
 class _Reader:

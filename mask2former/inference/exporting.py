@@ -59,6 +59,13 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration-images", type=Path, metavar="FOLDER", help="of typical pictures, for --quantize static"
     )
     parser.add_argument(
+        "--float-layers",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="convolutions that --quantize leaves alone: beginnings of their parameters' names, such as backbone.stem",
+    )
+    parser.add_argument(
         "--images", type=Path, metavar="PATH", help="picture or folder to check with (default: scikit-image's)"
     )
     parser.add_argument(
@@ -91,6 +98,8 @@ def check_export_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--quantize static needs --calibration-images: a folder of typical pictures")
     if args.calibration_images is not None and args.quantize != "static":
         raise ValueError("--calibration-images are read by --quantize static only")
+    if args.float_layers and not args.quantize:
+        raise ValueError("--float-layers are read by --quantize only")
 
 
 def export_model(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -121,7 +130,7 @@ def export_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     _check(exact, model, batches, tolerance)
     if args.quantize:
         calibration = _calibration_batches(args.calibration_images, info) if args.quantize == "static" else ()
-        quantize_onnx(exact, args.output, args.quantize, calibration)
+        quantize_onnx(exact, args.output, args.quantize, calibration, args.float_layers)
         print(f"Wrote {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
         # Eight bits differ visibly in the logits and hardly in the results: tools/evaluate_exported.py measures those.
         _check(args.output, model, batches, args.tolerance)

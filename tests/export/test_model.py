@@ -19,6 +19,7 @@ TASKS = ("panoptic", "instance", "semantic")
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture

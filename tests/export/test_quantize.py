@@ -15,6 +15,21 @@ from mask2former.modeling import MaskFormer
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.timeout(1800)
+
+
+@pytest.mark.slow
+def test_layers_that_stay_in_float(export: Callable[..., Path], tmp_path: Path, batches: list[Tensor]) -> None:
+    quantized = {}
+    for name, layers in (("all", ()), ("some", ("backbone.stem", "backbone.res2.0.conv1"))):
+        path = tmp_path / f"{name}.onnx"
+        quantize_onnx(export("resnet", "onnx"), path, "static", [batch.numpy() for batch in batches], layers)
+        floats = {tensor.name for tensor in onnx.load(path).graph.initializer if tensor.data_type == 1}
+        quantized[name] = {weight for weight in floats if weight.endswith((".weight", ".weight_bias"))}
+    kept = {weight for weight in quantized["some"] - quantized["all"] if weight.endswith(".weight")}
+    assert kept == {"network.backbone.stem.conv1.weight", "network.backbone.res2.0.conv1.weight"}
+    with pytest.raises(ValueError, match=r"there is no layer 'backbone\.trunk' to leave in float32"):
+        quantize_onnx(export("resnet", "onnx"), tmp_path / "no.onnx", "dynamic", (), ["backbone.trunk"])
 
 
 @pytest.mark.slow
