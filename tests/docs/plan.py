@@ -24,7 +24,7 @@ NOT_RUN = {
     r"python datasets/prepare_.*": "tests/datasets/test_train_net.py",
     r"python tools/run_ablations\.py .*": "trains for days; tests/tools/test_run_ablations.py trains for two steps",
     r"python tools/benchmarks/paper_tables\.py.*": "takes minutes; tests/tools/test_paper_tables.py",
-    r"python tools/benchmarks/.*": "measures for minutes",
+    r"python tools/benchmarks/.*": "measures for minutes; tests/tools/test_benchmarks.py",
     r"mask2former benchmark .*": "measures; tests/inference/test_benchmark.py",
     r"python tools/predict_dataset\.py .*": "starts processes; tests/tools/test_predict_dataset.py",
     r"torchrun .*": "for several machines; tests/tools/test_slurm.py",
