@@ -1,8 +1,8 @@
 """A reader's working directory in miniature, in which the pages' commands run.
 
 It has the repository's programs and configurations, a few small pictures and data sets under the names that the pages
-use, and stand-ins for what takes long or is not there: every official configuration gives a small model, what would be
-downloaded is a file of random weights, and trainings have two steps.
+use, and stand-ins for what takes long or is not there: every configuration of the repository gives a small model, every
+file of weights is random, and trainings have two steps.
 """
 
 import contextlib
@@ -28,15 +28,13 @@ from mask2former import cli
 from mask2former.engine import load_config
 from mask2former.engine.config_files import merge_yaml
 from mask2former.inference.video import VideoWriter
-from mask2former.weights import ZooEntry, find_entry, installed_file, write_weights
+from mask2former.weights import ZooEntry, find_entry, write_weights, zoo
 from tests.brick_data import make_pictures, write_data
 from tests.datasets import trees
 from tests.datasets.conftest import _register_all
 from tests.datasets.test_train_net import TINY
 from tests.docs.pages import REPOSITORY, Command
 
-# The model that comes with the repository is the one model that is what it is.
-REAL = "nuclei_panoptic_lite0.yaml"
 SMALL = TINY | {"MODEL.TIMM.MODEL_NAME": "test_efficientnet", "TEST.AUG.MIN_SIZES": "(48,)", "MODEL.DEVICE": "cpu"}
 QUICK = {
     "SOLVER.MAX_ITER": 2,
@@ -66,7 +64,6 @@ def make_world(folder: Path) -> None:
     """Fill the working directory."""
     for name in ("configs", "demo", "examples", "tools", "train_net.py", "constraints.txt", "pyproject.toml"):
         (folder / name).symlink_to(REPOSITORY / name)
-    shutil.copytree(REPOSITORY / "model_zoo", folder / "model_zoo")
     (folder / "datasets").mkdir()
     for script in (REPOSITORY / "datasets").glob("*.py"):
         (folder / "datasets" / script.name).symlink_to(script)
@@ -112,6 +109,9 @@ def living_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(importlib.import_module("mask2former.engine.setup"), "merge_yaml", _merge_small)
         patch.setattr(ZooEntry, "checkpoint_file", _checkpoint_file)
         _register_all(folder / "datasets")
+        for entry in zoo().values():
+            if "://" not in entry.checkpoint:  # those that come with the repository
+                entry.checkpoint_file()
         try:
             yield patch
         finally:
@@ -121,14 +121,12 @@ def living_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
 def _merge_small(cfg: CfgNode, config_file: str) -> None:
     merge_yaml(cfg, config_file)
     path = Path(config_file).resolve()
-    if path.is_relative_to(REPOSITORY / "configs") and path.name != REAL:
+    if path.is_relative_to(REPOSITORY / "configs"):
         cfg.merge_from_list([str(part) for pair in SMALL.items() for part in pair])
 
 
 def _checkpoint_file(self: ZooEntry) -> str:
-    if "://" not in self.checkpoint:
-        return str(installed_file(self.checkpoint))
-    file = Path("downloaded") / f"{self.name.replace('/', '_')}.pth"
+    file = Path(self.checkpoint if "://" not in self.checkpoint else f"downloaded/{self.file_name}.pth")
     return str(write_random_weights(self.config, file))
 
 
@@ -190,7 +188,9 @@ def _provide(words: list[str]) -> None:
 
 
 def _make_quick(program: str, words: list[str]) -> list[str]:
-    """Two steps for a training, and one process."""
+    """Two steps for a training, one small picture to check an export with, and one process."""
+    if words[0] == "tools/export_model.py":
+        words = [words[0], "--check-pictures", "1", "--check-size", "128", *words[1:]]
     if "--num-gpus" in words:
         at = words.index("--num-gpus")
         words = words[:at] + words[at + 2 :]
