@@ -136,7 +136,8 @@ def _add_loss_and_test_keys(cfg: CN) -> None:
     # them as background, and so does the default, for the same numbers; examples for your own data turn it on.
     mask_former.IGNORE_VOID = False
     # Parts that compute their activations again for the backward pass instead of keeping them, for less memory and more
-    # time: of "backbone" (ResNet or Swin), "pixel_decoder" (with an encoder) and "transformer_decoder".
+    # time: of "backbone" (ResNet or Swin), "pixel_decoder" (with an encoder) and "transformer_decoder". torch.compile
+    # decides by itself what is computed again, whatever stands here.
     mask_former.ACTIVATION_CHECKPOINTING = []
 
     mask_former.TEST = CN()
