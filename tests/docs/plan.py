@@ -54,6 +54,7 @@ cfg = load_config("configs/examples/nuclei_panoptic_lite0.yaml",
 """,
 }
 # More than some seconds: `make test-slow`.
+SLOW_PYTHON = ("docs/export.md",)
 SLOW = (
     r"mask2former export .*",
     r"python tools/evaluate_exported\.py .*",

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,8 +108,14 @@ def run_story(page: str, slow: bool) -> None:
             world.run(command)
 
 
+def pages_of_python() -> list[Any]:
+    """Pages with blocks of Python, the slow ones marked."""
+    pages = [page for page in PAGES if any(block.language == "python" for block in read_blocks(page))]
+    return [pytest.param(page, marks=[pytest.mark.slow] if page in plan.SLOW_PYTHON else []) for page in pages]
+
+
 @pytest.mark.usefixtures("in_world")
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in read_blocks(p))])
+@pytest.mark.parametrize("page", pages_of_python())
 def test_python_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page's blocks one after the other, as one program."""
     monkeypatch.setattr("sys.path", sys.path.copy())

@@ -189,7 +189,7 @@ def _provide(words: list[str]) -> None:
 
 def _make_quick(program: str, words: list[str]) -> list[str]:
     """Two steps for a training, one small picture to check an export with, and one process."""
-    if words[0] == "tools/export_model.py":
+    if (program, words[0]) == ("mask2former", "export"):
         words = [words[0], "--check-pictures", "1", "--check-size", "128", *words[1:]]
     if "--num-gpus" in words:
         at = words.index("--num-gpus")
