@@ -12,54 +12,64 @@ from pycocotools.coco import COCO
 
 from mask2former.evaluation.backend import use_hotcoco
 
-__all__ = ["evaluate_coco"]
+__all__ = ["CocoComparison"]
 
 
-def evaluate_coco(
-    truth: COCO,
-    results: Sequence[dict[str, Any]],
-    iou_type: str,
-    *,
-    max_detections: Sequence[int] = (1, 10, 100),
-    image_ids: Collection[Any] | None = None,
-    with_classes: bool = True,
-    backend: str = "auto",
-    show: bool = False,
-) -> Any:
-    """Compare detections with annotations.
+class CocoComparison:
+    """Detections and annotations, to be compared as often as there are groups of images.
 
     Args:
         truth: the annotations.
         results: in COCO's format; they stay as they are.
         iou_type: "segm" or "bbox". For "segm" the size of an object, small, medium or large, is that of its mask.
-        max_detections: three numbers of detections of an image that count: AR is computed for each, AP for the last.
-        image_ids: those that count; None for all.
-        with_classes: False compares every detection with every annotation.
         backend: see :func:`~mask2former.evaluation.backend.use_hotcoco`.
-        show: print the twelve figures.
-
-    Returns:
-        A ``COCOeval`` with ``eval`` ("precision" and "recall") and the twelve ``stats``, of pycocotools or hotcoco.
     """
-    # Without boxes, sizes are those of the masks. Both libraries write into what they are given.
-    results = [{k: v for k, v in result.items() if iou_type == "bbox" or k != "bbox"} for result in results]
-    stdout = sys.stdout
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        evaluation: Any
+
+    def __init__(self, truth: COCO, results: Sequence[dict[str, Any]], iou_type: str, *, backend: str = "auto") -> None:
+        # Without boxes, sizes are those of the masks. Both libraries write into what they are given.
+        results = [{k: v for k, v in result.items() if iou_type == "bbox" or k != "bbox"} for result in results]
+        self._iou_type = iou_type
+        self._truth: Any = truth
         if use_hotcoco(backend, truth.imgs):
             import hotcoco
 
-            warnings.filterwarnings("ignore", "hotcoco: ")  # of what is asked for here, such as other max_dets
-            annotations = hotcoco.COCO(truth.dataset)
-            evaluation = hotcoco.COCOeval(annotations, annotations.load_res(results), iou_type)
+            self._evaluation: Any = hotcoco.COCOeval
+            self._truth = hotcoco.COCO(truth.dataset)
+            self._results = self._truth.load_res(results)
         else:
-            evaluation = COCOevalMaxDets(truth, truth.loadRes(results) if results else COCO(), iou_type)
-        evaluation.params.maxDets = list(max_detections)
-        evaluation.params.useCats = int(with_classes)
-        if image_ids is not None:
-            evaluation.params.imgIds = sorted(image_ids)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        with contextlib.redirect_stdout(stdout if show else sys.stdout):
-            evaluation.summarize()
-    return evaluation
+            self._evaluation = COCOevalMaxDets
+            with contextlib.redirect_stdout(io.StringIO()):
+                self._results = truth.loadRes(results) if results else COCO()
+
+    def evaluate(
+        self,
+        *,
+        max_detections: Sequence[int] = (1, 10, 100),
+        image_ids: Collection[Any] | None = None,
+        with_classes: bool = True,
+        show: bool = False,
+    ) -> Any:
+        """Match and count.
+
+        Args:
+            max_detections: three numbers of detections of an image that count: AR is of each, AP of the last.
+            image_ids: those that count; None for all.
+            with_classes: False compares every detection with every annotation.
+            show: print the twelve figures.
+
+        Returns:
+            A ``COCOeval`` with ``eval`` ("precision" and "recall") and the twelve ``stats``, of pycocotools or hotcoco.
+        """
+        stdout = sys.stdout
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "hotcoco: ")  # of what is asked for here, such as other max_dets
+            evaluation = self._evaluation(self._truth, self._results, self._iou_type)
+            evaluation.params.maxDets = list(max_detections)
+            evaluation.params.useCats = int(with_classes)
+            if image_ids is not None:
+                evaluation.params.imgIds = sorted(image_ids)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            with contextlib.redirect_stdout(stdout if show else sys.stdout):
+                evaluation.summarize()
+        return evaluation

@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from pycocotools.coco import COCO
 
-from mask2former.evaluation.average_precision import evaluate_coco
+from mask2former.evaluation.average_precision import CocoComparison
 from mask2former.evaluation.panoptic_evaluation import match_segments, sum_pq, summarize_pq
 from mask2former.evaluation.saved_predictions import find_predictions
 from mask2former.evaluation.sem_seg_evaluation import saved_confusions, summarize_miou
@@ -64,13 +64,12 @@ def evaluate_groups(
 def _mask_ap(results: list[dict[str, Any]], metadata: Metadata, groups: Groups, max_detections: int) -> Metrics:
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(metadata.json_file)
-    return {group: _group_ap(truth, results, image_ids, max_detections) for group, image_ids in groups.items()}
+    comparison = CocoComparison(truth, results, "segm")
+    return {group: _group_ap(comparison, image_ids, max_detections) for group, image_ids in groups.items()}
 
 
-def _group_ap(
-    truth: COCO, results: list[dict[str, Any]], image_ids: Collection[Any], max_detections: int
-) -> dict[str, float]:
-    evaluation = evaluate_coco(truth, results, "segm", max_detections=(1, 10, max_detections), image_ids=image_ids)
+def _group_ap(comparison: CocoComparison, image_ids: Collection[Any], max_detections: int) -> dict[str, float]:
+    evaluation = comparison.evaluate(max_detections=(1, 10, max_detections), image_ids=image_ids)
     # COCO says -1 where there is no object to find.
     ap, ap50 = (100 * value if value >= 0 else float("nan") for value in list(evaluation.stats[:2]))
     return {"AP": ap, "AP50": ap50}

@@ -10,7 +10,7 @@ from detectron2.data import Metadata
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.file_io import PathManager
 
-from mask2former.evaluation.average_precision import evaluate_coco
+from mask2former.evaluation.average_precision import CocoComparison
 from mask2former.evaluation.backend import use_hotcoco
 from mask2former.evaluation.run_lengths import encode_mask
 
@@ -72,13 +72,9 @@ class InstanceSegEvaluator(COCOEvaluator):
         for task in self._tasks or self._tasks_from_predictions(results):
             evaluation = None
             if results:
-                evaluation = evaluate_coco(
-                    self._coco_api,
-                    results,
-                    task,
+                evaluation = CocoComparison(self._coco_api, results, task, backend=self._backend).evaluate(
                     max_detections=self._max_dets_per_image,
                     image_ids=img_ids,
-                    backend=self._backend,
                     show=True,  # recall, which the table below has not
                 )
             self._results[task] = self._derive_coco_results(evaluation, task, class_names=self._class_names())

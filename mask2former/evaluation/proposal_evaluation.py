@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
-from mask2former.evaluation.average_precision import evaluate_coco
+from mask2former.evaluation.average_precision import CocoComparison
 from mask2former.evaluation.run_lengths import encode_mask
 
 __all__ = ["NUM_PROPOSALS", "ProposalEvaluator", "average_recall"]
@@ -96,7 +96,7 @@ def average_recall(truth: COCO, proposals: Sequence[dict[str, Any]], image_ids: 
     """
     if not proposals:
         return 0.0
-    evaluation = evaluate_coco(
-        truth, proposals, "segm", max_detections=(1, 10, NUM_PROPOSALS), image_ids=image_ids, with_classes=False
+    evaluation = CocoComparison(truth, proposals, "segm").evaluate(
+        max_detections=(1, 10, NUM_PROPOSALS), image_ids=image_ids, with_classes=False
     )
     return 100 * float(evaluation.stats[8])

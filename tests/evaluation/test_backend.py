@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mask2former.evaluation import InstanceSegEvaluator, PanopticEvaluator, backend, run_lengths
-from mask2former.evaluation.average_precision import evaluate_coco
+from mask2former.evaluation.average_precision import CocoComparison
 from mask2former.evaluation.panoptic_evaluation import count_matches
 from mask2former.evaluation.run_lengths import encode_mask
 
@@ -62,7 +62,7 @@ def test_ap_on_coco(mini: Path, iou_type: str, options: dict[str, Any]) -> None:
         options = {"image_ids": sorted(truth.imgs)[: options["image_ids"]]}
     results = guesses(truth, seed=0)
     ours, reference = (
-        evaluate_coco(truth, results, iou_type, backend=name, **options) for name in ("hotcoco", "reference")
+        CocoComparison(truth, results, iou_type, backend=name).evaluate(**options) for name in ("hotcoco", "reference")
     )
 
     assert isinstance(ours, pytest.importorskip("hotcoco").COCOeval)

@@ -20,7 +20,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from drawn_coco import PREDICTIONS, SIZE, draw_ellipse, make_instances, make_panoptic
 
-from mask2former.evaluation.average_precision import evaluate_coco
+from mask2former.evaluation.average_precision import CocoComparison
 from mask2former.evaluation.backend import has_hotcoco
 from mask2former.evaluation.panoptic_evaluation import count_matches
 
@@ -61,8 +61,8 @@ def make_jobs(images: int, folder: Path) -> dict[str, tuple[Job, Job]]:
             lambda: [hotcoco.mask.encode(mask) for mask in masks],
             lambda: [mask_util.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks],
         ),
-        "mask AP": pair(lambda backend: evaluate_coco(truth, results, "segm", backend=backend)),
-        "box AP": pair(lambda backend: evaluate_coco(truth, results, "bbox", backend=backend)),
+        "mask AP": pair(lambda backend: CocoComparison(truth, results, "segm", backend=backend).evaluate()),
+        "box AP": pair(lambda backend: CocoComparison(truth, results, "bbox", backend=backend).evaluate()),
         "PQ": pair(lambda backend: count_matches(*panoptic, backend=backend)),
     }
 
