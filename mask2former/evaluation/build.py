@@ -50,20 +50,14 @@ def find_evaluators(cfg: CfgNode, dataset_name: str) -> list[EvaluatorBuilder]:
         )
     switches = cfg.MODEL.MASK_FORMER.TEST
     builders = [build for switch, build in _EVALUATORS[evaluator_type].items() if switches[switch]]
-    if cfg.TEST.BOUNDARY_AP:
-        if _coco_ap not in builders:
-            raise ValueError(
-                f"TEST.BOUNDARY_AP is on, but data set {dataset_name!r} (evaluator_type {evaluator_type!r}) is not "
-                "evaluated for instances in COCO's format. Turn MODEL.MASK_FORMER.TEST.INSTANCE_ON on or it off."
-            )
-        builders.append(_boundary_ap)
-    if cfg.TEST.SEMANTIC_PQ:
-        if _miou not in builders:
-            raise ValueError(
-                f"TEST.SEMANTIC_PQ is on, but data set {dataset_name!r} (evaluator_type {evaluator_type!r}) is not "
-                "evaluated for mIoU. Turn MODEL.MASK_FORMER.TEST.SEMANTIC_ON on or it off."
-            )
-        builders.append(_semantic_pq)
+    for key, (build, beside, what, switch) in _ON_REQUEST.items():
+        if cfg.TEST[key]:
+            if beside not in builders:
+                raise ValueError(
+                    f"TEST.{key} is on, but data set {dataset_name!r} (evaluator_type {evaluator_type!r}) is not "
+                    f"evaluated for {what}. Turn MODEL.MASK_FORMER.TEST.{switch} on or it off."
+                )
+            builders.append(build)
     if not builders:
         raise ValueError(
             f"Data set {dataset_name!r} (evaluator_type {evaluator_type!r}) can be evaluated for "
@@ -123,6 +117,13 @@ _EVALUATORS: dict[str, dict[str, EvaluatorBuilder]] = {
     "cityscapes_instance": {"INSTANCE_ON": _cityscapes_ap},
     "cityscapes_sem_seg": {"SEMANTIC_ON": _cityscapes_miou},
     "cityscapes_panoptic_seg": {"PANOPTIC_ON": _pq, "INSTANCE_ON": _cityscapes_ap, "SEMANTIC_ON": _cityscapes_miou},
+}
+
+
+# Keys of TEST, the evaluator that each adds, beside which other, what that one evaluates, and its switch.
+_ON_REQUEST: dict[str, tuple[EvaluatorBuilder, EvaluatorBuilder, str, str]] = {
+    "BOUNDARY_AP": (_boundary_ap, _coco_ap, "instances in COCO's format", "INSTANCE_ON"),
+    "SEMANTIC_PQ": (_semantic_pq, _miou, "mIoU", "SEMANTIC_ON"),
 }
 
 
