@@ -20,7 +20,15 @@ from torch import Tensor
 
 from ._build import BuildError, build, build_cuda, cuda_library_name, library_name
 
-__all__ = ["has_native_kernel", "native_fused_ms_deform_attn", "native_ms_deform_attn"]
+__all__ = [
+    "fake_backward",
+    "fake_forward",
+    "flat_arguments",
+    "has_native_kernel",
+    "native_fused_ms_deform_attn",
+    "native_ms_deform_attn",
+    "save_inputs",
+]
 
 _PACKAGE = Path(__file__).resolve().parent
 _MODES = ("auto", "reference", "jit")
@@ -45,15 +53,15 @@ def has_native_kernel(value: Tensor) -> bool:
 
 def native_ms_deform_attn(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *geometry: Tensor) -> Tensor:
     """:func:`mask2former.ops.ms_deform_attn` by the native operator."""
-    return torch.ops.mask2former.ms_deform_attn(value, *_arguments(spatial_shapes, geometry))
+    return torch.ops.mask2former.ms_deform_attn(value, *flat_arguments(spatial_shapes, geometry))
 
 
 def native_fused_ms_deform_attn(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *geometry: Tensor) -> Tensor:
     """:func:`mask2former.ops.fused_ms_deform_attn` by the native operator."""
-    return torch.ops.mask2former.fused_ms_deform_attn(value, *_arguments(spatial_shapes, geometry))
+    return torch.ops.mask2former.fused_ms_deform_attn(value, *flat_arguments(spatial_shapes, geometry))
 
 
-def _arguments(spatial_shapes: Sequence[tuple[int, int]], geometry: Sequence[Tensor]) -> tuple[Any, ...]:
+def flat_arguments(spatial_shapes: Sequence[tuple[int, int]], geometry: Sequence[Tensor]) -> tuple[Any, ...]:
     """What the operators take after the value: heights and widths in one list, and float32 tensors."""
     return [size for shape in spatial_shapes for size in shape], *(x.float() for x in geometry)
 
@@ -140,9 +148,9 @@ _REGISTRATIONS = torch.library.Library("mask2former", "FRAGMENT")
 def _register() -> None:
     """Tells PyTorch the operators' results without running them, their gradients, and what autocast means to them."""
     for name, backward in (("ms_deform_attn", _backward), ("fused_ms_deform_attn", _fused_backward)):
-        torch.library.register_fake(f"mask2former::{name}", _forward_fake)
-        torch.library.register_fake(f"mask2former::{name}_backward", _backward_fake)
-        torch.library.register_autograd(f"mask2former::{name}", backward, setup_context=_setup_context)
+        torch.library.register_fake(f"mask2former::{name}", fake_forward)
+        torch.library.register_fake(f"mask2former::{name}_backward", fake_backward)
+        torch.library.register_autograd(f"mask2former::{name}", backward, setup_context=save_inputs)
         operator = getattr(torch.ops.mask2former, name)
         for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
             _REGISTRATIONS.impl(name, functools.partial(_autocast, device, operator), key)
@@ -155,18 +163,18 @@ def _register() -> None:
 # weights (N, Q, M, L, P), or the fused operator's reference points, offsets and logits of these shapes.
 
 
-def _forward_fake(value: Tensor, spatial_shapes: list[int], *geometry: Tensor) -> Tensor:
+def fake_forward(value: Tensor, spatial_shapes: list[int], *geometry: Tensor) -> Tensor:
     return value.new_empty(value.shape[0], geometry[-1].shape[1], value.shape[2] * value.shape[3])
 
 
-def _backward_fake(
+def fake_backward(
     grad_output: Tensor, value: Tensor, spatial_shapes: list[int], *geometry: Tensor, deterministic: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     offsets, attention = geometry[-2:]
     return value.new_empty(value.shape), offsets.new_empty(offsets.shape), attention.new_empty(attention.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     value, ctx.spatial_shapes, *geometry = inputs
     ctx.save_for_backward(value, *geometry)
 

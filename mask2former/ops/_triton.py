@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._library import fake_backward, fake_forward, flat_arguments, save_inputs
+
 __all__ = ["has_triton_kernel", "triton_ms_deform_attn"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,8 +30,7 @@ def has_triton_kernel(value: Tensor) -> bool:
 
 def triton_ms_deform_attn(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *geometry: Tensor) -> Tensor:
     """:func:`mask2former.ops.ms_deform_attn` by Triton."""
-    locations, weights = (x.float() for x in geometry)
-    return _forward(value, [size for shape in spatial_shapes for size in shape], locations, weights)
+    return _forward(value, *flat_arguments(spatial_shapes, geometry))
 
 
 @torch.compiler.assume_constant_result
@@ -61,27 +62,12 @@ def _backward(
     return triton_kernels.backward(grad_output, value, spatial_shapes, locations, weights)
 
 
-@_forward.register_fake
-def _(value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-
-
-@_backward.register_fake
-def _(
-    grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for x in (value, locations, weights))  # type: ignore[return-value]
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, ctx.spatial_shapes, *geometry = inputs
-    ctx.save_for_backward(value, *geometry)
-
-
 def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     value, *geometry = ctx.saved_tensors
     grad_value, *grad_geometry = _backward(grad_output, value, ctx.spatial_shapes, *geometry)
     return grad_value, None, *grad_geometry
 
 
-_forward.register_autograd(_gradients, setup_context=_setup_context)
+_forward.register_fake(fake_forward)
+_backward.register_fake(fake_backward)
+_forward.register_autograd(_gradients, setup_context=save_inputs)

@@ -92,6 +92,14 @@ def _position(locations, index, size, exists):
 
 
 @triton.jit
+def _read_sample(locations, weights, sample, width, height, exists):
+    """Column and row of the pixel before a sample, how far beyond each it lies, and its weight."""
+    x, right = _position(locations, 2 * sample, width, exists)
+    y, down = _position(locations, 2 * sample + 1, height, exists)
+    return x, right, y, down, tl.load(weights + sample, mask=exists, other=0.0)
+
+
+@triton.jit
 def _pixels(x, y, width, height, level_start, exists):
     """Indices of pixels, and which of them there are."""
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & exists
@@ -123,9 +131,7 @@ def _forward_kernel(
         height, width = spatial_shapes[2 * level], spatial_shapes[2 * level + 1]
         for point in range(POINTS):
             sample = rows * (LEVELS * POINTS) + (level * POINTS + point)
-            x, right = _position(locations, 2 * sample, width, exists)
-            y, down = _position(locations, 2 * sample + 1, height, exists)
-            weight = tl.load(weights + sample, mask=exists, other=0.0)
+            x, right, y, down, weight = _read_sample(locations, weights, sample, width, height, exists)
             for dy in tl.static_range(2):
                 for dx in tl.static_range(2):
                     share = (right if dx else 1 - right) * (down if dy else 1 - down) * weight
@@ -167,9 +173,7 @@ def _backward_kernel(
         height, width = spatial_shapes[2 * level], spatial_shapes[2 * level + 1]
         for point in range(POINTS):
             sample = rows * (LEVELS * POINTS) + (level * POINTS + point)
-            x, right = _position(locations, 2 * sample, width, exists)
-            y, down = _position(locations, 2 * sample + 1, height, exists)
-            weight = tl.load(weights + sample, mask=exists, other=0.0)
+            x, right, y, down, weight = _read_sample(locations, weights, sample, width, height, exists)
             grad_x = tl.zeros((QUERIES,), tl.float32)
             grad_y = tl.zeros((QUERIES,), tl.float32)
             grad_weight = tl.zeros((QUERIES,), tl.float32)
