@@ -14,7 +14,7 @@ from mask2former.visualization import Task
 if TYPE_CHECKING:
     from mask2former.inference.segmenter import Segmenter
 
-__all__ = ["Request", "build_request", "check_options", "tasks_of"]
+__all__ = ["Options", "Request", "build_request", "tasks_of"]
 
 _TASK_KEYS: dict[Task, str] = {"panoptic": "PANOPTIC_ON", "instance": "INSTANCE_ON", "semantic": "SEMANTIC_ON"}
 _INSTANCE_THRESHOLD = 0.5
@@ -49,68 +49,55 @@ class Request:
         return self
 
 
-def build_request(
-    segmenter: "Segmenter",
-    *,
-    task: Task | Sequence[Task] | None = None,
-    threshold: float | None = None,
-    size: int | None = None,
-    batch_size: int = 1,
-    tile: int | None = None,
-    tile_overlap: int | None = None,
-) -> Request:
-    """Check the arguments of :meth:`Segmenter.predict`.
+@dataclass(frozen=True)
+class Options:
+    """What a call may choose; :meth:`Segmenter.predict` tells what each is."""
+
+    task: Task | Sequence[Task] | None = None
+    threshold: float | None = None
+    size: int | None = None
+    batch_size: int = 1
+    tile: int | None = None
+    tile_overlap: int | None = None
+
+    def check(self, cfg: CfgNode, default_tasks: Sequence[Task]) -> tuple[Task, ...]:
+        """The tasks that are asked for, of a model that need not have been built.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        task = default_tasks if self.task is None else self.task
+        tasks = (task,) if isinstance(task, str) else tuple(task)
+        unknown = [name for name in tasks if name not in _TASK_KEYS]
+        if unknown or not tasks:
+            given = f"task is {unknown[0]!r}" if unknown else "the configuration turns no task on"
+            raise ValueError(f"{given}; give --task or task=: panoptic, instance or semantic.")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}, expected 0 to 1.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1.")
+        _check_size(self.size, cfg)
+        _check_tiles(self.tile, self.tile_overlap)
+        return tasks
+
+
+def build_request(segmenter: "Segmenter", options: Options) -> Request:
+    """Check the options, and find the model and the resizing that do what they say.
 
     Raises:
         ValueError: one is out of range, or the model cannot do it.
     """
-    tasks = check_options(
-        segmenter.cfg,
-        segmenter.default_tasks,
-        task=task,
-        threshold=threshold,
-        size=size,
-        batch_size=batch_size,
-        tile=tile,
-        tile_overlap=tile_overlap,
-    )
-    model = segmenter.model.with_outputs(tasks, object_mask_threshold=threshold, panoptic_scores=True)
+    tasks = options.check(segmenter.cfg, segmenter.default_tasks)
+    model = segmenter.model.with_outputs(tasks, object_mask_threshold=options.threshold, panoptic_scores=True)
+    resize = segmenter.resize
+    if options.size is not None:
+        resize = T.AugmentationList([T.ResizeShortestEdge(options.size, sys.maxsize)])
     return Request(
-        model=model if tile is None else model.with_tiles(tile, tile_overlap),
+        model=model if options.tile is None else model.with_tiles(options.tile, options.tile_overlap),
         tasks=tasks,
-        threshold=threshold,
-        resize=segmenter.resize if size is None else T.AugmentationList([T.ResizeShortestEdge(size, sys.maxsize)]),
+        threshold=options.threshold,
+        resize=resize,
     )
-
-
-def check_options(
-    cfg: CfgNode,
-    default_tasks: Sequence[Task],
-    *,
-    task: Task | Sequence[Task] | None = None,
-    threshold: float | None = None,
-    size: int | None = None,
-    batch_size: int = 1,
-    tile: int | None = None,
-    tile_overlap: int | None = None,
-) -> tuple[Task, ...]:
-    """The tasks that a call with these arguments asks for, of a model that need not have been built.
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-    tasks = tuple(default_tasks) if task is None else (task,) if isinstance(task, str) else tuple(task)
-    unknown = [name for name in tasks if name not in _TASK_KEYS]
-    if unknown or not tasks:
-        given = f"task is {unknown[0]!r}" if unknown else "the configuration turns no task on"
-        raise ValueError(f"{given}; give --task or task=: panoptic, instance or semantic.")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}, expected 0 to 1.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
-    _check_size(size, cfg)
-    _check_tiles(tile, tile_overlap)
-    return tasks
 
 
 def tasks_of(cfg: CfgNode) -> tuple[Task, ...]:

@@ -18,7 +18,7 @@ from mask2former.data.augmentation import build_test_augmentations
 from mask2former.data.class_metadata import metadata_of_config
 from mask2former.engine import SegmentorWithTTA
 from mask2former.inference.pictures import Picture, is_single, iterate_sources, open_picture
-from mask2former.inference.request import Request, build_request, tasks_of
+from mask2former.inference.request import Options, Request, build_request, tasks_of
 from mask2former.inference.result import Result
 from mask2former.inference.video import is_video, open_video, prefetch, read_frames
 from mask2former.inference.weights import load_whole_model
@@ -109,9 +109,7 @@ class Segmenter:
             ValueError: a picture cannot be read, or an argument is out of range.
             TypeError: something is no picture.
         """
-        request = build_request(
-            self, task=task, threshold=threshold, size=size, batch_size=batch_size, tile=tile, tile_overlap=tile_overlap
-        ).warn()
+        request = build_request(self, Options(task, threshold, size, batch_size, tile, tile_overlap)).warn()
         if is_single(images):
             return self._segment(request, [self._prepare(request, images)])[0]
         return list(self._stream(iterate_sources(images), request, batch_size=batch_size))
@@ -145,9 +143,7 @@ class Segmenter:
             One result a picture or frame, in order. Frames come as :attr:`Result.image`.
         """
         # At once, not when the first result is asked for.
-        request = build_request(
-            self, task=task, threshold=threshold, size=size, batch_size=batch_size, tile=tile, tile_overlap=tile_overlap
-        ).warn()
+        request = build_request(self, Options(task, threshold, size, batch_size, tile, tile_overlap)).warn()
         pictures = _frames(source) if is_video(source) else iterate_sources(source)
         return self._stream(pictures, request, batch_size=batch_size, on_error=on_error)
 
@@ -157,7 +153,7 @@ class Segmenter:
         Raises:
             ValueError: it would refuse them.
         """
-        return build_request(self, **options).tasks
+        return build_request(self, Options(**options)).tasks
 
     def _stream(
         self,

@@ -14,7 +14,7 @@ import mask2former as m2f
 from mask2former.engine.setup import load_config
 from mask2former.inference import huggingface
 from mask2former.inference.huggingface import keys
-from mask2former.inference.request import build_request
+from mask2former.inference.request import Options, build_request
 from mask2former.weights import find_entry, installed_file
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -74,7 +74,7 @@ def test_folder_gives_their_logits(kind: str, tmp_path: Path) -> None:
         assert (actual - reference).abs().max() < 1e-4 * (reference.max() - reference.min())
     result = ours.predict(image, task="semantic")
     assert result.semantic.names == ["cat", "dog", "sky", "sea"]
-    prepared = ours._prepare(build_request(ours), np.zeros((32, 48, 3), np.uint8))[1]
+    prepared = ours._prepare(build_request(ours, Options()), np.zeros((32, 48, 3), np.uint8))[1]
     assert prepared["image"].shape == (3, 64, 96)
 
 

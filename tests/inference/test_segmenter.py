@@ -14,7 +14,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 import mask2former as m2f
-from mask2former.inference.request import build_request
+from mask2former.inference.request import Options, build_request
 from mask2former.inference.segmenter import _reorder
 from mask2former.inference.video import VideoWriter, open_video
 
@@ -252,7 +252,7 @@ class TestRealModel:
         result = tiny.predict(photograph, threshold=0.0)
         assert result.panoptic.segments
         model = tiny.model.with_outputs(["panoptic"], object_mask_threshold=0.0)
-        inputs = tiny._prepare(build_request(tiny, task="panoptic"), photograph)[1]
+        inputs = tiny._prepare(build_request(tiny, Options(task="panoptic")), photograph)[1]
         with torch.no_grad():
             outputs = model.sem_seg_head(model.backbone(model._normalise_and_pad([inputs]).tensor))
             without = model([inputs])[0]["panoptic_seg"][1]

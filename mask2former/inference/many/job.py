@@ -16,7 +16,7 @@ from mask2former.inference.many.processes import run_processes
 from mask2former.inference.many.ray_runner import run_ray
 from mask2former.inference.many.shards import Shard, find_shards
 from mask2former.inference.many.worker import Settings
-from mask2former.inference.request import check_options, tasks_of
+from mask2former.inference.request import Options, tasks_of
 
 __all__ = ["Done", "Workers", "predict_many"]
 
@@ -83,8 +83,8 @@ def predict_many(
     if workers.number < 1:
         raise ValueError(f"--workers is {workers.number}, expected at least 1.")
     cfg = model_config(settings.model, settings.weights, settings.opts)
-    options = {name: getattr(settings, name) for name in ("task", "threshold", "size", "batch_size")}
-    (task,) = check_options(cfg, tasks_of(cfg)[:1], **options)
+    options = Options(settings.task, settings.threshold, settings.size, settings.batch_size)
+    (task,) = options.check(cfg, tasks_of(cfg)[:1])
     # Workers of a cluster may have another working directory.
     shards = find_shards(source.absolute(), images and images.absolute(), part_size)
     settings = replace(settings, task=task, threads=settings.threads or _threads(workers))
