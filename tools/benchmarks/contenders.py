@@ -1,6 +1,8 @@
 """Processes that are timed against one another, each of which answers a line with a line, and whole models for them."""
 
+import argparse
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +13,6 @@ from typing import Any
 
 import torch
 
-from mask2former.inference.benchmark import cpu_name
-
 __all__ = [
     "ALLOCATORS",
     "BACKBONES",
@@ -22,9 +22,12 @@ __all__ = [
     "THEIRS",
     "Clock",
     "Contender",
-    "cpu_name",
+    "add_arguments",
+    "device_name",
     "our_config",
+    "start",
     "their_model",
+    "write_json",
 ]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -76,6 +79,60 @@ class Contender:
     def stop(self) -> None:
         """Let it end."""
         self._process.communicate()
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, contenders: Sequence[str], default: Sequence[str], size: Sequence[int], turn: str
+) -> None:
+    """Add what benchmarks of whole models have in common.
+
+    Args:
+        parser: of the benchmark.
+        contenders: that can take part.
+        default: those that do.
+        size: (height, width) of the images.
+        turn: what each does in a round, in the plural.
+    """
+    parser.add_argument(
+        "--contenders",
+        nargs="*",
+        choices=["all", *contenders],
+        default=default,
+        metavar="NAME",
+        help=f"all, or of {contenders} (default: %(default)s)",
+    )
+    parser.add_argument("--backbone", choices=list(BACKBONES), default="r50", help="(default: %(default)s)")
+    parser.add_argument("--size", nargs=2, type=int, default=size, metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--rounds", type=int, default=3, help=f"{turn} of each contender (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of each contender (default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--allocator", choices=list(ALLOCATORS), default="default", help="(default: %(default)s)")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, where other programs run too"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--serve", choices=contenders, help=argparse.SUPPRESS)  # the process of a contender
+
+
+def start(script: str, known: Sequence[str], arguments: argparse.Namespace) -> dict[str, Contender]:
+    """Start the contenders that are asked for, each as this script with this command line and ``--serve NAME``."""
+    environment = {"OMP_NUM_THREADS": str(arguments.threads), **ALLOCATORS[arguments.allocator]}
+    names = known if "all" in arguments.contenders else arguments.contenders
+    return {name: Contender(script, [*sys.argv[1:], "--serve", name], environment) for name in names}
+
+
+def device_name(device: str) -> str:
+    """The GPU or the processor as it calls itself."""
+    from mask2former.inference.benchmark import cpu_name
+
+    return torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+
+
+def write_json(file: Path | None, figures: Any) -> None:
+    """Write the figures, if a file was asked for."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 class Clock:

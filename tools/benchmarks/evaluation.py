@@ -9,7 +9,6 @@ pictures of random ellipses. The two take turns; times are medians of processor 
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
+from contenders import write_json
 from drawn_coco import PREDICTIONS, SIZE, draw_ellipse, make_instances, make_panoptic
 
 from mask2former.evaluation.average_precision import CocoComparison
@@ -43,9 +43,7 @@ def main() -> None:
     print(f"{'':24} {'hotcoco':>9} {'reference':>9} {'ratio':>6}")
     for name, (ours, reference) in figures.items():
         print(f"{name:24} {ours:9.3f} {reference:9.3f} {reference / ours:6.1f}")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"images": args.images, "seconds": figures}, indent=2))
+    write_json(args.json, {"images": args.images, "seconds": figures})
 
 
 def make_jobs(images: int, folder: Path) -> dict[str, tuple[Job, Job]]:

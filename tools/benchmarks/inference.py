@@ -22,17 +22,17 @@ from typing import Any
 
 import torch
 from contenders import (
-    ALLOCATORS,
-    BACKBONES,
     CLASSES,
     OURS,
     QUERIES,
     THEIRS,
     Clock,
-    Contender,
-    cpu_name,
+    add_arguments,
+    device_name,
     our_config,
+    start,
     their_model,
+    write_json,
 )
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -56,27 +56,9 @@ TASKS = ["panoptic", "instance", "semantic"]
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--contenders",
-        nargs="*",
-        choices=["all", *CONTENDERS],
-        default=DEFAULT,
-        metavar="NAME",
-        help=f"all, or of {CONTENDERS} (default: %(default)s)",
-    )
-    parser.add_argument("--backbone", choices=list(BACKBONES), default="r50", help="(default: %(default)s)")
-    parser.add_argument("--size", nargs=2, type=int, default=[800, 1216], metavar=("HEIGHT", "WIDTH"))
+    add_arguments(parser, CONTENDERS, DEFAULT, [800, 1216], "images")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS[:2])
-    parser.add_argument("--rounds", type=int, default=3, help="images for each contender (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of each contender (default: %(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
-    parser.add_argument("--allocator", choices=list(ALLOCATORS), default="default", help="(default: %(default)s)")
-    parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, where other programs run too"
-    )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--plot", type=Path, help="also draw them into this file")
-    parser.add_argument("--serve", choices=CONTENDERS, help=argparse.SUPPRESS)  # the process of a contender
     return parser
 
 
@@ -87,22 +69,18 @@ def main() -> None:
     if arguments.serve:
         serve(arguments)
         return
-    names = CONTENDERS if "all" in arguments.contenders else list(arguments.contenders)
-    results = compare(names, arguments)
+    results = compare(arguments)
     print_table(results)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(arguments.json, results)
     if arguments.plot:
         plot(results, arguments.plot)
 
 
-def compare(names: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of all parts and contenders, and what the machine could do."""
-    environment = {"OMP_NUM_THREADS": str(arguments.threads), **ALLOCATORS[arguments.allocator]}
-    contenders = {name: Contender(__file__, [*sys.argv[1:], "--serve", name], environment) for name in names}
+    contenders = start(__file__, CONTENDERS, arguments)
     flops = {name: float(contender.ask("flops")) for name, contender in contenders.items()}  # warms them up, too
-    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     rates = []
     for _ in range(arguments.rounds):
         rates.append(matmul_rate(arguments))
@@ -114,7 +92,7 @@ def compare(names: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "settings": {key: value for key, value in vars(arguments).items() if key not in ("json", "plot", "serve")},
         "torch": torch.__version__,
-        "processor": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
+        "processor": device_name(arguments.device),
         "matmul_gflops": rate / 1e9,
         "floor_s": min(filter(None, flops.values()), default=0) / rate,
         "seconds": {

@@ -13,7 +13,6 @@ told besides.
 
 import argparse
 import copy
-import json
 import random
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from contenders import write_json
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, detection_utils
 from detectron2.data import transforms as T
@@ -64,9 +64,7 @@ def main() -> None:
         if arguments.images is None:
             arguments.images, *arguments.panoptic = draw_panoptic_data(DRAWN, Path(folder))
         milliseconds = time_mappers(arguments)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"milliseconds": milliseconds}, indent=2) + "\n")
+    write_json(arguments.json, {"milliseconds": milliseconds})
 
 
 def time_mappers(arguments: argparse.Namespace) -> dict[str, float]:

@@ -15,7 +15,6 @@ the locations, which the others are given. torch-ms-deform-attn takes part where
 import argparse
 import importlib
 import importlib.util
-import json
 import statistics
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import Contender
+from contenders import Contender, write_json
 from torch import Tensor
 
 Shapes = list[tuple[int, int]]
@@ -71,9 +70,7 @@ def main() -> None:
         cpu = torch.backends.cpu.get_cpu_capability()
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {cpu}")
     results = {size: compare(size, arguments.rounds, arguments.device) for size in arguments.sizes}
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(arguments.json, results)
 
 
 def contenders_on(device: str) -> list[str]:

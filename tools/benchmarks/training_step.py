@@ -14,21 +14,20 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from contenders import (
-    ALLOCATORS,
-    BACKBONES,
     CLASSES,
     OURS,
     THEIRS,
     Clock,
-    Contender,
-    cpu_name,
+    add_arguments,
+    device_name,
     our_config,
+    start,
     their_model,
+    write_json,
 )
 from torch import Tensor, nn
 
@@ -43,27 +42,9 @@ Step = Callable[[], Tensor]
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--contenders",
-        nargs="*",
-        choices=["all", *CONTENDERS],
-        default=DEFAULT,
-        metavar="NAME",
-        help=f"all, or of {CONTENDERS} (default: %(default)s)",
-    )
-    parser.add_argument("--backbone", choices=list(BACKBONES), default="r50", help="(default: %(default)s)")
-    parser.add_argument("--size", nargs=2, type=int, default=[512, 512], metavar=("HEIGHT", "WIDTH"))
+    add_arguments(parser, CONTENDERS, DEFAULT, [512, 512], "steps")
     parser.add_argument("--batch", type=int, default=2, help="images a step (default: %(default)s)")
     parser.add_argument("--instances", type=int, default=20, help="of each image (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="steps of each contender (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of each contender (default: %(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
-    parser.add_argument("--allocator", choices=list(ALLOCATORS), default="default", help="(default: %(default)s)")
-    parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, where other programs run too"
-    )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--serve", choices=CONTENDERS, help=argparse.SUPPRESS)  # the process of a contender
     return parser
 
 
@@ -74,21 +55,17 @@ def main() -> None:
     if arguments.serve:
         serve(arguments)
         return
-    names = CONTENDERS if "all" in arguments.contenders else list(arguments.contenders)
-    results = compare(names, arguments)
+    results = compare(arguments)
     print_table(results)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(arguments.json, results)
 
 
-def compare(names: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of all parts and contenders, and their peaks of memory in bytes."""
-    environment = {"OMP_NUM_THREADS": str(arguments.threads), **ALLOCATORS[arguments.allocator]}
-    contenders = {name: Contender(__file__, [*sys.argv[1:], "--serve", name], environment) for name in names}
+    contenders = start(__file__, CONTENDERS, arguments)
     for contender in contenders.values():
         contender.ask("step")  # warms it up
-    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for _ in range(arguments.rounds):
         for name, contender in contenders.items():
             seconds[name].append(json.loads(contender.ask("step")))
@@ -98,7 +75,7 @@ def compare(names: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "settings": {key: value for key, value in vars(arguments).items() if key not in ("json", "serve")},
         "torch": torch.__version__,
-        "processor": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name(),
+        "processor": device_name(arguments.device),
         "bytes": memory,
         "seconds": {
             name: {part: statistics.median(x[part] for x in rounds) for part in PARTS}
