@@ -11,7 +11,7 @@ from mask2former.engine.launch import launch
 from mask2former.engine.setup import setup
 from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.trainer import Trainer
-from mask2former.modeling.optimize import prepare_for_inference
+from mask2former.modeling.optimize import keep_freed_memory_of_program, prepare_for_inference
 
 __all__ = ["main", "run"]
 
@@ -36,6 +36,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
             verify_results(cfg, results)
         return results
 
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory_of_program()  # every step needs as much as the one before
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

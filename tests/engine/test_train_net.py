@@ -7,6 +7,7 @@ import torch
 from detectron2.engine import default_argument_parser
 
 import train_net
+from mask2former.engine import run
 
 METRICS = ["panoptic_seg/PQ", "bbox/AP", "segm/AP", "segm/AP50", "sem_seg/mIoU"]
 
@@ -67,6 +68,16 @@ def test_eval_only_optimises_the_model_if_asked_to(toy, one_process, tmp_path):
     )
     with pytest.raises(ValueError, match="only MaskFormer models can be optimised for inference"):
         train_net.main(parse(["--eval-only", *options]))
+
+
+def test_training_on_a_cpu_keeps_freed_memory(toy, toy_data, training, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(run, "keep_freed_memory_of_program", lambda: calls.append("kept"))
+    options = toy.options(OUTPUT_DIR=tmp_path, **{**training, "SOLVER__MAX_ITER": 1})
+    train_net.main(parse(options))
+    train_net.main(parse(["--eval-only", *options]))  # which has blocks of many sizes
+
+    assert calls == ["kept"]
 
 
 def test_resume_goes_on_from_the_command_line(toy, one_process, training, tmp_path):
