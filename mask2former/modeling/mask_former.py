@@ -317,12 +317,13 @@ class MaskFormer(nn.Module):
         height, width = images.tensor.shape[-2:]
         targets = []
         for entry in batched_inputs:
-            instances: Instances = entry["instances"].to(self.device, non_blocking=True)
-            masks = instances.gt_masks
-            masks = masks.tensor if isinstance(masks, BitMasks) else masks
+            # One by one: Detectron2's Boxes, which instances may have too, cannot be moved like that.
+            instances: Instances = entry["instances"]
+            masks = instances.gt_masks.tensor if isinstance(instances.gt_masks, BitMasks) else instances.gt_masks
+            masks = masks.to(self.device, non_blocking=True)
             padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
             target = {
-                "labels": instances.gt_classes,
+                "labels": instances.gt_classes.to(self.device, non_blocking=True),
                 "masks": F.pad(masks.bool(), padding),
                 "name": entry.get("file_name", entry.get("image_id", "(unnamed)")),
             }
