@@ -103,6 +103,7 @@ class TiledInference:
             image_size=(height, width),
             output_size=output_size,
             stride=mask_stride,
+            device=image.device,
         )
         patches = merge_pieces(pieces, tiles_of_masks, thing_classes)
         return TiledPrediction(patches, canvas, None if semantic is None else semantic.result(output_size))
