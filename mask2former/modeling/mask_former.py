@@ -1,6 +1,7 @@
 """The meta-architecture: one model for semantic, instance and panoptic segmentation (Section 3)."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -276,28 +277,33 @@ class MaskFormer(nn.Module):
         return model
 
     def _segment(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if self._needs_tiles(batched_inputs):
-            return [self._segment_in_tiles(entry) for entry in batched_inputs]
-        if self.batch_by_size and len(set(self._padded_sizes(batched_inputs))) > 1:
-            return self._segment_by_size(batched_inputs)
-        return [self.postprocess(prediction) for prediction in self.predict_queries(batched_inputs)]
-
-    def _segment_by_size(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Segment the images of each size apart, so that none is padded because of another."""
-        sizes = self._padded_sizes(batched_inputs)
         results: dict[int, dict[str, Any]] = {}
-        for size in set(sizes):
-            group = [index for index, other in enumerate(sizes) if other == size]
-            segmented = self._segment([batched_inputs[index] for index in group])
-            results.update(zip(group, segmented, strict=True))
-        return [results[index] for index in range(len(sizes))]
+        for indices in self._groups(batched_inputs):
+            entries = [batched_inputs[index] for index in indices]
+            if self._needs_tiles(entries[0]):
+                results[indices[0]] = self._segment_in_tiles(entries[0])
+                continue
+            predictions = self.predict_queries(entries)
+            results |= {index: self.postprocess(p) for index, p in zip(indices, predictions, strict=True)}
+        return [results[index] for index in range(len(batched_inputs))]
 
-    def _padded_sizes(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[int, ...]]:
-        """(height, width) of each image if it is padded alone."""
+    def _groups(self, batched_inputs: list[dict[str, Any]]) -> list[list[int]]:
+        """Which images go through the network together: each large one alone, the others all, or those of a size."""
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for index, entry in enumerate(batched_inputs):
+            if self._needs_tiles(entry):
+                groups[index].append(index)
+            else:
+                groups[self._padded_size(entry) if self.batch_by_size else None].append(index)
+        return list(groups.values())
+
+    def _needs_tiles(self, entry: dict[str, Any]) -> bool:
+        return self.tiled_inference is not None and self.tiled_inference.applies_to(tuple(entry["image"].shape[-2:]))
+
+    def _padded_size(self, entry: dict[str, Any]) -> tuple[int, ...]:
+        """(height, width) of an image if it is padded alone."""
         multiple = max(self.size_divisibility, 1)
-        return [
-            tuple(-(-side // multiple) * multiple for side in entry["image"].shape[-2:]) for entry in batched_inputs
-        ]
+        return tuple(-(-side // multiple) * multiple for side in entry["image"].shape[-2:])
 
     def _normalise_and_pad(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         for entry in batched_inputs:
@@ -333,11 +339,6 @@ class MaskFormer(nn.Module):
                 target["ignore_mask"] = F.pad(void, padding, value=True)
             targets.append(target)
         return targets
-
-    def _needs_tiles(self, batched_inputs: list[dict[str, Any]]) -> bool:
-        return self.tiled_inference is not None and any(
-            self.tiled_inference.applies_to(tuple(entry["image"].shape[-2:])) for entry in batched_inputs
-        )
 
     def _segment_in_tiles(self, entry: dict[str, Any]) -> dict[str, Any]:
         """The result for one image of any size, from tiles."""
