@@ -19,7 +19,7 @@ from mask2former.inference.convert import FORMATS, convert_weights
 from mask2former.inference.exporting import add_export_arguments, check_export_arguments, export_model
 from mask2former.inference.loading import model_config
 from mask2former.inference.pictures import find_pictures
-from mask2former.inference.result_files import plan_outputs, plan_video_output
+from mask2former.inference.result_files import plan_outputs, plan_video_outputs
 from mask2former.inference.runs import complain, save_pictures, save_video
 from mask2former.inference.video import VideoWriter, frame_rate, is_video, open_video
 from mask2former.own_data.command import (
@@ -145,7 +145,7 @@ def _predict(args: argparse.Namespace) -> int:
     output = Path(args.output)
     names = ("task", "threshold", "size", "batch_size", "tile", "tile_overlap")
     options = {name: getattr(args, name) for name in names}
-    videos = [given for given in args.input if is_video(given)]
+    videos = list(dict.fromkeys(given for given in args.input if is_video(given)))
     pictures, complaints = find_pictures([given for given in args.input if given not in videos])
     for complaint in complaints:
         complain(complaint)
@@ -153,10 +153,8 @@ def _predict(args: argparse.Namespace) -> int:
         if pictures:
             plan_outputs(pictures, output)  # complains before the model is loaded
         opened = [open_video(video) for video in videos]
-        writers = [
-            VideoWriter(plan_video_output(Path(given), output), frame_rate(video))
-            for given, video in zip(videos, opened, strict=True)
-        ]
+        paths = plan_video_outputs([Path(video) for video in videos], output)
+        writers = [VideoWriter(path, frame_rate(video)) for path, video in zip(paths, opened, strict=True)]
         model = _load_model(args)
         model.check_options(**options)
     except (OSError, ValueError, ModuleNotFoundError) as error:
