@@ -86,10 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = Segmenter(model_config(args.config_file, opts=args.opts))
         options = {"task": args.task, "threshold": args.confidence_threshold}
         model.check_options(**options)
+        return 0 if run(model, **options) and all_found else 1
     except (OSError, ValueError) as error:  # what the command can be blamed for; the message says what to do
         complain(error)
         return 1
-    return 0 if run(model, **options) and all_found else 1
 
 
 def _complete(args: argparse.Namespace) -> None:

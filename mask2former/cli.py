@@ -140,6 +140,7 @@ def _load_model(args: argparse.Namespace) -> Segmenter:
     return load(args.model, args.weights, device=args.device, opts=args.opts)
 
 
+@_complaining(OSError, ValueError, ModuleNotFoundError)
 def _predict(args: argparse.Namespace) -> int:
     """Segment what can be read; 0 if that is all."""
     output = Path(args.output)
@@ -149,17 +150,13 @@ def _predict(args: argparse.Namespace) -> int:
     pictures, complaints = find_pictures([given for given in args.input if given not in videos])
     for complaint in complaints:
         complain(complaint)
-    try:
-        if pictures:
-            plan_outputs(pictures, output)  # complains before the model is loaded
-        opened = [open_video(video) for video in videos]
-        paths = plan_video_outputs([Path(video) for video in videos], output)
-        writers = [VideoWriter(path, frame_rate(video)) for path, video in zip(paths, opened, strict=True)]
-        model = _load_model(args)
-        model.check_options(**options)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        complain(error)
-        return 1
+    if pictures:
+        plan_outputs(pictures, output)  # complains before the model is loaded
+    opened = [open_video(video) for video in videos]
+    paths = plan_video_outputs([Path(video) for video in videos], output)
+    writers = [VideoWriter(path, frame_rate(video)) for path, video in zip(paths, opened, strict=True)]
+    model = _load_model(args)
+    model.check_options(**options)
     done = not complaints
     if pictures:
         done &= save_pictures(model, pictures, output, **options)

@@ -101,6 +101,21 @@ class TestPredict:
         assert line.startswith("error: ")
         assert message in line
 
+    @pytest.mark.parametrize("output", ["taken/out", "taken/out.png"])
+    def test_a_result_that_cannot_be_written(
+        self,
+        run: Callable[..., int],
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        output: str,
+    ) -> None:
+        (tmp_path / "taken").touch()
+        assert run(save("a.png"), "--output", tmp_path / output) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert str(tmp_path / "taken") in line
+
 
 class TestTrainAndEval:
     @pytest.mark.parametrize(("command", "eval_only"), [("train", False), ("eval", True)])
