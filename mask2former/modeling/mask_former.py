@@ -9,16 +9,16 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
-from detectron2.structures import BitMasks, ImageList, Instances
+from detectron2.structures import ImageList
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .activation_checkpointing import checkpoint_activations
 from .connected_parts import split_disconnected
 from .criterion import SetCriterion
 from .postprocessing import MaskGeometry, instance_inference, panoptic_inference, semantic_inference
 from .query_merging import QueryPrediction
-from .tiling import TiledInference, default_overlap, instances_of_patches, panoptic_of_patches
+from .targets import prepare_targets
+from .tiling import TiledInference, default_overlap
 
 __all__ = ["MaskFormer"]
 
@@ -176,7 +176,9 @@ class MaskFormer(nn.Module):
             raise ValueError("this model has no criterion and cannot be trained; call model.eval() to segment images.")
         images = self._normalise_and_pad(batched_inputs)
         # Before the network: copies to a GPU wait for what it has been given to do.
-        targets = self._prepare_targets(batched_inputs, images)
+        targets = prepare_targets(
+            batched_inputs, tuple(images.tensor.shape[-2:]), self.device, ignore_void=self.ignore_void
+        )
         losses = self.criterion(self.run_network(images.tensor), targets)
         weights = self.criterion.weight_dict
         return {name: value * weights[name] for name, value in losses.items() if name in weights}
@@ -208,23 +210,9 @@ class MaskFormer(nn.Module):
         if self.split_disconnected_things and (self.panoptic_on or self.instance_on):
             logits, masks = split_disconnected(logits, masks, self._instance_classes)
         if self.panoptic_on:
-            result["panoptic_seg"] = panoptic_inference(
-                logits,
-                masks,
-                geometry,
-                thing_classes=self._thing_classes,
-                object_mask_threshold=self.object_mask_threshold,
-                overlap_threshold=self.overlap_threshold,
-                with_scores=self.panoptic_scores,
-            )
+            result["panoptic_seg"] = panoptic_inference(logits, masks, geometry, **self._panoptic_rules)
         if self.instance_on:
-            result["instances"] = instance_inference(
-                logits,
-                masks,
-                geometry,
-                topk=self.test_topk_per_image,
-                allowed_classes=self._instance_classes,
-            )
+            result["instances"] = instance_inference(logits, masks, geometry, **self._instance_rules)
         return result
 
     def run_network(self, images: Tensor) -> dict[str, Any]:
@@ -318,28 +306,6 @@ class MaskFormer(nn.Module):
         ]
         return ImageList.from_tensors(images, self.size_divisibility)
 
-    def _prepare_targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> list[dict[str, Any]]:
-        """Targets for the criterion, with masks padded to the size of the batch."""
-        height, width = images.tensor.shape[-2:]
-        targets = []
-        for entry in batched_inputs:
-            # One by one: Detectron2's Boxes, which instances may have too, cannot be moved like that.
-            instances: Instances = entry["instances"]
-            masks = instances.gt_masks.tensor if isinstance(instances.gt_masks, BitMasks) else instances.gt_masks
-            masks = masks.to(self.device, non_blocking=True)
-            padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
-            target = {
-                "labels": instances.gt_classes.to(self.device, non_blocking=True),
-                "masks": F.pad(masks.bool(), padding),
-                "name": entry.get("file_name", entry.get("image_id", "(unnamed)")),
-            }
-            if self.ignore_void:
-                void = entry.get("ignore_mask")
-                void = masks.new_zeros(masks.shape[-2:], dtype=torch.bool) if void is None else void.to(self.device)
-                target["ignore_mask"] = F.pad(void, padding, value=True)
-            targets.append(target)
-        return targets
-
     def _segment_in_tiles(self, entry: dict[str, Any]) -> dict[str, Any]:
         """The result for one image of any size, from tiles."""
         assert self.tiled_inference is not None
@@ -358,22 +324,25 @@ class MaskFormer(nn.Module):
         if prediction.sem_seg is not None:
             result["sem_seg"] = prediction.sem_seg
         if self.panoptic_on:
-            result["panoptic_seg"] = panoptic_of_patches(
-                prediction.patches,
-                prediction.canvas,
-                thing_classes=self._thing_classes,
-                object_mask_threshold=self.object_mask_threshold,
-                overlap_threshold=self.overlap_threshold,
-                with_scores=self.panoptic_scores,
-            )
+            result["panoptic_seg"] = prediction.panoptic(**self._panoptic_rules)
         if self.instance_on:
-            result["instances"] = instances_of_patches(
-                prediction.patches,
-                prediction.canvas,
-                topk=self.test_topk_per_image,
-                allowed_classes=self._instance_classes,
-            )
+            result["instances"] = prediction.instances(**self._instance_rules)
         return result
+
+    @property
+    def _panoptic_rules(self) -> dict[str, Any]:
+        """What :func:`panoptic_inference` takes besides a prediction."""
+        return {
+            "thing_classes": self._thing_classes,
+            "object_mask_threshold": self.object_mask_threshold,
+            "overlap_threshold": self.overlap_threshold,
+            "with_scores": self.panoptic_scores,
+        }
+
+    @property
+    def _instance_rules(self) -> dict[str, Any]:
+        """What :func:`instance_inference` takes besides a prediction."""
+        return {"topk": self.test_topk_per_image, "allowed_classes": self._instance_classes}
 
     @property
     def _thing_classes(self) -> set[int]:

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..connected_parts import split_disconnected
 from ..postprocessing import MaskGeometry, semantic_inference
 from .merging import MaskPatch, Piece, merge_pieces
-from .rendering import Canvas
+from .rendering import Canvas, instances_of_patches, panoptic_of_patches
 from .tiles import Tile, plan_tiles
 
 __all__ = ["TiledInference", "TiledPrediction"]
@@ -29,6 +31,14 @@ class TiledPrediction:
     patches: list[MaskPatch]
     canvas: Canvas
     sem_seg: Tensor | None
+
+    def panoptic(self, **rules: Any) -> tuple[Tensor, list[dict[str, Any]]]:
+        """:func:`~mask2former.modeling.postprocessing.panoptic_inference` by its rules."""
+        return panoptic_of_patches(self.patches, self.canvas, **rules)
+
+    def instances(self, **rules: Any) -> Instances:
+        """:func:`~mask2former.modeling.postprocessing.instance_inference` by its rules."""
+        return instances_of_patches(self.patches, self.canvas, **rules)
 
 
 class TiledInference:
