@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .activation_checkpointing import checkpoint_activations
 from .connected_parts import split_disconnected
 from .criterion import SetCriterion
-from .postprocessing import MaskGeometry, instance_inference, panoptic_inference, semantic_inference
+from .mask_geometry import MaskGeometry
+from .postprocessing import instance_inference, panoptic_inference, semantic_inference
 from .query_merging import QueryPrediction
 from .targets import prepare_targets
 from .tiling import TiledInference, default_overlap
