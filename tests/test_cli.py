@@ -123,7 +123,7 @@ class TestTrainAndEval:
         self, command: str, eval_only: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
-        monkeypatch.setattr(cli, "run", seen.append)
+        monkeypatch.setattr(cli.train, "run", seen.append)
         words = [command, "--config-file", "a.yaml", "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "5"]
         assert cli.main(words) == 0
         (args,) = seen
@@ -199,9 +199,9 @@ class TestBrowse:
         self, words: list[str], names: tuple[str, ...], given: dict[str, object], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
-        monkeypatch.setattr(cli, "load_config", lambda file, opts: _config_with(file, opts))
-        monkeypatch.setattr(cli, "for_data_sets", lambda cfg, chosen: chosen)
-        monkeypatch.setattr(cli, "browse", lambda *args, **options: seen.append((*args, options)) or True)
+        monkeypatch.setattr(cli.data, "load_config", lambda file, opts: _config_with(file, opts))
+        monkeypatch.setattr(cli.data, "for_data_sets", lambda cfg, chosen: chosen)
+        monkeypatch.setattr(cli.data, "browse", lambda *args, **options: seen.append((*args, options)) or True)
         arguments = ["browse", "--config-file", "a.yaml", "--output", "out", *words, "SOLVER.MAX_ITER", "5"]
         assert cli.main(arguments) == 0
         ((chosen, output, options),) = seen
