@@ -187,18 +187,7 @@ class MaskFormer(nn.Module):
     def predict_queries(self, batched_inputs: list[dict[str, Any]]) -> list[QueryPrediction]:
         """Classes and masks of the queries of each image; takes what :meth:`forward` takes, and never cuts tiles."""
         images = self._normalise_and_pad(batched_inputs)
-        outputs = self.run_network(images.tensor)
-        predictions = []
-        for logits, masks, entry, image_size in zip(
-            outputs["pred_logits"].float(), outputs["pred_masks"], batched_inputs, images.image_sizes, strict=True
-        ):
-            geometry = MaskGeometry(
-                padded_size=tuple(images.tensor.shape[-2:]),
-                image_size=image_size,
-                output_size=(entry.get("height", image_size[0]), entry.get("width", image_size[1])),
-            )
-            predictions.append(QueryPrediction(logits, masks, geometry))
-        return predictions
+        return self._with_geometry(self.run_network(images.tensor), batched_inputs, tuple(images.tensor.shape[-2:]))
 
     def postprocess(self, prediction: QueryPrediction) -> dict[str, Any]:
         """The results that are switched on, as :meth:`forward` gives them."""
@@ -289,10 +278,24 @@ class MaskFormer(nn.Module):
     def _needs_tiles(self, entry: dict[str, Any]) -> bool:
         return self.tiled_inference is not None and self.tiled_inference.applies_to(tuple(entry["image"].shape[-2:]))
 
-    def _padded_size(self, entry: dict[str, Any]) -> tuple[int, ...]:
+    def _padded_size(self, entry: dict[str, Any]) -> tuple[int, int]:
         """(height, width) of an image if it is padded alone."""
         multiple = max(self.size_divisibility, 1)
-        return tuple(-(-side // multiple) * multiple for side in entry["image"].shape[-2:])
+        height, width = (-(-side // multiple) * multiple for side in entry["image"].shape[-2:])
+        return height, width
+
+    @staticmethod
+    def _with_geometry(
+        outputs: dict[str, Tensor], batched_inputs: list[dict[str, Any]], padded_size: tuple[int, int]
+    ) -> list[QueryPrediction]:
+        """What the network says about a batch, image by image."""
+        predictions = []
+        for logits, masks, entry in zip(outputs["pred_logits"], outputs["pred_masks"], batched_inputs, strict=True):
+            height, width = entry["image"].shape[-2:]
+            output_size = entry.get("height", height), entry.get("width", width)
+            geometry = MaskGeometry(padded_size, image_size=(height, width), output_size=output_size)
+            predictions.append(QueryPrediction(logits.float(), masks, geometry))
+        return predictions
 
     def _normalise_and_pad(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         for entry in batched_inputs:
