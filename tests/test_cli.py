@@ -84,6 +84,8 @@ class TestPredict:
             (["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
             (["--threshold", "3"], "threshold is 3.0, expected 0 to 1"),
             (["--opts", "INPUT.FORMAT", "YUV"], 'INPUT.FORMAT is "YUV"'),
+            (["--opts", "INPUT.FORMATS", "RGB"], "Non-existent key: INPUT.FORMATS"),
+            (["--opts", "INPUT.FORMAT"], "odd length"),
         ],
     )
     def test_errors_have_one_line(
