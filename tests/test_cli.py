@@ -84,6 +84,8 @@ class TestPredict:
             (["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
             (["--threshold", "3"], "threshold is 3.0, expected 0 to 1"),
             (["--opts", "INPUT.FORMAT", "YUV"], 'INPUT.FORMAT is "YUV"'),
+            (["--opts", "INPUT.FORMATS", "RGB"], "Non-existent key: INPUT.FORMATS"),
+            (["--opts", "INPUT.FORMAT"], "odd length"),
         ],
     )
     def test_errors_have_one_line(
@@ -101,6 +103,21 @@ class TestPredict:
         assert line.startswith("error: ")
         assert message in line
 
+    @pytest.mark.parametrize("output", ["taken/out", "taken/out.png"])
+    def test_a_result_that_cannot_be_written(
+        self,
+        run: Callable[..., int],
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        output: str,
+    ) -> None:
+        (tmp_path / "taken").touch()
+        assert run(save("a.png"), "--output", tmp_path / output) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert str(tmp_path / "taken") in line
+
 
 class TestTrainAndEval:
     @pytest.mark.parametrize(("command", "eval_only"), [("train", False), ("eval", True)])
@@ -108,7 +125,7 @@ class TestTrainAndEval:
         self, command: str, eval_only: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
-        monkeypatch.setattr(cli, "run", seen.append)
+        monkeypatch.setattr(cli.train, "run", seen.append)
         words = [command, "--config-file", "a.yaml", "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "5"]
         assert cli.main(words) == 0
         (args,) = seen
@@ -184,9 +201,9 @@ class TestBrowse:
         self, words: list[str], names: tuple[str, ...], given: dict[str, object], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
-        monkeypatch.setattr(cli, "load_config", lambda file, opts: _config_with(file, opts))
-        monkeypatch.setattr(cli, "for_data_sets", lambda cfg, chosen: chosen)
-        monkeypatch.setattr(cli, "browse", lambda *args, **options: seen.append((*args, options)) or True)
+        monkeypatch.setattr(cli.data, "load_config", lambda file, opts: _config_with(file, opts))
+        monkeypatch.setattr(cli.data, "for_data_sets", lambda cfg, chosen: chosen)
+        monkeypatch.setattr(cli.data, "browse", lambda *args, **options: seen.append((*args, options)) or True)
         arguments = ["browse", "--config-file", "a.yaml", "--output", "out", *words, "SOLVER.MAX_ITER", "5"]
         assert cli.main(arguments) == 0
         ((chosen, output, options),) = seen

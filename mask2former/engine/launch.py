@@ -28,7 +28,8 @@ def launch(
     other arguments are ignored. On a machine without GPUs, ``num_gpus_per_machine`` processes share the CPU, over gloo.
 
     Raises:
-        ValueError: if there are fewer GPUs than asked for, or no process is asked for.
+        ValueError: if there are fewer GPUs than asked for, no process is asked for, or several machines have no
+            ``dist_url`` in common.
     """
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         _join_torchrun(main, args)
@@ -63,7 +64,12 @@ def _launch_on_cpu(
     if world_size == 1:
         main(*args)
         return
-    if url in (None, "auto"):
+    if url is None or url == "auto":
+        if num_machines > 1:  # each would wait for the others at an address of its own
+            raise ValueError(
+                f"--dist-url is {url!r}, but there are {num_machines} machines; give one that all of them reach, such "
+                "as tcp://<the first machine>:29500."
+            )
         url = f"tcp://127.0.0.1:{_free_port()}"
     mp.start_processes(
         _cpu_worker, (main, processes, world_size, machine_rank, url, args), nprocs=processes, start_method="spawn"

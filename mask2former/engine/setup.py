@@ -29,7 +29,8 @@ def load_config(config_file: str = "", opts: Sequence[str] | None = None) -> Cfg
 
     Raises:
         FileNotFoundError: if the file is not there.
-        ValueError: if the YAML is damaged, has a key or a value that is none, or asks to run Python code.
+        ValueError: if the YAML is damaged or asks to run Python code, or there or in ``opts`` is a key or a value that
+            is none.
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)
@@ -40,7 +41,7 @@ def load_config(config_file: str = "", opts: Sequence[str] | None = None) -> Cfg
 
 def finish_config(cfg: CfgNode, opts: Sequence[str] | None = None) -> CfgNode:
     """The rest of :func:`load_config`, for a configuration that was put together otherwise; in place, and returned."""
-    cfg.merge_from_list(list(opts or []))
+    _merge_pairs(cfg, opts or ())
     if not isinstance(cfg.MODEL.DEVICE, str):
         raise ValueError(f'MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, expected "cpu", "cuda" or "cuda:1".')
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
@@ -51,6 +52,16 @@ def finish_config(cfg: CfgNode, opts: Sequence[str] | None = None) -> CfgNode:
     register_custom_datasets(cfg)
     cfg.freeze()
     return cfg
+
+
+def _merge_pairs(cfg: CfgNode, opts: Sequence[str]) -> None:
+    try:
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, KeyError, ValueError) as error:
+        reason = error.args[0] if error.args else type(error).__name__
+        raise ValueError(
+            f"KEY VALUE pairs {' '.join(map(str, opts))!r} do not change the configuration: {reason}"
+        ) from error
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

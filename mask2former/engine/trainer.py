@@ -19,6 +19,7 @@ from mask2former.engine.data_loader import TrainLoader, build_train_loader
 from mask2former.engine.hooks import (
     BestCheckpointer,
     EarlyStopping,
+    MetricRecord,
     PeriodicCheckpointer,
     ProgressBar,
     SeedEachStep,
@@ -100,17 +101,20 @@ class Trainer(DefaultTrainer):
         writer = [built.pop()] if comm.is_main_process() else []  # at the end, for it writes what the others computed
         # Before the evaluation, as Detectron2 has it: if that fails, the steps are not lost.
         built.insert(-1, PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
-        best = self.cfg.TEST.BEST_CHECKPOINT
+        test = self.cfg.TEST
+        best, period, patience = test.BEST_CHECKPOINT, test.EVAL_PERIOD, test.EARLY_STOPPING.PATIENCE
+        record = MetricRecord(self.cfg.OUTPUT_DIR, period, best.METRIC)
         if best.ENABLED:
-            built.append(BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, best.METRIC, best.MODE))
+            built.append(BestCheckpointer(record, period, self.checkpointer, best.METRIC, best.MODE))
+        if best.ENABLED or patience > 0:
+            built.append(record)  # after the best checkpoint is there
         if self.cfg.VIS_PERIOD > 0 and self.cfg.DATASETS.TEST:
             built.append(PredictionImages(self.cfg, self.model))
         if comm.is_main_process() and self.cfg.LOGGING.WANDB.PROJECT:
             built.append(WandbLogger(self.cfg))
         built += [*writer, ProgressBar()] if comm.is_main_process() else []
-        if self.cfg.TEST.EARLY_STOPPING.PATIENCE > 0:  # last: what it interrupts the others have done
-            patience = self.cfg.TEST.EARLY_STOPPING.PATIENCE
-            built.append(EarlyStopping(self.cfg.TEST.EVAL_PERIOD, best.METRIC, best.MODE, patience))
+        if patience > 0:  # last: what it interrupts the others have done
+            built.append(EarlyStopping(record, period, best.MODE, patience))
         return [SeedEachStep(), *built]
 
     def state_dict(self) -> dict[str, Any]:

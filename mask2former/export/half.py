@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modeling.decoder_input import select_decoder_input
 from ..modeling.mask_former import MaskFormer
 
 __all__ = ["HalfPrecisionNetwork"]
@@ -28,6 +29,7 @@ class HalfPrecisionNetwork(nn.Module):
         # Any: what a pixel decoder has is ``forward_features``, which nn.Module does not know.
         self.pixel_decoder: Any = head.pixel_decoder
         self.predictor: nn.Module = head.predictor.half()
+        self.transformer_in_feature: str = head.transformer_in_feature
         for module in self.predictor.modules():
             if not list(module.parameters()) and not list(module.children()):
                 # Position encodings are computed in float32 and would make float32 of all that they are added to.
@@ -35,9 +37,11 @@ class HalfPrecisionNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images (N, 3, H', W') float32 to class and mask logits, float32."""
-        features = self.backbone(images.half())
-        mask_features, _, multi_scale_features = self.pixel_decoder.forward_features(features)
-        outputs = self.predictor([x.half() for x in multi_scale_features], mask_features.half())
+        features = {name: x.float() for name, x in self.backbone(images.half()).items()}
+        decoded = self.pixel_decoder.forward_features(features)
+        attended = select_decoder_input(self.transformer_in_feature, features, decoded)
+        attended = attended.half() if isinstance(attended, Tensor) else [x.half() for x in attended]
+        outputs = self.predictor(attended, decoded[0].half())
         return outputs["pred_logits"].float(), outputs["pred_masks"].float()
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..data.class_metadata import metadata_from_json
 from ..modeling.mask_former import MaskFormer
-from ..modeling.postprocessing import MaskGeometry, masks_to_boxes
+from ..modeling.postprocessing import masks_to_boxes
 from ..modeling.query_merging import QueryPrediction
 from .runtime import ExportedModel
 from .segmenter import ExportedNetwork
@@ -59,22 +59,7 @@ class ExportedMaskFormer(MaskFormer):
             return [prediction for entry in batched_inputs for prediction in self.predict_queries([entry])]
         images = torch.stack([entry["image"] for entry in batched_inputs])
         outputs = self.sem_seg_head.from_pixels(images.to(self.device))  # type: ignore[operator]
-        height, width = images.shape[-2:]
-        padded_size = tuple(-(-side // self.size_divisibility) * self.size_divisibility for side in (height, width))
-        return [
-            QueryPrediction(
-                logits,
-                masks,
-                MaskGeometry(
-                    padded_size=(padded_size[0], padded_size[1]),
-                    image_size=(height, width),
-                    output_size=(entry.get("height", height), entry.get("width", width)),
-                ),
-            )
-            for logits, masks, entry in zip(
-                outputs["pred_logits"].float(), outputs["pred_masks"].float(), batched_inputs, strict=True
-            )
-        ]
+        return self._with_geometry(outputs, batched_inputs, self._padded_size(batched_inputs[0]))
 
 
 class ExportedResults:

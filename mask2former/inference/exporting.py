@@ -98,6 +98,8 @@ def check_export_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--quantize static needs --calibration-images: a folder of typical pictures")
     if args.calibration_images is not None and args.quantize != "static":
         raise ValueError("--calibration-images are read by --quantize static only")
+    if args.check_pictures < 1:
+        raise ValueError(f"--check-pictures is {args.check_pictures}, expected at least 1: no file goes unchecked")
     if args.float_layers and not args.quantize:
         raise ValueError("--float-layers are read by --quantize only")
 

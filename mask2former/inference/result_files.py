@@ -1,7 +1,7 @@
 """The model's result as files: a drawing, JSON, and a PNG of ids."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ __all__ = [
     "describe_segments",
     "id_map",
     "plan_outputs",
-    "plan_video_output",
+    "plan_video_outputs",
     "save_results",
     "write_image",
 ]
@@ -74,31 +74,53 @@ def plan_outputs(pictures: Sequence[Path], output: Path) -> list[ResultFiles]:
     if len(pictures) > 1 and not output.is_dir() and output.suffix.lower() in PICTURE_SUFFIXES:
         raise ValueError(f"{output} is one file, but there are {len(pictures)} pictures; give a folder as --output")
     taken: set[Path] = set()
+    numbers: dict[Path, int] = {}
     planned = []
     for picture in pictures:
-        wanted = files = ResultFiles.at(output, picture)
-        number = 1
-        while taken & files.paths:
-            number += 1
-            files = ResultFiles.of_drawing(wanted.drawing.with_stem(f"{wanted.drawing.stem}_{number}"))
+        wanted = ResultFiles.at(output, picture).drawing
+        files = next(f for f in map(ResultFiles.of_drawing, _names_like(wanted, numbers)) if not taken & f.paths)
         taken |= files.paths
         planned.append(files)
-    overwritten = {path.resolve() for path in taken} & {path.resolve() for path in pictures}
-    if overwritten:
-        raise ValueError(f"{min(overwritten)} would be overwritten by its own result; choose another --output")
+    _check_none_is_read(taken, pictures)
     return planned
 
 
-def plan_video_output(video: Path, output: Path) -> Path:
-    """The file to write: ``output`` itself, or ``<name of the video>.mp4`` in it where it is a folder.
+def plan_video_outputs(videos: Sequence[Path], output: Path) -> list[Path]:
+    """Choose the files to write.
+
+    Args:
+        videos: to be read.
+        output: a folder; or, for a single video, the file.
+
+    Returns:
+        The file of each video, in a folder ``<name of the video>.mp4``. Names that would clash get a number.
 
     Raises:
-        ValueError: that would overwrite the video that is to be read.
+        ValueError: that would overwrite a video that is to be read, or several are to go to one file.
     """
-    path = output if output.suffix and not output.is_dir() else output / f"{video.stem}.mp4"
-    if path.resolve() == video.resolve():
-        raise ValueError(f"{path} would be overwritten by its own result; choose another --output")
-    return path
+    is_file = output.suffix != "" and not output.is_dir()
+    if is_file and len(videos) > 1:
+        raise ValueError(f"{output} is one file, but there are {len(videos)} videos; give a folder as --output")
+    numbers: dict[Path, int] = {}
+    planned: list[Path] = []
+    for video in videos:
+        wanted = output if is_file else output / f"{video.stem}.mp4"
+        planned.append(next(name for name in _names_like(wanted, numbers) if name not in planned))
+    _check_none_is_read(planned, videos)
+    return planned
+
+
+def _names_like(wanted: Path, numbers: dict[Path, int]) -> Iterator[Path]:
+    """``a.png``, ``a_2.png``, ``a_3.png``, ...; the next call goes on where the last one with ``numbers`` ended."""
+    while True:
+        number = numbers[wanted] = numbers.get(wanted, 0) + 1
+        yield wanted if number == 1 else wanted.with_stem(f"{wanted.stem}_{number}")
+
+
+def _check_none_is_read(written: Iterable[Path], read: Iterable[Path]) -> None:
+    overwritten = {path.resolve() for path in written} & {path.resolve() for path in read}
+    if overwritten:
+        raise ValueError(f"{min(overwritten)} would be overwritten by its own result; choose another --output")
 
 
 def save_results(

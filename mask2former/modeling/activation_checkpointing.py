@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ops.recording import is_recording
 from .backbone.swin import SwinStage
-from .pixel_decoder.coarse_encoder import CoarseEncoderLayer
 from .pixel_decoder.deformable_encoder import MSDeformAttnTransformerEncoderLayer
 from .transformer import TransformerDecoderLayer, TransformerEncoderLayer
 from .transformer_decoder.layers import ResidualLayer
@@ -21,7 +20,6 @@ __all__ = ["checkpoint_activations"]
 # What is computed again as a whole. Swin's stages do so by themselves, as the official MODEL.SWIN.USE_CHECKPOINT asks.
 _BLOCKS = (
     CNNBlockBase,
-    CoarseEncoderLayer,
     MSDeformAttnTransformerEncoderLayer,
     TransformerDecoderLayer,
     TransformerEncoderLayer,

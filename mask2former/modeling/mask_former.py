@@ -1,6 +1,7 @@
 """The meta-architecture: one model for semantic, instance and panoptic segmentation (Section 3)."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -8,16 +9,17 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
-from detectron2.structures import BitMasks, ImageList, Instances
+from detectron2.structures import ImageList
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .activation_checkpointing import checkpoint_activations
 from .connected_parts import split_disconnected
 from .criterion import SetCriterion
-from .postprocessing import MaskGeometry, instance_inference, panoptic_inference, semantic_inference
+from .mask_geometry import MaskGeometry
+from .postprocessing import instance_inference, panoptic_inference, semantic_inference
 from .query_merging import QueryPrediction
-from .tiling import TiledInference, default_overlap, instances_of_patches, panoptic_of_patches
+from .targets import prepare_targets
+from .tiling import TiledInference, default_overlap
 
 __all__ = ["MaskFormer"]
 
@@ -175,7 +177,9 @@ class MaskFormer(nn.Module):
             raise ValueError("this model has no criterion and cannot be trained; call model.eval() to segment images.")
         images = self._normalise_and_pad(batched_inputs)
         # Before the network: copies to a GPU wait for what it has been given to do.
-        targets = self._prepare_targets(batched_inputs, images)
+        targets = prepare_targets(
+            batched_inputs, tuple(images.tensor.shape[-2:]), self.device, ignore_void=self.ignore_void
+        )
         losses = self.criterion(self.run_network(images.tensor), targets)
         weights = self.criterion.weight_dict
         return {name: value * weights[name] for name, value in losses.items() if name in weights}
@@ -183,18 +187,7 @@ class MaskFormer(nn.Module):
     def predict_queries(self, batched_inputs: list[dict[str, Any]]) -> list[QueryPrediction]:
         """Classes and masks of the queries of each image; takes what :meth:`forward` takes, and never cuts tiles."""
         images = self._normalise_and_pad(batched_inputs)
-        outputs = self.run_network(images.tensor)
-        predictions = []
-        for logits, masks, entry, image_size in zip(
-            outputs["pred_logits"].float(), outputs["pred_masks"], batched_inputs, images.image_sizes, strict=True
-        ):
-            geometry = MaskGeometry(
-                padded_size=tuple(images.tensor.shape[-2:]),
-                image_size=image_size,
-                output_size=(entry.get("height", image_size[0]), entry.get("width", image_size[1])),
-            )
-            predictions.append(QueryPrediction(logits, masks, geometry))
-        return predictions
+        return self._with_geometry(self.run_network(images.tensor), batched_inputs, tuple(images.tensor.shape[-2:]))
 
     def postprocess(self, prediction: QueryPrediction) -> dict[str, Any]:
         """The results that are switched on, as :meth:`forward` gives them."""
@@ -207,23 +200,9 @@ class MaskFormer(nn.Module):
         if self.split_disconnected_things and (self.panoptic_on or self.instance_on):
             logits, masks = split_disconnected(logits, masks, self._instance_classes)
         if self.panoptic_on:
-            result["panoptic_seg"] = panoptic_inference(
-                logits,
-                masks,
-                geometry,
-                thing_classes=self._thing_classes,
-                object_mask_threshold=self.object_mask_threshold,
-                overlap_threshold=self.overlap_threshold,
-                with_scores=self.panoptic_scores,
-            )
+            result["panoptic_seg"] = panoptic_inference(logits, masks, geometry, **self._panoptic_rules)
         if self.instance_on:
-            result["instances"] = instance_inference(
-                logits,
-                masks,
-                geometry,
-                topk=self.test_topk_per_image,
-                allowed_classes=self._instance_classes,
-            )
+            result["instances"] = instance_inference(logits, masks, geometry, **self._instance_rules)
         return result
 
     def run_network(self, images: Tensor) -> dict[str, Any]:
@@ -276,28 +255,47 @@ class MaskFormer(nn.Module):
         return model
 
     def _segment(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if self._needs_tiles(batched_inputs):
-            return [self._segment_in_tiles(entry) for entry in batched_inputs]
-        if self.batch_by_size and len(set(self._padded_sizes(batched_inputs))) > 1:
-            return self._segment_by_size(batched_inputs)
-        return [self.postprocess(prediction) for prediction in self.predict_queries(batched_inputs)]
-
-    def _segment_by_size(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Segment the images of each size apart, so that none is padded because of another."""
-        sizes = self._padded_sizes(batched_inputs)
         results: dict[int, dict[str, Any]] = {}
-        for size in set(sizes):
-            group = [index for index, other in enumerate(sizes) if other == size]
-            segmented = self._segment([batched_inputs[index] for index in group])
-            results.update(zip(group, segmented, strict=True))
-        return [results[index] for index in range(len(sizes))]
+        for indices in self._groups(batched_inputs):
+            entries = [batched_inputs[index] for index in indices]
+            if self._needs_tiles(entries[0]):
+                results[indices[0]] = self._segment_in_tiles(entries[0])
+                continue
+            predictions = self.predict_queries(entries)
+            results |= {index: self.postprocess(p) for index, p in zip(indices, predictions, strict=True)}
+        return [results[index] for index in range(len(batched_inputs))]
 
-    def _padded_sizes(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[int, ...]]:
-        """(height, width) of each image if it is padded alone."""
+    def _groups(self, batched_inputs: list[dict[str, Any]]) -> list[list[int]]:
+        """Which images go through the network together: each large one alone, the others all, or those of a size."""
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for index, entry in enumerate(batched_inputs):
+            if self._needs_tiles(entry):
+                groups[index].append(index)
+            else:
+                groups[self._padded_size(entry) if self.batch_by_size else None].append(index)
+        return list(groups.values())
+
+    def _needs_tiles(self, entry: dict[str, Any]) -> bool:
+        return self.tiled_inference is not None and self.tiled_inference.applies_to(tuple(entry["image"].shape[-2:]))
+
+    def _padded_size(self, entry: dict[str, Any]) -> tuple[int, int]:
+        """(height, width) of an image if it is padded alone."""
         multiple = max(self.size_divisibility, 1)
-        return [
-            tuple(-(-side // multiple) * multiple for side in entry["image"].shape[-2:]) for entry in batched_inputs
-        ]
+        height, width = (-(-side // multiple) * multiple for side in entry["image"].shape[-2:])
+        return height, width
+
+    @staticmethod
+    def _with_geometry(
+        outputs: dict[str, Tensor], batched_inputs: list[dict[str, Any]], padded_size: tuple[int, int]
+    ) -> list[QueryPrediction]:
+        """What the network says about a batch, image by image."""
+        predictions = []
+        for logits, masks, entry in zip(outputs["pred_logits"], outputs["pred_masks"], batched_inputs, strict=True):
+            height, width = entry["image"].shape[-2:]
+            output_size = entry.get("height", height), entry.get("width", width)
+            geometry = MaskGeometry(padded_size, image_size=(height, width), output_size=output_size)
+            predictions.append(QueryPrediction(logits.float(), masks, geometry))
+        return predictions
 
     def _normalise_and_pad(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         for entry in batched_inputs:
@@ -311,32 +309,6 @@ class MaskFormer(nn.Module):
             for entry in batched_inputs
         ]
         return ImageList.from_tensors(images, self.size_divisibility)
-
-    def _prepare_targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> list[dict[str, Any]]:
-        """Targets for the criterion, with masks padded to the size of the batch."""
-        height, width = images.tensor.shape[-2:]
-        targets = []
-        for entry in batched_inputs:
-            instances: Instances = entry["instances"].to(self.device, non_blocking=True)
-            masks = instances.gt_masks
-            masks = masks.tensor if isinstance(masks, BitMasks) else masks
-            padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
-            target = {
-                "labels": instances.gt_classes,
-                "masks": F.pad(masks.bool(), padding),
-                "name": entry.get("file_name", entry.get("image_id", "(unnamed)")),
-            }
-            if self.ignore_void:
-                void = entry.get("ignore_mask")
-                void = masks.new_zeros(masks.shape[-2:], dtype=torch.bool) if void is None else void.to(self.device)
-                target["ignore_mask"] = F.pad(void, padding, value=True)
-            targets.append(target)
-        return targets
-
-    def _needs_tiles(self, batched_inputs: list[dict[str, Any]]) -> bool:
-        return self.tiled_inference is not None and any(
-            self.tiled_inference.applies_to(tuple(entry["image"].shape[-2:])) for entry in batched_inputs
-        )
 
     def _segment_in_tiles(self, entry: dict[str, Any]) -> dict[str, Any]:
         """The result for one image of any size, from tiles."""
@@ -356,22 +328,25 @@ class MaskFormer(nn.Module):
         if prediction.sem_seg is not None:
             result["sem_seg"] = prediction.sem_seg
         if self.panoptic_on:
-            result["panoptic_seg"] = panoptic_of_patches(
-                prediction.patches,
-                prediction.canvas,
-                thing_classes=self._thing_classes,
-                object_mask_threshold=self.object_mask_threshold,
-                overlap_threshold=self.overlap_threshold,
-                with_scores=self.panoptic_scores,
-            )
+            result["panoptic_seg"] = prediction.panoptic(**self._panoptic_rules)
         if self.instance_on:
-            result["instances"] = instances_of_patches(
-                prediction.patches,
-                prediction.canvas,
-                topk=self.test_topk_per_image,
-                allowed_classes=self._instance_classes,
-            )
+            result["instances"] = prediction.instances(**self._instance_rules)
         return result
+
+    @property
+    def _panoptic_rules(self) -> dict[str, Any]:
+        """What :func:`panoptic_inference` takes besides a prediction."""
+        return {
+            "thing_classes": self._thing_classes,
+            "object_mask_threshold": self.object_mask_threshold,
+            "overlap_threshold": self.overlap_threshold,
+            "with_scores": self.panoptic_scores,
+        }
+
+    @property
+    def _instance_rules(self) -> dict[str, Any]:
+        """What :func:`instance_inference` takes besides a prediction."""
+        return {"topk": self.test_topk_per_image, "allowed_classes": self._instance_classes}
 
     @property
     def _thing_classes(self) -> set[int]:

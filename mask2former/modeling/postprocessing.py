@@ -7,20 +7,18 @@ float32. On the CPU, native operators (:mod:`mask2former.ops.masks`) do it row b
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..ops.masks import Resizing, binarise_masks, compete_masks, has_native_masks, make_resizing, resize_masks
+from ..ops.masks import binarise_masks, compete_masks, has_native_masks, resize_masks
+from .mask_geometry import MaskGeometry
+from .panoptic_segments import accept_segments, count_areas
 
 __all__ = [
     "MaskGeometry",
-    "accept_segments",
-    "count_areas",
     "instance_inference",
     "masks_to_boxes",
     "most_probable_pairs",
@@ -32,38 +30,6 @@ __all__ = [
 _CHUNK = 16
 # Numbers in the rows of all masks that are resized together: they fit a processor's second-level cache or nearly.
 _BAND = 1 << 20
-
-
-@dataclass(frozen=True)
-class MaskGeometry:
-    """From the network's masks to the output: resize to the padded input, cut the padding off, resize to the output.
-
-    Attributes:
-        padded_size: (height, width) of the padded batch.
-        image_size: (height, width) of the image in it, at the top left.
-        output_size: (height, width) of the result.
-    """
-
-    padded_size: tuple[int, int]
-    image_size: tuple[int, int]
-    output_size: tuple[int, int]
-
-    def to_padded(self, maps: Tensor) -> Tensor:
-        """Resize (C, h, w) to (C, *padded_size), bilinear."""
-        return _resize(maps.float(), self.padded_size)
-
-    def padded_to_output(self, maps: Tensor) -> Tensor:
-        """Crop and resize (C, *padded_size) to (C, *output_size), bilinear."""
-        height, width = self.image_size
-        return _resize(maps[:, :height, :width], self.output_size)
-
-    def to_output(self, maps: Tensor) -> Tensor:
-        """Resize (C, h, w) to (C, *output_size)."""
-        return self.padded_to_output(self.to_padded(maps))
-
-    def resizing(self, maps: Tensor) -> Resizing:
-        """``to_output`` of ``maps`` (C, h, w), for the operators of :mod:`mask2former.ops.masks`."""
-        return make_resizing((maps.shape[-2], maps.shape[-1]), self.padded_size, self.image_size, self.output_size)
 
 
 def semantic_inference(
@@ -131,47 +97,6 @@ def panoptic_inference(
         overlap_threshold=overlap_threshold,
         scores=scores[kept].tolist() if with_scores else None,
     )
-
-
-def accept_segments(
-    winner: Tensor,
-    inside: Tensor,
-    areas: Tensor,
-    labels: list[int],
-    *,
-    thing_classes: Collection[int],
-    overlap_threshold: float,
-    scores: list[float] | None = None,
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """The panoptic result of S competing segments.
-
-    Args:
-        winner: which of them has each pixel (height, width), integers in 0..S - 1.
-        inside: whether the pixel is in the winner's own mask (height, width), bool.
-        areas: pixels of each one's own mask, those that it wins, and those that are both, (3, S); see
-            :func:`count_areas`.
-        labels: their classes.
-        thing_classes: as in :func:`panoptic_inference`.
-        overlap_threshold: as in :func:`panoptic_inference`.
-        scores: of each one, for the segments' ``score``; None gives none.
-
-    Returns:
-        As :func:`panoptic_inference`.
-    """
-    own_area, won_area, segment_area = areas
-    accepted = (own_area > 0) & (segment_area > 0) & (won_area.double() / own_area >= overlap_threshold)
-    ids, segments = _number_segments(labels, accepted.tolist(), thing_classes)
-    if scores is not None:
-        _add_scores(segments, ids, scores)
-    lookup = torch.tensor(ids, dtype=torch.int32, device=winner.device)
-    return lookup[winner.flatten()].view_as(winner) * inside, segments
-
-
-def count_areas(winner: Tensor, inside: Tensor, own_area: Tensor) -> Tensor:
-    """The ``areas`` (3, S) of :func:`accept_segments`, from its first arguments and the first of them, (S,)."""
-    won_area = torch.bincount(winner.flatten(), minlength=len(own_area))
-    segment_area = torch.bincount(winner[inside], minlength=len(own_area))
-    return torch.stack([own_area, won_area, segment_area])
 
 
 def instance_inference(
@@ -247,12 +172,6 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     return torch.stack([x0, y0, x1, y1], dim=1).float()
 
 
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
 def _chunks(rows: Tensor) -> Iterator[Tensor]:
     return iter(rows.split(_CHUNK)) if len(rows) else iter(())
 
@@ -294,37 +213,6 @@ def _compete(mask_pred: Tensor, kept: Tensor, scores: Tensor, geometry: MaskGeom
         winner = torch.where(better, chunk[index], winner)
         inside = torch.where(better, own.gather(0, index[None])[0], inside)
     return winner, inside, count_areas(winner, inside, torch.cat(own_areas))
-
-
-def _number_segments(
-    labels: list[int], accepted: list[bool], thing_classes: Collection[int]
-) -> tuple[list[int], list[dict[str, Any]]]:
-    """Segment id of each query (0 for none), and the segments; queries of one stuff class share a segment."""
-    ids: list[int] = []
-    segments: list[dict[str, Any]] = []
-    stuff_ids: dict[int, int] = {}
-    for label, is_segment in zip(labels, accepted, strict=True):
-        if not is_segment:
-            ids.append(0)
-            continue
-        if label in stuff_ids:
-            ids.append(stuff_ids[label])
-            continue
-        segment_id = len(segments) + 1
-        is_thing = label in thing_classes
-        segments.append({"id": segment_id, "isthing": is_thing, "category_id": label})
-        ids.append(segment_id)
-        if not is_thing:
-            stuff_ids[label] = segment_id
-    return ids, segments
-
-
-def _add_scores(segments: list[dict[str, Any]], ids: list[int], scores: list[float]) -> None:
-    """Write the highest score of its queries into each segment."""
-    for segment_id, score in zip(ids, scores, strict=True):
-        if segment_id:
-            segment = segments[segment_id - 1]
-            segment["score"] = max(score, segment.get("score", 0.0))
 
 
 def _binarise(mask_pred: Tensor, queries: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor, Tensor]:

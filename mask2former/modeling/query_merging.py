@@ -8,8 +8,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from .mask_geometry import MaskGeometry
 from .mask_iou import pairwise_iou
-from .postprocessing import MaskGeometry
 
 __all__ = ["QueryMerger", "QueryPrediction"]
 

@@ -270,6 +270,14 @@ class TestOutput:
         assert "would be overwritten by its own result; choose another --output" in capsys.readouterr().err
         assert path.read_bytes() == before
 
+    def test_that_cannot_be_written(
+        self, run: Callable[..., int], save: Save, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "taken").touch()
+        assert run("--input", save("a.png"), output=tmp_path / "taken" / "out") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+
     def test_needed_without_a_display(
         self,
         run: Callable[..., int],

@@ -115,6 +115,8 @@ def _check_arguments(program: str, words: list[str], complete: bool) -> Iterator
             return
         if not module.startswith("mask2former"):
             return  # its arguments are another project's
+        if importlib.util.find_spec(module).submodule_search_locations:  # a package
+            module += ".__main__"
         found, words = find_parser(Path(importlib.util.find_spec(module).origin)), words[2:]
     elif not (REPOSITORY / words[0]).is_file():
         return  # _check_files has said so

@@ -17,6 +17,13 @@ def test_no_process_is_an_error():
         launch(print, 0)
 
 
+@pytest.mark.parametrize("url", [None, "auto"])
+def test_several_machines_need_an_address(monkeypatch, url):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"--dist-url is {url!r}, but there are 2 machines"):
+        launch(print, 1, 2, 0, url)
+
+
 def test_more_gpus_than_there_are_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -1,6 +1,7 @@
 import argparse
 import logging
 
+import pytest
 import torch
 
 from mask2former.engine import load_config, setup
@@ -13,6 +14,20 @@ def test_options_override_the_file(tmp_path):
 
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (7, 0.5)
     assert cfg.is_frozen()
+
+
+@pytest.mark.parametrize(
+    ("opts", "reason"),
+    [
+        (["SOLVER.MAXITER", "3"], "Non-existent key: SOLVER.MAXITER"),
+        (["NOTHING", "3"], "Non-existent key: NOTHING"),
+        (["SOLVER.MAX_ITER"], "odd length"),
+        (["SOLVER.STEPS", "many"], "Type mismatch"),
+    ],
+)
+def test_options_that_are_none_are_one_kind_of_error(opts, reason):
+    with pytest.raises(ValueError, match=f"KEY VALUE pairs '{' '.join(opts)}' do not change .*{reason}"):
+        load_config(opts=opts)
 
 
 def test_without_a_gpu_the_device_is_the_cpu(monkeypatch, caplog):

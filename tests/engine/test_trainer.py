@@ -1,6 +1,7 @@
 import io
 import logging
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,30 +128,52 @@ class FakeEvaluation(HookBase):
         self.trainer.storage.put_scalar("task/metric", self.values[self.trainer.iter], smoothing_hint=False)
 
 
-def test_the_best_checkpoint_is_kept_over_a_resume(toy_config, tmp_path, monkeypatch):
-    values = [1.0, 3.0, 2.0, 2.0, 2.5, 4.0, 1.0, float("nan")]
-    build_hooks = Trainer.build_hooks
-    monkeypatch.setattr(Trainer, "build_hooks", lambda self: [FakeEvaluation(values), *build_hooks(self)])
-    monkeypatch.setattr(Trainer, "test", classmethod(lambda *args, **kwargs: {}))
-    best = {"ENABLED": True, "METRIC": "task/metric"}
-    cfg = toy_config(
-        SOLVER__CHECKPOINT_PERIOD=3,
-        TEST__EVAL_PERIOD=1,
-        **{f"TEST__BEST_CHECKPOINT__{key}": value for key, value in best.items()},
-    )
+@pytest.fixture
+def judged(toy_config, monkeypatch):
+    """A configuration that keeps the best checkpoint by the values of ``FakeEvaluation``, one a step."""
 
-    def best_iteration() -> int:
-        return torch.load(tmp_path / "out" / "model_best.pth", weights_only=True)["iteration"]
+    def make(values: list[float]):
+        build_hooks = Trainer.build_hooks
+        monkeypatch.setattr(Trainer, "build_hooks", lambda self: [FakeEvaluation(values), *build_hooks(self)])
+        monkeypatch.setattr(Trainer, "test", classmethod(lambda *args, **kwargs: {}))
+        best = {"TEST__BEST_CHECKPOINT__ENABLED": True, "TEST__BEST_CHECKPOINT__METRIC": "task/metric"}
+        return toy_config(SOLVER__CHECKPOINT_PERIOD=3, TEST__EVAL_PERIOD=1, **best)
 
+    return make
+
+
+def best_iteration(folder: Path) -> int:
+    return torch.load(folder / "out" / "model_best.pth", weights_only=True)["iteration"]
+
+
+def test_the_best_checkpoint_is_kept_over_a_resume(judged, tmp_path):
+    cfg = judged([1.0, 3.0, 2.0, 2.0, 2.5, 4.0, 1.0, float("nan")])
     train(cfg, stop_after=4)
-    assert best_iteration() == 1
+    assert best_iteration(tmp_path) == 1
     assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000002.pth"  # what a resume starts from
 
     train(cfg, resume=True, stop_after=5)
-    assert best_iteration() == 1  # 2.5 of the second run is no better than 3.0 of the first
+    assert best_iteration(tmp_path) == 1  # 2.5 of the second run is no better than 3.0 of the first
 
     train(cfg, resume=True)
-    assert best_iteration() == 5
+    assert best_iteration(tmp_path) == 5
+
+
+def test_the_evaluation_after_a_checkpoint_counts_when_it_is_resumed(judged, tmp_path):
+    """It is of the same step, but comes later, so the checkpoint does not know what it gave."""
+    cfg = judged([1.0, 1.0, 3.0, 2.5, 2.0, 4.0, 1.0, 1.0])
+    train(cfg, stop_after=3)
+    assert best_iteration(tmp_path) == 2
+    train(cfg, resume=True, stop_after=5)
+    assert best_iteration(tmp_path) == 2  # 2.5 is no better than 3.0
+    train(cfg, resume=True, stop_after=6)
+    assert best_iteration(tmp_path) == 5
+
+    (tmp_path / "out" / "last_checkpoint").write_text("model_0000002.pth")  # as where the later one is damaged
+    train(cfg, resume=True, stop_after=4)
+    assert best_iteration(tmp_path) == 5
+    train(cfg, stop_after=1)  # another run knows nothing of this one
+    assert best_iteration(tmp_path) == 0
 
 
 def test_a_best_metric_that_is_not_computed_gives_a_warning(toy_config, caplog):
@@ -178,7 +201,7 @@ def test_a_run_stops_when_the_metric_gets_no_better(toy_config, tmp_path, monkey
     assert "was stopped early, so nothing is left to do" in caplog.text
 
     (tmp_path / "out" / "last_checkpoint").write_text("model_0000003.pth")
-    assert train(cfg, resume=True) == []  # one evaluation without gain before that checkpoint, one after it
+    assert len(train(cfg, resume=True)) == 1  # as without a stop: the evaluation after that checkpoint brought a gain
     smaller = {"TEST__BEST_CHECKPOINT__MODE": "min", "OUTPUT_DIR": tmp_path / "min"}
     assert len(train(toy_config(TEST__EARLY_STOPPING__PATIENCE=2, **changes, **smaller))) == 2
 

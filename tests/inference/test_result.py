@@ -16,7 +16,7 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 import mask2former as m2f
-from mask2former.inference.result_files import plan_outputs
+from mask2former.inference.result_files import plan_outputs, plan_video_outputs
 from tests.colour_model import DATASET
 
 Save = Callable[..., Path]
@@ -206,3 +206,24 @@ class TestFiles:
     def test_several_pictures_do_not_fit_into_one_file(self) -> None:
         with pytest.raises(ValueError, match=r"out\.png is one file, but there are 2 pictures"):
             plan_outputs([Path("a.png"), Path("b.png")], Path("out.png"))
+
+    @pytest.mark.timeout(20)  # 0.5 s; minutes where every name is tried from the first one on
+    def test_many_of_one_name_get_numbers(self) -> None:
+        planned = plan_outputs([Path(f"{folder}/a.png") for folder in range(5000)], Path("out"))
+        assert [files.drawing.name for files in planned[:3]] == ["a.png", "a_2.png", "a_3.png"]
+        assert len({path for files in planned for path in files.paths}) == 15000
+
+    def test_a_name_with_a_number_may_be_taken(self) -> None:
+        planned = plan_outputs([Path("x/a_2.png"), Path("x/a.png"), Path("y/a.png"), Path("z/a.jpg")], Path("out"))
+        assert [files.drawing.name for files in planned] == ["a_2.png", "a.png", "a_3.png", "a_4.jpg"]
+
+    def test_videos_of_one_name_get_numbers(self) -> None:
+        videos = [Path("x/a.mp4"), Path("y/a.avi"), Path("b.mp4")]
+        assert plan_video_outputs(videos, Path("out")) == [Path("out", name) for name in ("a.mp4", "a_2.mp4", "b.mp4")]
+        assert plan_video_outputs(videos[:1], Path("out.avi")) == [Path("out.avi")]
+        with pytest.raises(ValueError, match=r"out\.avi is one file, but there are 2 videos"):
+            plan_video_outputs(videos[:2], Path("out.avi"))
+
+    def test_no_video_is_overwritten_that_is_read(self) -> None:
+        with pytest.raises(ValueError, match=r"y.a\.mp4 would be overwritten"):
+            plan_video_outputs([Path("x/a.mp4"), Path("y/a.mp4")], Path("y"))

@@ -59,6 +59,7 @@ def test_fails_where_the_file_computes_something_else(tiny_files: Files, monkeyp
         (["--quantize", "dynamic"], "--quantize makes 8-bit ONNX of float32: choose --format onnx"),
         (["--format", "onnx", "--quantize", "static"], "--quantize static needs --calibration-images"),
         (["--calibration-images", "x"], "--calibration-images are read by --quantize static only"),
+        (["--check-pictures", "0"], "--check-pictures is 0, expected at least 1"),
         (["--float-layers", "backbone.stem"], "--float-layers are read by --quantize only"),
         (["--opts", "MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
         (["--opts", "MODEL.WEIGHTS", "nowhere.pth"], "MODEL.WEIGHTS: there is no file nowhere.pth"),

@@ -9,10 +9,9 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import Tensor, nn
 
 from .coarse_encoder import CoarseEncoder
+from .top_down import Norm
 
 __all__ = ["Norm", "PyramidPixelDecoder", "conv_norm"]
-
-Norm = str | Callable[[int], nn.Module] | None
 
 
 class PyramidPixelDecoder(nn.Module):

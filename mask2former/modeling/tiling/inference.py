@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..connected_parts import split_disconnected
-from ..postprocessing import MaskGeometry, semantic_inference
+from ..mask_geometry import MaskGeometry
+from ..postprocessing import semantic_inference
 from .merging import MaskPatch, Piece, merge_pieces
-from .rendering import Canvas
+from .rendering import Canvas, instances_of_patches, panoptic_of_patches
 from .tiles import Tile, plan_tiles
 
 __all__ = ["TiledInference", "TiledPrediction"]
@@ -29,6 +32,14 @@ class TiledPrediction:
     patches: list[MaskPatch]
     canvas: Canvas
     sem_seg: Tensor | None
+
+    def panoptic(self, **rules: Any) -> tuple[Tensor, list[dict[str, Any]]]:
+        """:func:`~mask2former.modeling.postprocessing.panoptic_inference` by its rules."""
+        return panoptic_of_patches(self.patches, self.canvas, **rules)
+
+    def instances(self, **rules: Any) -> Instances:
+        """:func:`~mask2former.modeling.postprocessing.instance_inference` by its rules."""
+        return instances_of_patches(self.patches, self.canvas, **rules)
 
 
 class TiledInference:
@@ -103,6 +114,7 @@ class TiledInference:
             image_size=(height, width),
             output_size=output_size,
             stride=mask_stride,
+            device=image.device,
         )
         patches = merge_pieces(pieces, tiles_of_masks, thing_classes)
         return TiledPrediction(patches, canvas, None if semantic is None else semantic.result(output_size))

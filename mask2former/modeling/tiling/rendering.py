@@ -9,7 +9,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..postprocessing import accept_segments, count_areas, masks_to_boxes, most_probable_pairs
+from ..panoptic_segments import accept_segments, count_areas
+from ..postprocessing import masks_to_boxes, most_probable_pairs
 from .merging import SURELY_OUTSIDE, MaskPatch
 
 __all__ = ["Canvas", "instances_of_patches", "panoptic_of_patches"]
@@ -24,12 +25,14 @@ class Canvas:
         image_size: (height, width) of the image that the network saw.
         output_size: (height, width) of the result.
         stride: side of a cell in pixels of the image.
+        device: of the result.
     """
 
     grid_size: tuple[int, int]
     image_size: tuple[int, int]
     output_size: tuple[int, int]
     stride: int
+    device: torch.device | None = None
 
     def draw(self, patch: MaskPatch) -> tuple[tuple[slice, slice], Tensor]:
         """Mask logits at the output's pixels, bilinear.
@@ -76,10 +79,9 @@ def panoptic_of_patches(
     with_scores: bool = False,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """:func:`~mask2former.modeling.postprocessing.panoptic_inference` of segments that are patches."""
-    device = patches[0].logits.device if patches else None
-    best = torch.full(canvas.output_size, -1.0, device=device)
-    winner = torch.zeros(canvas.output_size, dtype=torch.int64, device=device)
-    inside = torch.zeros(canvas.output_size, dtype=torch.bool, device=device)
+    best = torch.full(canvas.output_size, -1.0, device=canvas.device)
+    winner = torch.zeros(canvas.output_size, dtype=torch.int64, device=canvas.device)
+    inside = torch.zeros(canvas.output_size, dtype=torch.bool, device=canvas.device)
     labels: list[int] = []
     own_areas: list[Tensor] = []
     scores: list[float] = []
@@ -98,7 +100,7 @@ def panoptic_of_patches(
         own_areas.append(own.sum())
         scores.append(float(score))
     if not labels:
-        return torch.zeros(canvas.output_size, dtype=torch.int32, device=device), []
+        return torch.zeros(canvas.output_size, dtype=torch.int32, device=canvas.device), []
     return accept_segments(
         winner,
         inside,
@@ -114,19 +116,20 @@ def instances_of_patches(
     patches: Sequence[MaskPatch], canvas: Canvas, *, topk: int, allowed_classes: Collection[int] | None = None
 ) -> Instances:
     """:func:`~mask2former.modeling.postprocessing.instance_inference` of segments that are patches."""
-    result = Instances(canvas.output_size)
+    scores = torch.zeros(0, device=canvas.device)
+    classes, rows = scores.long(), list[int]()
     if patches:
         probabilities = torch.stack([patch.probabilities[:-1] for patch in patches])  # (G, K)
-        scores, rows, classes = most_probable_pairs(probabilities, topk, allowed_classes)
-    else:
-        scores, rows, classes = torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    masks = torch.zeros((len(rows), *canvas.output_size), dtype=torch.bool, device=scores.device)
+        scores, chosen, classes = most_probable_pairs(probabilities, topk, allowed_classes)
+        rows = chosen.tolist()
+    masks = torch.zeros((len(rows), *canvas.output_size), dtype=torch.bool, device=canvas.device)
     mask_scores = torch.zeros_like(scores)
-    for index, row in enumerate(rows.tolist()):
+    for index, row in enumerate(rows):
         area, logits = canvas.draw(patches[row])
         inside = logits > 0
         masks[index][area] = inside
         mask_scores[index] = (logits.sigmoid() * inside).sum() / (inside.sum() + 1e-6)
+    result = Instances(canvas.output_size)
     result.pred_masks = masks
     result.pred_boxes = Boxes(masks_to_boxes(masks))
     result.scores = scores * mask_scores

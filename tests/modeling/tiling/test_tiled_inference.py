@@ -198,6 +198,20 @@ def test_nothing_found() -> None:
     assert instances.pred_boxes.tensor.shape == (0, 4)
 
 
+def test_nothing_found_is_on_the_device_of_the_image() -> None:
+    def network(images: Tensor) -> dict[str, Tensor]:
+        masks = torch.zeros(len(images), 1, 16, 16, device=images.device)
+        return {"pred_logits": torch.zeros(len(images), 1, 3, device=images.device), "pred_masks": masks}
+
+    image = torch.zeros(3, 64, 64, device="meta")
+    inference = TiledInference(64, 32, 32)
+    canvas = inference(network, image, (64, 64), thing_classes={0}, with_segments=False, with_semantic=False).canvas
+    ids, _ = panoptic_of_patches([], canvas, thing_classes={0}, object_mask_threshold=0.5, overlap_threshold=0.5)
+    instances = instances_of_patches([], canvas, topk=5)
+    found = [ids, instances.pred_masks, instances.pred_boxes.tensor, instances.scores, instances.pred_classes]
+    assert [tensor.device.type for tensor in found] == ["meta"] * 5
+
+
 def test_the_model_segments_large_images_in_tiles(tiny_cfg: CfgNode) -> None:
     tiny_cfg.MODEL.MASK_FORMER.TEST.TILE_SIZE = 64
     tiny_cfg.MODEL.MASK_FORMER.TEST.TILE_OVERLAP = 32
@@ -212,6 +226,23 @@ def test_the_model_segments_large_images_in_tiles(tiny_cfg: CfgNode) -> None:
     assert large["instances"].pred_masks.shape[1:] == (45, 65)
     # An image that fits into one tile is not changed by all this, but for the order of instances.
     assert torch.allclose(one["sem_seg"], untiled["sem_seg"], atol=1e-3)
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_images_that_fit_into_a_tile_are_segmented_whole(tiny_cfg: CfgNode, by_size: bool) -> None:
+    """In a batch with larger ones too: enlarged to a tile, they would get another result than alone."""
+    tiny_cfg.MODEL.MASK_FORMER.TEST.TILE_SIZE = 128
+    tiny_cfg.MODEL.MASK_FORMER.TEST.TILE_OVERLAP = 64
+    tiny_cfg.MODEL.MASK_FORMER.TEST.BATCH_BY_SIZE = by_size
+    model = build_model(tiny_cfg).eval()
+    small, large, same = ({"image": torch.rand(3, *size) * 255} for size in ((60, 64), (90, 200), (50, 61)))
+    with torch.no_grad():
+        alone = [model([entry])[0] for entry in (small, large, same)]
+        together = model([small, large, same])
+    for result, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(result["sem_seg"], expected["sem_seg"])
+        assert torch.equal(result["panoptic_seg"][0], expected["panoptic_seg"][0])
+        torch.testing.assert_close(result["instances"].scores.sort().values, expected["instances"].scores.sort().values)
 
 
 def test_tiles_that_the_network_cannot_align_are_an_error(tiny_cfg: CfgNode) -> None:

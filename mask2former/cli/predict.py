@@ -1,0 +1,56 @@
+"""``mask2former predict``."""
+
+import argparse
+from pathlib import Path
+
+from mask2former.cli.common import Commands, add_model_arguments, complaining, load_model
+from mask2former.inference.pictures import find_pictures
+from mask2former.inference.result_files import plan_outputs, plan_video_outputs
+from mask2former.inference.runs import complain, save_pictures, save_video
+from mask2former.inference.video import VideoWriter, frame_rate, is_video, open_video
+
+__all__ = ["add_predict"]
+
+
+def add_predict(commands: Commands) -> None:
+    """Add ``predict``."""
+    command = commands.add_parser("predict", help="segment pictures and videos")
+    command.add_argument(
+        "input", nargs="+", help="pictures, folders of pictures, quoted patterns such as 'scans/**/*.tif', or videos"
+    )
+    command.add_argument("--output", required=True, metavar="PATH", help="a folder, or the file of a single drawing")
+    command.add_argument("--task", choices=("panoptic", "instance", "semantic"), help="default: the model's first")
+    command.add_argument("--threshold", type=float, metavar="P", help="least score, 0 to 1, of what is kept")
+    command.add_argument("--size", type=int, metavar="PIXELS", help="of the shorter edge, as the network sees it")
+    command.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default: 1)")
+    command.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="cut larger pictures into tiles of this side, a multiple of 32"
+    )
+    command.add_argument("--tile-overlap", type=int, metavar="PIXELS", help="of tiles (default: a quarter of --tile)")
+    add_model_arguments(command)
+    command.set_defaults(run=_predict)
+
+
+@complaining(OSError, ValueError, ModuleNotFoundError)
+def _predict(args: argparse.Namespace) -> int:
+    """Segment what can be read; 0 if that is all."""
+    output = Path(args.output)
+    names = ("task", "threshold", "size", "batch_size", "tile", "tile_overlap")
+    options = {name: getattr(args, name) for name in names}
+    videos = list(dict.fromkeys(given for given in args.input if is_video(given)))
+    pictures, complaints = find_pictures([given for given in args.input if given not in videos])
+    for complaint in complaints:
+        complain(complaint)
+    if pictures:
+        plan_outputs(pictures, output)  # complains before the model is loaded
+    opened = [open_video(video) for video in videos]
+    paths = plan_video_outputs([Path(video) for video in videos], output)
+    writers = [VideoWriter(path, frame_rate(video)) for path, video in zip(paths, opened, strict=True)]
+    model = load_model(args)
+    model.check_options(**options)
+    done = not complaints
+    if pictures:
+        done &= save_pictures(model, pictures, output, **options)
+    for video, writer in zip(opened, writers, strict=True):
+        done &= save_video(model, video, writer, **options)
+    return 0 if done else 1

@@ -1,0 +1,61 @@
+"""``mask2former train`` and ``mask2former eval``."""
+
+import argparse
+
+from detectron2.engine import default_argument_parser
+
+from mask2former.cli.common import DATA_ERRORS, Commands, complaining
+from mask2former.engine.run import run
+from mask2former.own_data.command import (
+    add_data_arguments,
+    add_training_arguments,
+    check_needs_data,
+    prepare_training,
+    train_and_report,
+)
+
+__all__ = ["add_eval", "add_train"]
+
+
+def add_train(commands: Commands) -> None:
+    """Add ``train``."""
+    command = _add(commands, "train", "train a model, on your own data with --data")
+    command.set_defaults(eval_only=False)
+    add_data_arguments(command, required=False)
+    add_training_arguments(command)
+
+
+def add_eval(commands: Commands) -> None:
+    """Add ``eval``."""
+    _add(commands, "eval", "evaluate a model").set_defaults(eval_only=True)
+
+
+def _add(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=text, parents=[default_argument_parser(epilog=" ")], conflict_handler="resolve"
+    )
+    command.set_defaults(run=_train, data=None)
+    return command
+
+
+def _train(args: argparse.Namespace) -> int:
+    if args.data is not None:
+        if failed := _prepare_training(args):
+            return failed
+        train_and_report(args)
+        return 0
+    if not args.eval_only and (failed := _check_needs_data(args)):
+        return failed
+    run(args)
+    return 0
+
+
+@complaining(*DATA_ERRORS)
+def _prepare_training(args: argparse.Namespace) -> int:
+    return prepare_training(args)
+
+
+@complaining(ValueError)
+def _check_needs_data(args: argparse.Namespace) -> int:
+    check_needs_data(args)
+    return 0
