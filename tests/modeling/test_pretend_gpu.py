@@ -1,0 +1,137 @@
+"""The whole model on another device than the CPU: the same results, and how often the CPU waits for them."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from torch import Tensor
+
+from mask2former.modeling.mask_former import MaskFormer
+from mask2former.modeling.optimize import optimize_for_inference
+from mask2former.ops import _library, masks
+from tests.pretend_gpu import GPU, pretend_gpu
+
+# What each variant changes; {} is the model of the tests.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "void": {"MASK_FORMER.IGNORE_VOID": True},
+    "swin": {"BACKBONE.NAME": "D2SwinTransformer", "SWIN.EMBED_DIM": 16, "SWIN.DEPTHS": [2, 2, 1, 1],
+             "SWIN.NUM_HEADS": [1, 2, 2, 4], "SWIN.DROP_PATH_RATE": 0.0},
+    "whole masks": {"MASK_FORMER.MATCHING_COST_ON": "masks", "MASK_FORMER.MASK_LOSS_ON": "masks"},
+    "focal loss": {"MASK_FORMER.MASK_LOSS": "focal"},
+    "checkpointing": {"MASK_FORMER.ACTIVATION_CHECKPOINTING": ["pixel_decoder", "transformer_decoder"]},
+}  # fmt: skip
+INFERENCE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "by size": {"MASK_FORMER.TEST.BATCH_BY_SIZE": True},
+    "tiles": {"MASK_FORMER.TEST.TILE_SIZE": 64, "MASK_FORMER.TEST.TILE_OVERLAP": 32},
+    "split things": {"MASK_FORMER.TEST.SPLIT_DISCONNECTED_THINGS": True},
+}
+
+
+@pytest.fixture(autouse=True)
+def _reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operators that a GPU without libraries has, on both sides."""
+    monkeypatch.setattr(_library, "load_library", lambda: False)
+    monkeypatch.setattr(masks, "has_native_masks", lambda *_: False)
+
+
+def build(cfg: CfgNode, changes: dict[str, Any]) -> MaskFormer:
+    torch.manual_seed(0)
+    cfg = cfg.clone()
+    cfg.defrost()
+    for name, value in changes.items():
+        cfg.merge_from_list([f"MODEL.{name}", value])
+    # Random weights are sure of nothing, and everything has to take part.
+    cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD = 0.0
+    model: MaskFormer = build_model(cfg)
+    with torch.no_grad():
+        model.sem_seg_head.predictor.class_embed.weight.normal_()
+        model.sem_seg_head.predictor.class_embed.bias[-1] = -100  # "no object"
+    return model
+
+
+def make_batch() -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    batch = []
+    for height, width, targets in ((64, 96, 3), (80, 64, 0), (64, 96, 5)):
+        instances = Instances((height, width))
+        instances.gt_classes = torch.arange(targets) % 3
+        instances.gt_masks = torch.rand(targets, height, width, generator=generator) > 0.5
+        batch.append(
+            {
+                "image": torch.randint(0, 256, (3, height, width), generator=generator).float(),
+                "height": 50,
+                "width": 70,
+                "instances": instances,
+                "ignore_mask": torch.rand(height, width, generator=generator) > 0.8,
+            }
+        )
+    return batch
+
+
+def losses_and_gradients(model: MaskFormer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    torch.manual_seed(2)
+    losses = model(make_batch())
+    torch.stack(list(losses.values())).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return losses, gradients
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].detach().cpu(), value.detach(), atol=tolerance, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_waits_once(tiny_cfg: CfgNode, variant: str) -> None:
+    model = build(tiny_cfg, VARIANTS[variant]).train()
+    expected_losses, expected_gradients = losses_and_gradients(model)
+    model.zero_grad()
+    with pretend_gpu() as waits:
+        model.to(GPU)
+        waits.clear()
+        losses, gradients = losses_and_gradients(model)
+        assert waits == {"copy to the CPU": 1}  # the costs of all layers and images
+        assert_same(losses, expected_losses, 1e-4)
+        assert_same(gradients, expected_gradients, 1e-3)
+
+
+@pytest.mark.parametrize("variant", INFERENCE)
+def test_results_are_those_of_the_cpu(tiny_cfg: CfgNode, variant: str) -> None:
+    model = build(tiny_cfg, INFERENCE[variant]).eval()
+    with torch.no_grad():
+        expected = model(make_batch())
+        with pretend_gpu():
+            for found, wanted in zip(model.to(GPU)(make_batch()), expected, strict=True):
+                torch.testing.assert_close(found["sem_seg"].cpu(), wanted["sem_seg"], atol=1e-4, rtol=0)
+                assert torch.equal(found["panoptic_seg"][0].cpu(), wanted["panoptic_seg"][0])
+                assert found["panoptic_seg"][1] == wanted["panoptic_seg"][1]
+                assert len(wanted["panoptic_seg"][1]) > 0
+                same_instances(found["instances"], wanted["instances"])
+
+
+def same_instances(found: Instances, wanted: Instances) -> None:
+    assert len(found) == len(wanted) > 0
+    assert torch.equal(found.pred_masks.cpu(), wanted.pred_masks)
+    assert torch.equal(found.pred_boxes.tensor.cpu(), wanted.pred_boxes.tensor)
+    torch.testing.assert_close(found.scores.cpu(), wanted.scores, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("optimised", [False, True])
+def test_the_network_never_waits(tiny_cfg: CfgNode, optimised: bool) -> None:
+    model = build(tiny_cfg, {}).eval()
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad(), pretend_gpu() as waits:
+        model.to(GPU)
+        fast = optimize_for_inference(model) if optimised else model
+        images = images.to(GPU)
+        fast.run_network(images)  # position encodings may be made at the first image
+        waits.clear()
+        fast.run_network(images)
+        assert waits == Counter()
