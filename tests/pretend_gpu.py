@@ -1,4 +1,4 @@
-"""A GPU that is made of the CPU: what would fail on one for its device fails here, and what would wait for one is counted.
+"""A GPU made of the CPU: what would fail on one for its device fails here, and what would wait for one is counted.
 
 Tensors on the device ``GPU`` hold a tensor of the CPU each, with which their operators run. As on a GPU, they do not
 mix with tensors of the CPU and do not become NumPy's. PyTorch sees the device "meta", whose autograd needs no driver.

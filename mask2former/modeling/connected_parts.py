@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -39,19 +40,22 @@ def split_disconnected(mask_cls: Tensor, mask_pred: Tensor, classes: Collection[
     rows: list[int] = []
     parts: list[Tensor] = []
     for query, mask in enumerate(mask_pred):
-        regions, count = ndimage.label(inside[query]) if may_split[query] else (None, 0)
+        count = 0
+        if may_split[query]:
+            regions, count = ndimage.label(inside[query])
         if count < 2:
             rows.append(query)
             parts.append(mask)
             continue
-        labels = torch.from_numpy(regions).to(mask.device)
-        areas = labels.flatten().bincount()[1:]
-        kept = (areas >= areas.max().clamp(max=_LEAST_AREA)).nonzero().flatten() + 1
+        areas = np.bincount(regions.ravel())[1:]
+        kept = (np.flatnonzero(areas >= min(areas.max(), _LEAST_AREA)) + 1).tolist()
+        labels = torch.from_numpy(regions).to(mask.device, non_blocking=True)
         rows += [query] * len(kept)
         parts += [torch.where((labels == 0) | (labels == part), mask, -mask) for part in kept]
     if not parts:
         return mask_cls, mask_pred
-    logits, masks = mask_cls[rows], torch.stack(parts)
+    logits = mask_cls[torch.tensor(rows).to(mask_cls.device, non_blocking=True)]
+    masks = torch.stack(parts)
     may_repeat = splits[logits[:, :-1].argmax(-1).cpu()].to(masks.device)
     kept = _without_repetitions(logits, masks, may_repeat)
     return logits[kept], masks[kept]

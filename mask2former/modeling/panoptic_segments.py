@@ -34,20 +34,20 @@ def accept_segments(
     Returns:
         As :func:`~mask2former.modeling.postprocessing.panoptic_inference`.
     """
-    own_area, won_area, segment_area = areas
+    own_area, won_area, segment_area = areas.cpu()
     accepted = (own_area > 0) & (segment_area > 0) & (won_area.double() / own_area >= overlap_threshold)
     ids, segments = _number_segments(labels, accepted.tolist(), thing_classes)
     if scores is not None:
         _add_scores(segments, ids, scores)
-    lookup = torch.tensor(ids, dtype=torch.int32, device=winner.device)
+    lookup = torch.tensor(ids, dtype=torch.int32).to(winner.device, non_blocking=True)
     return lookup[winner.flatten()].view_as(winner) * inside, segments
 
 
 def count_areas(winner: Tensor, inside: Tensor, own_area: Tensor) -> Tensor:
     """The ``areas`` (3, S) of :func:`accept_segments`, from its first arguments and the first of them, (S,)."""
-    won_area = torch.bincount(winner.flatten(), minlength=len(own_area))
-    segment_area = torch.bincount(winner[inside], minlength=len(own_area))
-    return torch.stack([own_area, won_area, segment_area])
+    # Outside and inside of the winner's mask in one count, for which a GPU is waited for.
+    counts = torch.bincount((2 * winner + inside).flatten(), minlength=2 * len(own_area)).view(-1, 2)
+    return torch.stack([own_area, counts.sum(1), counts[:, 1]])
 
 
 def _number_segments(

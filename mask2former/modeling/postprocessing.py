@@ -90,12 +90,17 @@ def panoptic_inference(
     if len(kept) == 0:
         return torch.zeros(geometry.output_size, dtype=torch.int32, device=mask_pred.device), []
 
+    winner, inside, areas = _compete(mask_pred, kept, scores, geometry)
+    # What the CPU has to know, in one copy, because a GPU is waited for.
+    table = torch.cat([areas.double(), labels[kept][None], scores[kept][None]]).cpu()
     return accept_segments(
-        *_compete(mask_pred, kept, scores, geometry),
-        labels[kept].tolist(),
+        winner,
+        inside,
+        table[:3],
+        table[3].long().tolist(),
         thing_classes=thing_classes,
         overlap_threshold=overlap_threshold,
-        scores=scores[kept].tolist() if with_scores else None,
+        scores=table[4].tolist() if with_scores else None,
     )
 
 
@@ -155,7 +160,7 @@ def most_probable_pairs(
         return scores, queries, classes
     allowed = torch.zeros(num_classes, dtype=torch.bool)
     allowed[list(allowed_classes)] = True
-    keep = allowed.to(classes.device)[classes]
+    keep = allowed.to(classes.device, non_blocking=True)[classes].nonzero().flatten()
     return scores[keep], queries[keep], classes[keep]
 
 

@@ -50,4 +50,8 @@ def prepare_targets(
 def _void_pixels(entry: dict[str, Any], masks: Tensor) -> Tensor:
     """(H, W) bool, on the device of the masks (T, H, W)."""
     void: Tensor | None = entry.get("ignore_mask")
-    return masks.new_zeros(masks.shape[-2:], dtype=torch.bool) if void is None else void.to(masks.device, non_blocking=True)
+    return (
+        masks.new_zeros(masks.shape[-2:], dtype=torch.bool)
+        if void is None
+        else void.to(masks.device, non_blocking=True)
+    )

@@ -116,6 +116,21 @@ def test_results_are_those_of_the_cpu(tiny_cfg: CfgNode, variant: str) -> None:
                 same_instances(found["instances"], wanted["instances"])
 
 
+def test_post_processing_waits_for_what_it_must_know(tiny_cfg: CfgNode) -> None:
+    model = build(tiny_cfg, {}).eval()
+    with torch.no_grad(), pretend_gpu() as waits:
+        model.to(GPU)
+        waits.clear()
+        model(make_batch())
+        images = len(make_batch())
+        assert waits == {
+            "nonzero": 2 * images,  # how many queries compete, and how many pairs have a class that is allowed
+            "bincount": images,
+            "copy to the CPU": images,  # the competitors' classes, scores and areas
+            "unique2": images,  # the queries of the pairs
+        }
+
+
 def same_instances(found: Instances, wanted: Instances) -> None:
     assert len(found) == len(wanted) > 0
     assert torch.equal(found.pred_masks.cpu(), wanted.pred_masks)
