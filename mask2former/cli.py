@@ -19,7 +19,7 @@ from mask2former.inference.convert import FORMATS, convert_weights
 from mask2former.inference.exporting import add_export_arguments, check_export_arguments, export_model
 from mask2former.inference.loading import model_config
 from mask2former.inference.pictures import find_pictures
-from mask2former.inference.result_files import plan_outputs, plan_video_output
+from mask2former.inference.result_files import make_folder, plan_outputs, plan_video_output
 from mask2former.inference.runs import complain, save_pictures, save_video
 from mask2former.inference.video import VideoWriter, frame_rate, is_video, open_video
 from mask2former.own_data.command import (
@@ -37,7 +37,7 @@ __all__ = ["get_parser", "main"]
 
 _Command = Callable[[argparse.Namespace], int]
 # Of data and settings: all that is wrong with them, and that needs no traceback.
-_DATA_ERRORS = (OSError, ValueError, KeyError, AssertionError)
+_DATA_ERRORS = (OSError, ValueError, KeyError)
 
 
 def _complaining(*errors: type[Exception]) -> Callable[[_Command], _Command]:
@@ -140,6 +140,7 @@ def _load_model(args: argparse.Namespace) -> Segmenter:
     return load(args.model, args.weights, device=args.device, opts=args.opts)
 
 
+@_complaining(OSError, ValueError, ModuleNotFoundError)
 def _predict(args: argparse.Namespace) -> int:
     """Segment what can be read; 0 if that is all."""
     output = Path(args.output)
@@ -149,19 +150,15 @@ def _predict(args: argparse.Namespace) -> int:
     pictures, complaints = find_pictures([given for given in args.input if given not in videos])
     for complaint in complaints:
         complain(complaint)
-    try:
-        if pictures:
-            plan_outputs(pictures, output)  # complains before the model is loaded
-        opened = [open_video(video) for video in videos]
-        writers = [
-            VideoWriter(plan_video_output(Path(given), output), frame_rate(video))
-            for given, video in zip(videos, opened, strict=True)
-        ]
-        model = _load_model(args)
-        model.check_options(**options)
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        complain(error)
-        return 1
+    # What is wrong with the output is told before the model is loaded.
+    planned = [files.drawing for files in plan_outputs(pictures, output)]
+    films = [plan_video_output(Path(given), output) for given in videos]
+    for folder in {path.parent for path in (*planned, *films)}:
+        make_folder(folder)
+    opened = [open_video(video) for video in videos]
+    writers = [VideoWriter(path, frame_rate(video)) for path, video in zip(films, opened, strict=True)]
+    model = _load_model(args)
+    model.check_options(**options)
     done = not complaints
     if pictures:
         done &= save_pictures(model, pictures, output, **options)
@@ -176,7 +173,7 @@ def _train(args: argparse.Namespace) -> int:
             return failed
         train_and_report(args)
         return 0
-    if not args.eval_only and (failed := _check_needs_data(args)):
+    if failed := _check_without_data(args):
         return failed
     run(args)
     return 0
@@ -187,9 +184,13 @@ def _prepare_training(args: argparse.Namespace) -> int:
     return prepare_training(args)
 
 
-@_complaining(ValueError)
-def _check_needs_data(args: argparse.Namespace) -> int:
-    check_needs_data(args)
+@_complaining(OSError, ValueError)
+def _check_without_data(args: argparse.Namespace) -> int:
+    if not args.eval_only:
+        check_needs_data(args)
+    if not args.config_file:
+        raise ValueError("say what to run: --config-file FILE" + ("" if args.eval_only else ", or --data PATH") + ".")
+    load_config(args.config_file, args.opts)
     return 0
 
 

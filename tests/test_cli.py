@@ -84,6 +84,9 @@ class TestPredict:
             (["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
             (["--threshold", "3"], "threshold is 3.0, expected 0 to 1"),
             (["--opts", "INPUT.FORMAT", "YUV"], 'INPUT.FORMAT is "YUV"'),
+            (["--opts", "INPUT.FORMATS", "YUV"], "Non-existent key: INPUT.FORMATS"),
+            (["--opts", "INPUT.FORMAT"], "INPUT.FORMAT has no value"),
+            (["--device", "gpu"], "MODEL.DEVICE is 'gpu', expected"),
         ],
     )
     def test_errors_have_one_line(
@@ -101,19 +104,83 @@ class TestPredict:
         assert line.startswith("error: ")
         assert message in line
 
+    @pytest.mark.parametrize("kind", ["picture", "video"])
+    def test_output_that_cannot_be_a_folder_is_told_before_the_model_is_loaded(
+        self,
+        run: Callable[..., int],
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        picture: np.ndarray,  # noqa: F811
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        kind: str,
+    ) -> None:
+        with VideoWriter(tmp_path / "clip.avi", 10) as writer:
+            writer.write(picture)
+        monkeypatch.setattr(cli, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+        (tmp_path / "notes").write_text("a file")
+        given = save("a.png") if kind == "picture" else tmp_path / "clip.avi"
+        for output in (tmp_path / "notes", tmp_path / "notes/below"):
+            assert run(given, "--output", output) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"error: {output}: cannot be made a folder for results")
+
+    def test_a_full_disk_has_one_line(
+        self,
+        run: Callable[..., int],
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        given = save("a.png")
+        monkeypatch.setattr(cv2, "imwrite", lambda *_: False)
+        assert run(given, "--output", tmp_path / "out") == 1
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'out' / 'a.png'}: cannot be written")
+
 
 class TestTrainAndEval:
     @pytest.mark.parametrize(("command", "eval_only"), [("train", False), ("eval", True)])
     def test_arguments_are_those_of_train_net(
-        self, command: str, eval_only: bool, monkeypatch: pytest.MonkeyPatch
+        self, command: str, eval_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
         monkeypatch.setattr(cli, "run", seen.append)
-        words = [command, "--config-file", "a.yaml", "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "5"]
+        file = tmp_path / "a.yaml"
+        file.write_text("SEED: 3")
+        words = [command, "--config-file", str(file), "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "5"]
         assert cli.main(words) == 0
         (args,) = seen
-        assert (args.config_file, args.num_gpus, args.resume, args.eval_only) == ("a.yaml", 2, True, eval_only)
+        assert (args.config_file, args.num_gpus, args.resume, args.eval_only) == (str(file), 2, True, eval_only)
         assert args.opts == ["SOLVER.MAX_ITER", "5"]
+
+    @pytest.mark.parametrize("command", ["train", "eval"])
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ([], "say what to run: --config-file FILE"),
+            (["--config-file", "nowhere.yaml"], "nowhere.yaml"),
+            (["--config-file", "a.yaml", "SOLVER.MAXITER", "5"], "Non-existent key: SOLVER.MAXITER"),
+            (["--config-file", "a.yaml", "SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),
+            (["--config-file", "a.yaml", "SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
+        ],
+    )
+    def test_wrong_configurations_have_one_line(
+        self,
+        command: str,
+        words: list[str],
+        message: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(cli, "run", lambda args: pytest.fail("it was run"))
+        (tmp_path / "a.yaml").write_text("SEED: 3")
+        assert cli.main([command, *words]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
 
 
 class TestConvert:
