@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
@@ -72,6 +73,10 @@ class Options:
         if unknown or not tasks:
             given = f"task is {unknown[0]!r}" if unknown else "the configuration turns no task on"
             raise ValueError(f"{given}; give --task or task=: panoptic, instance or semantic.")
+        for name in ("size", "batch_size", "tile", "tile_overlap"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral | None):
+                raise ValueError(f"{name} is {value!r}, expected a whole number.")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold is {self.threshold}, expected 0 to 1.")
         if self.batch_size < 1:

@@ -110,6 +110,8 @@ class Segmenter:
             TypeError: something is no picture.
         """
         request = build_request(self, Options(task, threshold, size, batch_size, tile, tile_overlap)).warn()
+        if isinstance(images, str | Path) and is_video(images):
+            raise ValueError(f"{images}: predict takes pictures in files; a video or an address is for stream().")
         if is_single(images):
             return self._segment(request, [self._prepare(request, images)])[0]
         return list(self._stream(iterate_sources(images), request, batch_size=batch_size))
