@@ -175,6 +175,11 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     if failed := _check_without_data(args):
         return failed
+    return _run(args)
+
+
+@_complaining(FileNotFoundError)  # weights and data; what else goes wrong needs its traceback
+def _run(args: argparse.Namespace) -> int:
     run(args)
     return 0
 

@@ -163,6 +163,7 @@ class TestTrainAndEval:
             (["--config-file", "a.yaml", "SOLVER.MAXITER", "5"], "Non-existent key: SOLVER.MAXITER"),
             (["--config-file", "a.yaml", "SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),
             (["--config-file", "a.yaml", "SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
+            (["--config-file", "a.yaml"], "there is no file nowhere.pth"),
         ],
     )
     def test_wrong_configurations_have_one_line(
@@ -175,7 +176,11 @@ class TestTrainAndEval:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(cli, "run", lambda args: pytest.fail("it was run"))
+
+        def find_weights(_: object) -> None:
+            raise FileNotFoundError("there is no file nowhere.pth")
+
+        monkeypatch.setattr(cli, "run", find_weights)
         (tmp_path / "a.yaml").write_text("SEED: 3")
         assert cli.main([command, *words]) == 1
         (line,) = capsys.readouterr().err.splitlines()
