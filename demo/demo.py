@@ -16,7 +16,7 @@ from windows import show_pictures, show_video
 from mask2former import Segmenter
 from mask2former.inference.loading import model_config
 from mask2former.inference.pictures import find_pictures
-from mask2former.inference.result_files import plan_outputs, plan_video_output
+from mask2former.inference.result_files import plan_outputs, plan_video_outputs
 from mask2former.inference.runs import complain, save_pictures, save_video
 from mask2former.inference.video import VideoWriter, frame_rate, open_video
 
@@ -124,7 +124,7 @@ def _plan_video(args: argparse.Namespace) -> Callable[..., bool]:
     if not args.output:
         return partial(show_video, video=video)
     name = "webcam" if args.webcam else args.video_input
-    writer = VideoWriter(plan_video_output(Path(name), Path(args.output)), frame_rate(video))
+    writer = VideoWriter(plan_video_outputs([Path(name)], Path(args.output))[0], frame_rate(video))
     return partial(save_video, video=video, writer=writer)
 
 

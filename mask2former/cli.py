@@ -19,7 +19,7 @@ from mask2former.inference.convert import FORMATS, convert_weights
 from mask2former.inference.exporting import add_export_arguments, check_export_arguments, export_model
 from mask2former.inference.loading import model_config
 from mask2former.inference.pictures import find_pictures
-from mask2former.inference.result_files import make_folder, plan_outputs, plan_video_output
+from mask2former.inference.result_files import make_folder, plan_outputs, plan_video_outputs
 from mask2former.inference.runs import complain, save_pictures, save_video
 from mask2former.inference.video import VideoWriter, frame_rate, is_video, open_video
 from mask2former.own_data.command import (
@@ -152,8 +152,11 @@ def _predict(args: argparse.Namespace) -> int:
         complain(complaint)
     # What is wrong with the output is told before the model is loaded.
     planned = [files.drawing for files in plan_outputs(pictures, output)]
-    films = [plan_video_output(Path(given), output) for given in videos]
-    for folder in {path.parent for path in (*planned, *films)}:
+    films = plan_video_outputs([Path(given) for given in videos], output)
+    folders = {path.parent for path in (*planned, *films)}
+    if folders & set(films):
+        raise ValueError(f"{output} is one file, but there are pictures and a video; give a folder as --output")
+    for folder in folders:
         make_folder(folder)
     opened = [open_video(video) for video in videos]
     writers = [VideoWriter(path, frame_rate(video)) for path, video in zip(films, opened, strict=True)]

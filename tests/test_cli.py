@@ -53,6 +53,31 @@ class TestPredict:
         assert run(tmp_path / "clip.avi", "--output", tmp_path / "out", "--batch-size", 2) == 0
         assert len(list(read_frames(open_video(str(tmp_path / "out" / "clip.mp4"))))) == 3
 
+    def test_videos_of_one_name_do_not_overwrite_each_other(
+        self,
+        run: Callable[..., int],
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        picture: np.ndarray,  # noqa: F811
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        videos = [tmp_path / "first/clip.avi", tmp_path / "second/clip.mp4"]
+        for number, video in enumerate(videos, 1):
+            with VideoWriter(video, 10) as writer:
+                for _ in range(number):
+                    writer.write(picture)
+        assert run(*videos, "--output", tmp_path / "out") == 0
+        for number, name in enumerate(("clip.mp4", "clip_2.mp4"), 1):
+            assert len(list(read_frames(open_video(str(tmp_path / "out" / name))))) == number
+        capsys.readouterr()
+        for inputs, output, message in (
+            (videos, "one.avi", "one.avi is one file, but there are 2 videos"),
+            ([save("a.png"), videos[0]], "one.avi", "one.avi is one file, but there are pictures and a video"),
+            (videos, "second", "second/clip.mp4 would be overwritten by a result"),
+        ):
+            assert run(*inputs, "--output", tmp_path / output) == 1
+            assert message in capsys.readouterr().err
+
     def test_an_exported_file_without_its_package(
         self,
         save: Save,  # noqa: F811

@@ -21,7 +21,7 @@ __all__ = [
     "id_map",
     "make_folder",
     "plan_outputs",
-    "plan_video_output",
+    "plan_video_outputs",
     "save_results",
     "write_image",
 ]
@@ -107,16 +107,34 @@ def make_folder(folder: Path) -> None:
         raise OSError(f"{folder}: nothing may be written into this folder; choose another one for results")
 
 
-def plan_video_output(video: Path, output: Path) -> Path:
-    """The file to write: ``output`` itself, or ``<name of the video>.mp4`` in it where it is a folder.
+def plan_video_outputs(videos: Sequence[Path], output: Path) -> list[Path]:
+    """Choose the files to write.
+
+    Args:
+        videos: files.
+        output: a folder, which gets ``<name of the video>.mp4``; or, for a single video, the file.
+
+    Returns:
+        The file of each video. Names that would clash get a number.
 
     Raises:
-        ValueError: that would overwrite the video that is to be read.
+        ValueError: a result would overwrite a video that is to be read, or several are to go to one file.
     """
-    path = output if output.suffix and not output.is_dir() else output / f"{video.stem}.mp4"
-    if path.resolve() == video.resolve():
-        raise ValueError(f"{path} would be overwritten by its own result; choose another --output")
-    return path
+    is_file = bool(output.suffix) and not output.is_dir()
+    if is_file and len(videos) > 1:
+        raise ValueError(f"{output} is one file, but there are {len(videos)} videos; give a folder as --output")
+    planned: list[Path] = []
+    for video in videos:
+        wanted = path = output if is_file else output / f"{video.stem}.mp4"
+        number = 1
+        while path in planned:
+            number += 1
+            path = wanted.with_stem(f"{wanted.stem}_{number}")
+        planned.append(path)
+    overwritten = {path.resolve() for path in planned} & {path.resolve() for path in videos}
+    if overwritten:
+        raise ValueError(f"{min(overwritten)} would be overwritten by a result; choose another --output")
+    return planned
 
 
 def save_results(

@@ -6,7 +6,7 @@ from PIL import Image
 
 from ..label_map import unflipped
 
-__all__ = ["PadToMultiple", "QuarterTurn", "RandomQuarterTurn", "ResizeAndCrop", "ResizeByFactor"]
+__all__ = ["PadToMultiple", "QuarterTurn", "RandomQuarterTurn", "ResizeAndCrop", "ResizeByFactor", "ResizeShortestEdge"]
 
 
 class QuarterTurn(T.Transform):
@@ -59,6 +59,16 @@ class ResizeByFactor(T.Augmentation):
         height, width = image.shape[:2]
         scale = np.random.uniform(self.min_scale, self.max_scale)
         return T.ResizeTransform(height, width, max(round(height * scale), 1), max(round(width * scale), 1))
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, but that an image keeps a pixel however narrow it is."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        resize = super().get_transform(image)
+        if isinstance(resize, T.ResizeTransform):  # which it is not where the size is 0, "leave it alone"
+            resize.new_h, resize.new_w = max(resize.new_h, 1), max(resize.new_w, 1)
+        return resize
 
 
 class PadToMultiple(T.Augmentation):
