@@ -151,6 +151,10 @@ def test_narrow_images_keep_a_pixel(cfg: CfgNode, shape: tuple[int, int]) -> Non
     image = T.AugInput(np.zeros((*shape, 3), np.uint8))
     T.AugmentationList(build_test_augmentations(cfg))(image)
     assert sorted(image.image.shape[:2]) == [1, 128]
+    cfg.INPUT.IMAGE_SIZE = 64
+    image = T.AugInput(np.zeros((*shape, 3), np.uint8))
+    T.AugmentationList(build_lsj_recipe(cfg))(image)
+    assert image.image.shape == (64, 64, 3)
 
 
 def test_values_that_do_not_exist(cfg: CfgNode) -> None:
