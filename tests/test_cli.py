@@ -236,6 +236,14 @@ class TestConvert:
         assert loaded["backbone.num_batches_tracked"] == 7
         assert (tmp_path / "b.pth").stat().st_size < 0.7 * (tmp_path / "a.pth").stat().st_size
 
+    def test_folders_of_the_target_are_made(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        torch.save({"model": {"sem_seg_head.a": torch.ones(1)}}, tmp_path / "a.pth")
+        target = tmp_path / "one/two/b.pth"
+        assert cli.main(["convert", str(tmp_path / "a.pth"), str(target)]) == 0
+        assert target.is_file()
+        assert cli.main(["convert", str(tmp_path / "a.pth"), str(target / "c.pth")]) == 1
+        assert capsys.readouterr().err.startswith("error: ")
+
     def test_older_names_become_todays(self, tmp_path: Path) -> None:
         old = {
             "sem_seg_head.predictor.static_query.weight": torch.ones(2),
