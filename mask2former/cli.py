@@ -11,6 +11,7 @@ from detectron2.engine import default_argument_parser
 
 from mask2former.api import load
 from mask2former.engine.browse import browse, for_data_sets
+from mask2former.engine.launch import check_num_gpus
 from mask2former.engine.run import run
 from mask2former.engine.setup import load_config
 from mask2former.inference import Segmenter
@@ -198,6 +199,7 @@ def _check_without_data(args: argparse.Namespace) -> int:
         check_needs_data(args)
     if not args.config_file:
         raise ValueError("say what to run: --config-file FILE" + ("" if args.eval_only else ", or --data PATH") + ".")
+    check_num_gpus(args.num_gpus)
     load_config(args.config_file, args.opts)
     return 0
 

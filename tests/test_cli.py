@@ -188,6 +188,7 @@ class TestTrainAndEval:
             (["--config-file", "a.yaml", "SOLVER.MAXITER", "5"], "Non-existent key: SOLVER.MAXITER"),
             (["--config-file", "a.yaml", "SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),
             (["--config-file", "a.yaml", "SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
+            (["--config-file", "a.yaml", "--num-gpus", "0"], "--num-gpus is 0; expected at least 1"),
             (["--config-file", "a.yaml"], "there is no file nowhere.pth"),
         ],
     )

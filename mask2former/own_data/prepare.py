@@ -21,6 +21,7 @@ __all__ = ["CONFIG_FILE", "INSPECTION_FILE", "prepare_output"]
 CONFIG_FILE = "own_data.yaml"
 INSPECTION_FILE = "inspection.json"
 _BASE_FILE = "base.yaml"
+_AT_LEAST_1 = ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "INPUT.IMAGE_SIZE")
 _HEADER = (
     "Written by `mask2former train --data`, which chose these settings; change them as you like. This trains the same "
     "again: python train_net.py --config-file {path}"
@@ -81,6 +82,8 @@ def _read_opts(cfg: CfgNode, opts: Sequence[str]) -> dict[str, Any]:
         for part in key.split("."):
             node = node[part]
         values[key] = list(node) if isinstance(node, tuple) else node
+        if key in _AT_LEAST_1 and node < 1:
+            raise ValueError(f"{key} is {node}, expected at least 1.")
     return values
 
 
