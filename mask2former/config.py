@@ -271,7 +271,7 @@ def _add_solver_keys(cfg: CN) -> None:
     # Weight decay of nn.Embedding, the queries among them (official).
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # Autocast type when SOLVER.AMP.ENABLED: "float16" (with loss scaling), "bfloat16", or "auto": float16 on a GPU, as
-    # in the official release, and bfloat16 on a CPU.
+    # in the official release; on a CPU bfloat16 if it has units for it, else float32.
     cfg.SOLVER.AMP.DTYPE = "auto"
     # Micro-batches of IMS_PER_BATCH / this many images whose gradients are added before one step.
     cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS = 1

@@ -12,6 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from mask2former.engine.mixed_precision import amp_dtype
 from mask2former.engine.sharding import shard
 
 __all__ = ["GradientSync", "parallelize"]
@@ -57,8 +58,11 @@ def parallelize(cfg: CfgNode, model: nn.Module) -> nn.Module:
 def _dtype(key: str, name: str, cfg: CfgNode) -> torch.dtype | None:
     if name not in ("float32", "bfloat16"):
         raise ValueError(f"SOLVER.FSDP.{key} is {name!r}; expected 'float32' or 'bfloat16'.")
-    if key == "PARAM_DTYPE" and name == "bfloat16" and not cfg.SOLVER.AMP.ENABLED:
-        raise ValueError("SOLVER.FSDP.PARAM_DTYPE is 'bfloat16', which needs SOLVER.AMP.ENABLED True: set it too.")
+    if key == "PARAM_DTYPE" and name == "bfloat16" and amp_dtype(cfg) is None:
+        raise ValueError(
+            "SOLVER.FSDP.PARAM_DTYPE is 'bfloat16', which needs SOLVER.AMP.ENABLED True (and SOLVER.AMP.DTYPE bfloat16 "
+            "on a CPU that has no units for it): set them too."
+        )
     return None if name == "float32" else torch.bfloat16
 
 

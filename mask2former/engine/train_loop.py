@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -16,27 +15,7 @@ from mask2former.engine.parallel import GradientSync
 from mask2former.engine.sharding import local_part, scatter_optimizer
 from mask2former.engine.skipped_steps import NormStatistics, SkippedSteps, StepReport
 
-__all__ = ["StepTrainer", "amp_dtype"]
-
-_AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """Read the autocast type from ``SOLVER.AMP``; None trains in float32.
-
-    Raises:
-        ValueError: if the type is unknown, or float16 is asked for on a CPU.
-    """
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    name, on_gpu = cfg.SOLVER.AMP.DTYPE, cfg.MODEL.DEVICE.startswith("cuda")
-    if name == "auto":
-        name = "float16" if on_gpu else "bfloat16"
-    if name not in _AMP_DTYPES:
-        raise ValueError(f"SOLVER.AMP.DTYPE is {name!r}; expected 'auto' or one of {sorted(_AMP_DTYPES)}.")
-    if name == "float16" and not on_gpu:
-        raise ValueError("SOLVER.AMP.DTYPE float16 trains on a GPU only; use 'bfloat16' or 'auto' on a CPU.")
-    return _AMP_DTYPES[name]
+__all__ = ["StepTrainer"]
 
 
 class StepTrainer(SimpleTrainer):

@@ -24,13 +24,14 @@ from mask2former.engine.hooks import (
     SeedEachStep,
     TrainingStopped,
 )
+from mask2former.engine.mixed_precision import amp_dtype
 from mask2former.engine.optimizer import build_lr_scheduler, build_optimizer
 from mask2former.engine.parallel import parallelize
 from mask2former.engine.prediction_images import PredictionImages
 from mask2former.engine.random_state import derive_seed, seed_all
 from mask2former.engine.sharding import unsharded
 from mask2former.engine.test_time_augmentation import SegmentorWithTTA
-from mask2former.engine.train_loop import StepTrainer, amp_dtype
+from mask2former.engine.train_loop import StepTrainer
 from mask2former.engine.wandb_logger import WandbLogger
 from mask2former.evaluation import build_evaluator
 

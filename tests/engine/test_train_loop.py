@@ -6,7 +6,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from mask2former.engine.train_loop import StepTrainer, amp_dtype
+from mask2former.engine.train_loop import StepTrainer
 
 
 class Regression(nn.Module):
@@ -210,35 +210,6 @@ def test_an_infinite_loss_without_a_broken_gradient_is_skipped_too():
             trainer.run_step()
         assert trainer.skipped_steps.total == trainer.skipped_steps.in_a_row == 1
         assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype", "expected"),
-    [
-        ("cpu", "auto", torch.bfloat16),
-        ("cpu", "bfloat16", torch.bfloat16),
-        ("cuda:0", "auto", torch.float16),
-        ("cuda", "float16", torch.float16),
-        ("cuda", "bfloat16", torch.bfloat16),
-    ],
-)
-def test_amp_dtype(toy_config, monkeypatch, device, dtype, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    cfg = toy_config(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE=dtype, MODEL__DEVICE=device)
-
-    assert amp_dtype(cfg) == expected
-
-
-def test_amp_is_off_by_default(toy_config):
-    assert amp_dtype(toy_config()) is None
-
-
-@pytest.mark.parametrize(
-    ("dtype", "message"), [("float16", "on a GPU only.*'bfloat16'"), ("int8", "'int8'; expected 'auto'")]
-)
-def test_impossible_amp_types_are_errors(toy_config, dtype, message):
-    with pytest.raises(ValueError, match=message):
-        amp_dtype(toy_config(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE=dtype))
 
 
 def test_state_survives_a_round_trip():

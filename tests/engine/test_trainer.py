@@ -87,7 +87,7 @@ def test_a_run_without_a_seed_resumes_with_the_one_it_drew(toy_config, caplog):
 
 
 def test_bfloat16_training_resumes_too(toy_config, tmp_path):
-    changes = {"SOLVER__AMP__ENABLED": True, "SOLVER__CHECKPOINT_PERIOD": 4}
+    changes = {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "bfloat16", "SOLVER__CHECKPOINT_PERIOD": 4}
     whole = train(toy_config(OUTPUT_DIR=tmp_path / "whole", **changes))
     cfg = toy_config(**changes)
     train(cfg, stop_after=4)

@@ -286,6 +286,7 @@ MASK_FORMER = {
     "INPUT__DATASET_MAPPER_NAME": "mask_former_instance",
     "INPUT__SIZE_DIVISIBILITY": 32,
     "SOLVER__AMP__ENABLED": True,
+    "SOLVER__AMP__DTYPE": "bfloat16",
     "SOLVER__BASE_LR": 0.0001,
     "SOLVER__MAX_ITER": 4,
 }

@@ -167,7 +167,8 @@ def toy_plain_resumes_sharded(folder: Path) -> dict[str, Any]:
 
 @scenario
 def toy_sharded_with_bfloat16(folder: Path) -> dict[str, Any]:
-    return train_toy(folder, SOLVER__AMP__ENABLED=True, SOLVER__FSDP__PARAM_DTYPE="bfloat16", **SHARDED)
+    amp = {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "bfloat16"}
+    return train_toy(folder, SOLVER__FSDP__PARAM_DTYPE="bfloat16", **amp, **SHARDED)
 
 
 @scenario

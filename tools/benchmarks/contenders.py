@@ -99,7 +99,7 @@ def add_arguments(
         choices=["all", *contenders],
         default=default,
         metavar="NAME",
-        help=f"all, or of {contenders} (default: %(default)s)",
+        help=f"all (that the processor has units for), or of {contenders} (default: %(default)s)",
     )
     parser.add_argument("--backbone", choices=list(BACKBONES), default="r50", help="(default: %(default)s)")
     parser.add_argument("--size", nargs=2, type=int, default=size, metavar=("HEIGHT", "WIDTH"))
@@ -116,8 +116,13 @@ def add_arguments(
 
 def start(script: str, known: Sequence[str], arguments: argparse.Namespace) -> dict[str, Contender]:
     """Start the contenders that are asked for, each as this script with this command line and ``--serve NAME``."""
+    from mask2former.modeling.optimize import cpu_has_bfloat16
+
     environment = {"OMP_NUM_THREADS": str(arguments.threads), **ALLOCATORS[arguments.allocator]}
     names = known if "all" in arguments.contenders else arguments.contenders
+    if "all" in arguments.contenders and arguments.device == "cpu" and not cpu_has_bfloat16():
+        print("without bfloat16, for which this processor has no units; name such a contender to time it all the same")
+        names = [name for name in known if "bfloat16" not in name]
     return {name: Contender(script, [*sys.argv[1:], "--serve", name], environment) for name in names}
 
 

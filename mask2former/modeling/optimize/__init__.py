@@ -1,7 +1,14 @@
 """A trained model made faster without other results: what is done, and the switches for it."""
 
+from .bfloat16 import cpu_has_bfloat16
 from .build import prepare_for_inference
 from .memory import keep_freed_memory, keep_freed_memory_of_program
 from .network import optimize_for_inference
 
-__all__ = ["keep_freed_memory", "keep_freed_memory_of_program", "optimize_for_inference", "prepare_for_inference"]
+__all__ = [
+    "cpu_has_bfloat16",
+    "keep_freed_memory",
+    "keep_freed_memory_of_program",
+    "optimize_for_inference",
+    "prepare_for_inference",
+]

@@ -1,6 +1,7 @@
 """From a trained model to one that gives the same results sooner."""
 
 import copy
+import logging
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -9,10 +10,13 @@ from torch import Tensor, nn
 
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
+from .bfloat16 import cpu_has_bfloat16
 from .mask_features import fold_mask_features
 from .positions import keep_position_encodings
 
 __all__ = ["Compile", "Dtype", "optimize_for_inference"]
+
+_logger = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "bfloat16"]
 Compile = Literal["none", "default", "reduce-overhead"]
@@ -71,6 +75,11 @@ def _check(model: nn.Module, dtype: str, compile_mode: str) -> None:
         raise ValueError(
             f"MODEL.INFERENCE.COMPILE is 'reduce-overhead', which records CUDA graphs, but the model is on "
             f"{model.device.type!r}; choose 'default', or MODEL.DEVICE 'cuda'."
+        )
+    if dtype == "bfloat16" and model.device.type == "cpu" and not cpu_has_bfloat16():
+        _logger.warning(
+            "MODEL.INFERENCE.DTYPE is 'bfloat16', for which this processor has no units: images take ten times as long "
+            "as in float32, or more."
         )
 
 

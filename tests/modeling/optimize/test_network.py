@@ -87,6 +87,19 @@ def test_given_model_stays_as_it_is(tiny_cfg: CfgNode) -> None:
     assert fast.sem_seg_head.predictor.query_feat.weight is model.sem_seg_head.predictor.query_feat.weight
 
 
+@pytest.mark.parametrize(("has_units", "warned"), [(True, False), (False, True)])
+def test_bfloat16_without_units_is_told_to_be_slow(
+    tiny_cfg: CfgNode,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    has_units: bool,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_units})
+    optimize_for_inference(build(tiny_cfg), dtype="bfloat16")
+    assert ("has no units" in caplog.text) is warned
+
+
 def test_bfloat16_is_close(tiny_cfg: CfgNode) -> None:
     model = build(tiny_cfg)
     images = image()
