@@ -16,6 +16,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from mask2former.engine.config_files import merge_opts
 from mask2former.export import is_exported
 from mask2former.inference import InstanceResult, PanopticResult, PanopticSegment, Result, Segmenter, SemanticResult
 from mask2former.inference.exported import open_exported
@@ -89,7 +90,7 @@ def load(
         return Segmenter(model_config(model, weights, options))
     cfg = model.clone()
     cfg.defrost()
-    cfg.merge_from_list([*([] if weights is None else ["MODEL.WEIGHTS", str(weights)]), *options])
+    merge_opts(cfg, [*([] if weights is None else ["MODEL.WEIGHTS", str(weights)]), *options])
     cfg.freeze()
     return Segmenter(cfg)
 

@@ -53,6 +53,31 @@ class TestPredict:
         assert run(tmp_path / "clip.avi", "--output", tmp_path / "out", "--batch-size", 2) == 0
         assert len(list(read_frames(open_video(str(tmp_path / "out" / "clip.mp4"))))) == 3
 
+    def test_videos_of_one_name_do_not_overwrite_each_other(
+        self,
+        run: Callable[..., int],
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        picture: np.ndarray,  # noqa: F811
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        videos = [tmp_path / "first/clip.avi", tmp_path / "second/clip.mp4"]
+        for number, video in enumerate(videos, 1):
+            with VideoWriter(video, 10) as writer:
+                for _ in range(number):
+                    writer.write(picture)
+        assert run(*videos, "--output", tmp_path / "out") == 0
+        for number, name in enumerate(("clip.mp4", "clip_2.mp4"), 1):
+            assert len(list(read_frames(open_video(str(tmp_path / "out" / name))))) == number
+        capsys.readouterr()
+        for inputs, output, message in (
+            (videos, "one.avi", "one.avi is one file, but there are 2 videos"),
+            ([save("a.png"), videos[0]], "one.avi", "one.avi is one file, but there are pictures and a video"),
+            (videos, "second", "second/clip.mp4 would be overwritten by a result"),
+        ):
+            assert run(*inputs, "--output", tmp_path / output) == 1
+            assert message in capsys.readouterr().err
+
     def test_an_exported_file_without_its_package(
         self,
         save: Save,  # noqa: F811
@@ -84,8 +109,9 @@ class TestPredict:
             (["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
             (["--threshold", "3"], "threshold is 3.0, expected 0 to 1"),
             (["--opts", "INPUT.FORMAT", "YUV"], 'INPUT.FORMAT is "YUV"'),
-            (["--opts", "INPUT.FORMATS", "RGB"], "Non-existent key: INPUT.FORMATS"),
-            (["--opts", "INPUT.FORMAT"], "odd length"),
+            (["--opts", "INPUT.FORMATS", "YUV"], "Non-existent key: INPUT.FORMATS"),
+            (["--opts", "INPUT.FORMAT"], "INPUT.FORMAT has no value"),
+            (["--device", "gpu"], "MODEL.DEVICE is 'gpu', expected"),
         ],
     )
     def test_errors_have_one_line(
@@ -103,34 +129,89 @@ class TestPredict:
         assert line.startswith("error: ")
         assert message in line
 
-    @pytest.mark.parametrize("output", ["taken/out", "taken/out.png"])
-    def test_a_result_that_cannot_be_written(
+    @pytest.mark.parametrize("kind", ["picture", "video"])
+    def test_output_that_cannot_be_a_folder_is_told_before_the_model_is_loaded(
         self,
         run: Callable[..., int],
         save: Save,  # noqa: F811
         tmp_path: Path,
+        picture: np.ndarray,  # noqa: F811
+        monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
-        output: str,
+        kind: str,
     ) -> None:
-        (tmp_path / "taken").touch()
-        assert run(save("a.png"), "--output", tmp_path / output) == 1
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ")
-        assert str(tmp_path / "taken") in line
+        with VideoWriter(tmp_path / "clip.avi", 10) as writer:
+            writer.write(picture)
+        monkeypatch.setattr(cli.common, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+        (tmp_path / "notes").write_text("a file")
+        given = save("a.png") if kind == "picture" else tmp_path / "clip.avi"
+        for output in (tmp_path / "notes", tmp_path / "notes/below"):
+            assert run(given, "--output", output) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"error: {output}: cannot be made a folder for results")
+
+    def test_a_full_disk_has_one_line(
+        self,
+        run: Callable[..., int],
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        given = save("a.png")
+        monkeypatch.setattr(cv2, "imwrite", lambda *_: False)
+        assert run(given, "--output", tmp_path / "out") == 1
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'out' / 'a.png'}: cannot be written")
 
 
 class TestTrainAndEval:
     @pytest.mark.parametrize(("command", "eval_only"), [("train", False), ("eval", True)])
     def test_arguments_are_those_of_train_net(
-        self, command: str, eval_only: bool, monkeypatch: pytest.MonkeyPatch
+        self, command: str, eval_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
         monkeypatch.setattr(cli.train, "run", seen.append)
-        words = [command, "--config-file", "a.yaml", "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "5"]
+        file = tmp_path / "a.yaml"
+        file.write_text("SEED: 3")
+        words = [command, "--config-file", str(file), "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "5"]
         assert cli.main(words) == 0
         (args,) = seen
-        assert (args.config_file, args.num_gpus, args.resume, args.eval_only) == ("a.yaml", 2, True, eval_only)
+        assert (args.config_file, args.num_gpus, args.resume, args.eval_only) == (str(file), 2, True, eval_only)
         assert args.opts == ["SOLVER.MAX_ITER", "5"]
+
+    @pytest.mark.parametrize("command", ["train", "eval"])
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ([], "say what to run: --config-file FILE"),
+            (["--config-file", "nowhere.yaml"], "nowhere.yaml"),
+            (["--config-file", "a.yaml", "SOLVER.MAXITER", "5"], "Non-existent key: SOLVER.MAXITER"),
+            (["--config-file", "a.yaml", "SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),
+            (["--config-file", "a.yaml", "SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
+            (["--config-file", "a.yaml", "--num-gpus", "0"], "--num-gpus is 0; expected at least 1"),
+            (["--config-file", "a.yaml"], "there is no file nowhere.pth"),
+        ],
+    )
+    def test_wrong_configurations_have_one_line(
+        self,
+        command: str,
+        words: list[str],
+        message: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+
+        def find_weights(_: object) -> None:
+            raise FileNotFoundError("there is no file nowhere.pth")
+
+        monkeypatch.setattr(cli.train, "run", find_weights)
+        (tmp_path / "a.yaml").write_text("SEED: 3")
+        assert cli.main([command, *words]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
 
 
 class TestConvert:
@@ -155,6 +236,14 @@ class TestConvert:
         assert torch.equal(loaded["sem_seg_head.predictor.a"], tensors["sem_seg_head.predictor.a"].half())
         assert loaded["backbone.num_batches_tracked"] == 7
         assert (tmp_path / "b.pth").stat().st_size < 0.7 * (tmp_path / "a.pth").stat().st_size
+
+    def test_folders_of_the_target_are_made(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        torch.save({"model": {"sem_seg_head.a": torch.ones(1)}}, tmp_path / "a.pth")
+        target = tmp_path / "one/two/b.pth"
+        assert cli.main(["convert", str(tmp_path / "a.pth"), str(target)]) == 0
+        assert target.is_file()
+        assert cli.main(["convert", str(tmp_path / "a.pth"), str(target / "c.pth")]) == 1
+        assert capsys.readouterr().err.startswith("error: ")
 
     def test_older_names_become_todays(self, tmp_path: Path) -> None:
         old = {

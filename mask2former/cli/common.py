@@ -15,7 +15,7 @@ __all__ = ["DATA_ERRORS", "Commands", "add_model_arguments", "complaining", "loa
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Run = Callable[[argparse.Namespace], int]
 # Of data and settings: all that is wrong with them, and that needs no traceback.
-DATA_ERRORS = (OSError, ValueError, KeyError, AssertionError)
+DATA_ERRORS = (OSError, ValueError, KeyError)
 
 
 def complaining(*errors: type[Exception]) -> Callable[[Run], Run]:

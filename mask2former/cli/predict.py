@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mask2former.cli.common import Commands, add_model_arguments, complaining, load_model
 from mask2former.inference.pictures import find_pictures
-from mask2former.inference.result_files import plan_outputs, plan_video_outputs
+from mask2former.inference.result_files import make_folder, plan_outputs, plan_video_outputs
 from mask2former.inference.runs import complain, save_pictures, save_video
 from mask2former.inference.video import VideoWriter, frame_rate, is_video, open_video
 
@@ -41,11 +41,16 @@ def _predict(args: argparse.Namespace) -> int:
     pictures, complaints = find_pictures([given for given in args.input if given not in videos])
     for complaint in complaints:
         complain(complaint)
-    if pictures:
-        plan_outputs(pictures, output)  # complains before the model is loaded
+    # What is wrong with the output is told before the model is loaded.
+    planned = [files.drawing for files in plan_outputs(pictures, output)]
+    films = plan_video_outputs([Path(video) for video in videos], output)
+    folders = {path.parent for path in (*planned, *films)}
+    if folders & set(films):
+        raise ValueError(f"{output} is one file, but there are pictures and a video; give a folder as --output")
+    for folder in folders:
+        make_folder(folder)
     opened = [open_video(video) for video in videos]
-    paths = plan_video_outputs([Path(video) for video in videos], output)
-    writers = [VideoWriter(path, frame_rate(video)) for path, video in zip(paths, opened, strict=True)]
+    writers = [VideoWriter(path, frame_rate(video)) for path, video in zip(films, opened, strict=True)]
     model = load_model(args)
     model.check_options(**options)
     done = not complaints

@@ -5,7 +5,9 @@ import argparse
 from detectron2.engine import default_argument_parser
 
 from mask2former.cli.common import DATA_ERRORS, Commands, complaining
+from mask2former.engine.launch import check_num_gpus
 from mask2former.engine.run import run
+from mask2former.engine.setup import load_config
 from mask2former.own_data.command import (
     add_data_arguments,
     add_training_arguments,
@@ -44,8 +46,13 @@ def _train(args: argparse.Namespace) -> int:
             return failed
         train_and_report(args)
         return 0
-    if not args.eval_only and (failed := _check_needs_data(args)):
+    if failed := _check_without_data(args):
         return failed
+    return _run(args)
+
+
+@complaining(FileNotFoundError)  # weights and data; what else goes wrong needs its traceback
+def _run(args: argparse.Namespace) -> int:
     run(args)
     return 0
 
@@ -55,7 +62,12 @@ def _prepare_training(args: argparse.Namespace) -> int:
     return prepare_training(args)
 
 
-@complaining(ValueError)
-def _check_needs_data(args: argparse.Namespace) -> int:
-    check_needs_data(args)
+@complaining(OSError, ValueError)
+def _check_without_data(args: argparse.Namespace) -> int:
+    if not args.eval_only:
+        check_needs_data(args)
+    if not args.config_file:
+        raise ValueError("say what to run: --config-file FILE" + ("" if args.eval_only else ", or --data PATH") + ".")
+    check_num_gpus(args.num_gpus)
+    load_config(args.config_file, args.opts)
     return 0

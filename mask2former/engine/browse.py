@@ -33,7 +33,12 @@ def browse(
 
     Returns:
         Whether all could be read; what is wrong with the others is told in one line each on stderr.
+
+    Raises:
+        ValueError: ``number`` is below 1.
     """
+    if number < 1:
+        raise ValueError(f"--number is {number}, expected at least 1.")
     errors: list[Exception] = []
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     examples = draw_examples(cfg, number, seed, augment, errors.append)

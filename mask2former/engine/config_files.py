@@ -1,11 +1,13 @@
 """Reading YAML configurations as data: nothing in a file is run."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
 
-__all__ = ["merge_yaml"]
+__all__ = ["merge_opts", "merge_yaml"]
 
 # The one expression in official configurations, sizes to train at: "[int(x * 0.1 * 1024) for x in range(5, 21)]"
 _MULTIPLES = re.compile(r"\[int\(x \* (\d+\.\d+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]")
@@ -30,8 +32,26 @@ def merge_yaml(cfg: CfgNode, config_file: str) -> None:
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as e:  # of the YAML reader, and of CfgNode, which knows KeyError, ValueError and AssertionError
-        reason = e.args[0] if isinstance(e, KeyError) and e.args else e
-        raise ValueError(f"{config_file} (or its _BASE_) is no configuration: {reason or type(e).__name__}") from e
+        raise ValueError(f"{config_file} (or its _BASE_) is no configuration: {_reason(e)}") from e
+
+
+def merge_opts(cfg: CfgNode, opts: Sequence[Any]) -> None:
+    """Merge ``KEY VALUE`` pairs, as at the end of a command line, into ``cfg``.
+
+    Raises:
+        ValueError: if a key is none or has no value, or a value is of another kind than the key's.
+    """
+    if len(opts) % 2:
+        raise ValueError(f"{opts[-1]} has no value; keys of the configuration come in pairs, as KEY VALUE.")
+    try:
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, KeyError, ValueError) as e:
+        raise ValueError(f"{_reason(e)} (docs/configuration.md lists the keys)") from e
+
+
+def _reason(error: Exception) -> object:
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return str(message) or type(error).__name__
 
 
 def _construct_multiples(loader: yaml.SafeLoader, node: yaml.Node) -> list[int]:

@@ -11,7 +11,9 @@ import torch.multiprocessing as mp
 from detectron2.engine import launch as launch_on_gpus
 from detectron2.utils import comm
 
-__all__ = ["launch"]
+__all__ = ["check_num_gpus", "launch"]
+
+_TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}  # in the environment of its processes
 
 
 def launch(
@@ -31,17 +33,27 @@ def launch(
         ValueError: if there are fewer GPUs than asked for, no process is asked for, or several machines have no
             ``dist_url`` in common.
     """
-    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+    if _TORCHRUN.issubset(os.environ):
         _join_torchrun(main, args)
         return
-    if num_gpus_per_machine < 1:
-        raise ValueError(f"--num-gpus is {num_gpus_per_machine}; expected at least 1 (also on a machine without GPUs).")
+    check_num_gpus(num_gpus_per_machine)
     if not torch.cuda.is_available():
         _launch_on_cpu(main, num_gpus_per_machine, num_machines, machine_rank, dist_url, args)
         return
-    if num_gpus_per_machine > torch.cuda.device_count():
-        raise ValueError(f"--num-gpus is {num_gpus_per_machine} but this machine has {torch.cuda.device_count()}.")
     launch_on_gpus(main, num_gpus_per_machine, num_machines, machine_rank, dist_url, args)
+
+
+def check_num_gpus(number: int) -> None:
+    """Raise ValueError if ``--num-gpus`` asks for no process, or for more GPUs than this machine has.
+
+    torchrun decides otherwise, and then it is ignored.
+    """
+    if _TORCHRUN.issubset(os.environ):
+        return
+    if number < 1:
+        raise ValueError(f"--num-gpus is {number}; expected at least 1 (also on a machine without GPUs).")
+    if torch.cuda.is_available() and number > torch.cuda.device_count():
+        raise ValueError(f"--num-gpus is {number} but this machine has {torch.cuda.device_count()}.")
 
 
 def _join_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> None:

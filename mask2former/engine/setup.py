@@ -12,9 +12,11 @@ from detectron2.utils.logger import setup_logger
 
 from mask2former.config import add_maskformer2_config
 from mask2former.data import register_custom_datasets
-from mask2former.engine.config_files import merge_yaml
+from mask2former.engine.config_files import merge_opts, merge_yaml
 
 __all__ = ["finish_config", "load_config", "setup"]
+
+logger = logging.getLogger(__name__)
 
 
 def load_config(config_file: str = "", opts: Sequence[str] | None = None) -> CfgNode:
@@ -29,8 +31,8 @@ def load_config(config_file: str = "", opts: Sequence[str] | None = None) -> Cfg
 
     Raises:
         FileNotFoundError: if the file is not there.
-        ValueError: if the YAML is damaged or asks to run Python code, or there or in ``opts`` is a key or a value that
-            is none.
+        ValueError: if the YAML is damaged, has a key or a value that is none, or asks to run Python code; of ``opts``;
+            or this machine does not have the device.
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)
@@ -41,27 +43,12 @@ def load_config(config_file: str = "", opts: Sequence[str] | None = None) -> Cfg
 
 def finish_config(cfg: CfgNode, opts: Sequence[str] | None = None) -> CfgNode:
     """The rest of :func:`load_config`, for a configuration that was put together otherwise; in place, and returned."""
-    _merge_pairs(cfg, opts or ())
-    if not isinstance(cfg.MODEL.DEVICE, str):
-        raise ValueError(f'MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, expected "cpu", "cuda" or "cuda:1".')
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logging.getLogger(__name__).info(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but there is no GPU: running on the CPU."
-        )
-        cfg.MODEL.DEVICE = "cpu"
+    opts = list(opts or [])
+    merge_opts(cfg, opts)
+    cfg.MODEL.DEVICE = _find_device(cfg.MODEL.DEVICE, asked_for="MODEL.DEVICE" in opts[::2])
     register_custom_datasets(cfg)
     cfg.freeze()
     return cfg
-
-
-def _merge_pairs(cfg: CfgNode, opts: Sequence[str]) -> None:
-    try:
-        cfg.merge_from_list(list(opts))
-    except (AssertionError, KeyError, ValueError) as error:
-        reason = error.args[0] if error.args else type(error).__name__
-        raise ValueError(
-            f"KEY VALUE pairs {' '.join(map(str, opts))!r} do not change the configuration: {reason}"
-        ) from error
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -75,3 +62,26 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask2former", configure_stdout=False)
     return cfg
+
+
+def _find_device(name: str, *, asked_for: bool) -> str:
+    """A device that this machine has; the CPU in place of a GPU where there is none."""
+    expected = 'expected "cpu", "cuda" or "cuda:1"'
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"MODEL.DEVICE is {name!r}, {expected}.") from error
+    if device.type != "cuda":
+        try:
+            torch.empty(0, device=device)
+        except (NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"MODEL.DEVICE is {name!r}, which PyTorch does not have here, {expected}.") from error
+        return name
+    if not torch.cuda.is_available():
+        # Configurations say "cuda" for those who have one.
+        level = logging.WARNING if asked_for else logging.INFO
+        logger.log(level, f"MODEL.DEVICE is {name!r} but there is no GPU: running on the CPU.")
+        return "cpu"
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise ValueError(f"MODEL.DEVICE is {name!r}, but this machine has {torch.cuda.device_count()} GPUs, from 0 on.")
+    return name

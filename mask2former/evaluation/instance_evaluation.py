@@ -79,6 +79,12 @@ class InstanceSegEvaluator(COCOEvaluator):
                 )
             self._results[task] = self._derive_coco_results(evaluation, task, class_names=self._class_names())
 
+    def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
+        if not predictions:  # of which Detectron2 infers that there are no masks
+            return ["bbox", "segm"]
+        tasks: list[str] = super()._tasks_from_predictions(predictions)
+        return tasks
+
     def _class_names(self) -> list[str] | None:
         """Those of the things."""
         names: list[str] | None = self._metadata.get("thing_classes")

@@ -18,8 +18,8 @@ def convert_weights(
     Args:
         source: all that :func:`~mask2former.weights.find_weights` knows; a whole Mask2Former or MaskFormer, or a ResNet
             or Swin Transformer alone. For a folder, also a model that :func:`mask2former.load` knows.
-        target: ``.pth``, ``.pkl`` or ``.safetensors``, whose folder must exist; or, with "huggingface", a folder that
-            ``from_pretrained`` loads.
+        target: ``.pth``, ``.pkl`` or ``.safetensors``; or, with "huggingface", a folder that ``from_pretrained`` loads.
+            The folders above are made.
         to: one of ``FORMATS``, see :func:`~mask2former.modeling.checkpoint_compat.convert_names`.
         config: of the source, for a folder: what ``mask2former.load`` takes as a model. None: the source's own.
         half: write floating-point weights as float16, half the size; they are float32 again when a model loads them.
@@ -29,7 +29,7 @@ def convert_weights(
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: it cannot be downloaded.
+        OSError: it cannot be downloaded, or the target cannot be written.
         ValueError: the target's form is unknown, or something has no counterpart there.
     """
     cfg = None
@@ -46,6 +46,7 @@ def convert_weights(
         weights = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     if cfg:
         return write_folder(cfg, weights, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     # The official release finds the place of a backbone's weights by their names' ends.
     more = {"matching_heuristics": True} if is_backbone(weights) and target.suffix != ".safetensors" else {}
     write_weights(weights, target, **more)

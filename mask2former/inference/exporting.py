@@ -102,6 +102,13 @@ def check_export_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--check-pictures is {args.check_pictures}, expected at least 1: no file goes unchecked")
     if args.float_layers and not args.quantize:
         raise ValueError("--float-layers are read by --quantize only")
+    if args.output.is_dir():
+        raise ValueError(f"--output {args.output} is a folder, expected the file to write")
+    if args.format == "onnx" and args.output.suffix.lower() != ".onnx":
+        raise ValueError(f"--output {args.output}: the name of an ONNX file ends in .onnx, by which it is known again")
+    for pictures in (args.images, args.calibration_images):
+        if pictures is not None and not pictures.exists():
+            raise ValueError(f"{pictures}: no such picture or folder")
 
 
 def export_model(cfg: CfgNode, args: argparse.Namespace) -> None:

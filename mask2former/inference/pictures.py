@@ -1,7 +1,8 @@
 """What people call a picture, as an array: files, folders, patterns, PIL images, arrays, tensors."""
 
 import glob
-from collections.abc import Iterable, Iterator, Sequence
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from mask2former.data.image_io import read_image, to_eight_bits
 __all__ = ["PICTURE_SUFFIXES", "Picture", "find_pictures", "is_single", "iterate_sources", "open_picture"]
 
 PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_WRONG_TYPE = (
+    "a picture has dtype {}, expected uint8 (0 to 255). Scale it to that range: floats in 0..1, for example, with "
+    "(image * 255).round().astype('uint8')."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +85,7 @@ def iterate_sources(sources: Any) -> Iterator[Any]:
         if complaints:
             raise FileNotFoundError(complaints[0])
         yield from paths
-    elif isinstance(sources, Iterable) and not isinstance(sources, bytes):
+    elif isinstance(sources, Iterable) and not isinstance(sources, bytes | Mapping | io.IOBase):
         for source in sources:
             yield from iterate_sources(source)
     else:
@@ -104,11 +109,18 @@ def open_picture(source: Any) -> Picture:
         return Picture(np.ascontiguousarray(read_image(path)), path)
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "")  # empty where it was not read from a file of a name
-        return Picture(to_eight_bits(source), Path(name) if name else None)
+        try:
+            return Picture(to_eight_bits(source), Path(name) if name else None)
+        except OSError as error:  # Pillow reads the pixels only now
+            raise ValueError(
+                f"{name or 'a PIL image'}: cannot be read ({error}); it is damaged or cut short."
+            ) from error
     if isinstance(source, torch.Tensor):
         if source.dim() != 3 or source.shape[0] not in (1, 3):
             raise ValueError(f"a tensor has shape {tuple(source.shape)}, expected (3, H, W) RGB or (1, H, W) gray.")
-        source = source.detach().cpu().numpy().transpose(1, 2, 0)
+        if source.dtype != torch.uint8:  # some have no counterpart in NumPy
+            raise ValueError(_WRONG_TYPE.format(str(source.dtype).removeprefix("torch.")))
+        source = source.cpu().numpy().transpose(1, 2, 0)
         source = source[..., 0] if source.shape[-1] == 1 else source
     if isinstance(source, np.ndarray):
         return Picture(_checked(source))
@@ -121,10 +133,7 @@ def open_picture(source: Any) -> Picture:
 def _checked(array: np.ndarray) -> np.ndarray:
     """An array of the user's as (H, W, 3) uint8 RGB."""
     if array.dtype != np.uint8:
-        raise ValueError(
-            f"a picture has dtype {array.dtype}, expected uint8 (0 to 255). Scale it to that range: floats in 0..1, "
-            "for example, with (image * 255).round().astype('uint8')."
-        )
+        raise ValueError(_WRONG_TYPE.format(array.dtype))
     if array.ndim == 2:
         array = np.repeat(array[:, :, np.newaxis], 3, axis=2)
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:

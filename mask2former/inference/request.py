@@ -4,11 +4,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
+from mask2former.data.augmentation import ResizeShortestEdge
 from mask2former.visualization import Task
 
 if TYPE_CHECKING:
@@ -72,6 +74,10 @@ class Options:
         if unknown or not tasks:
             given = f"task is {unknown[0]!r}" if unknown else "the configuration turns no task on"
             raise ValueError(f"{given}; give --task or task=: panoptic, instance or semantic.")
+        for name in ("size", "batch_size", "tile", "tile_overlap"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral | None):
+                raise ValueError(f"{name} is {value!r}, expected a whole number.")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold is {self.threshold}, expected 0 to 1.")
         if self.batch_size < 1:
@@ -91,7 +97,7 @@ def build_request(segmenter: "Segmenter", options: Options) -> Request:
     model = segmenter.model.with_outputs(tasks, object_mask_threshold=options.threshold, panoptic_scores=True)
     resize = segmenter.resize
     if options.size is not None:
-        resize = T.AugmentationList([T.ResizeShortestEdge(options.size, sys.maxsize)])
+        resize = T.AugmentationList([ResizeShortestEdge(options.size, sys.maxsize)])
     return Request(
         model=model if options.tile is None else model.with_tiles(options.tile, options.tile_overlap),
         tasks=tasks,

@@ -10,7 +10,7 @@ import numpy as np
 
 from mask2former.evaluation.run_lengths import encode_mask
 from mask2former.inference.exchange import to_coco, to_supervision
-from mask2former.inference.result_files import ResultFiles, id_map, save_results, write_image
+from mask2former.inference.result_files import ResultFiles, id_map, make_folder, save_results, write_image
 from mask2former.visualization import Task, class_name, draw_predictions
 
 __all__ = ["InstanceResult", "PanopticResult", "PanopticSegment", "Result", "SemanticResult"]
@@ -217,7 +217,7 @@ class Result:
     def write(self, files: ResultFiles, *, task: Task | None = None) -> int:
         """Write the drawing, the JSON and the ids to files that were chosen before; returns the number of segments."""
         task = self._choose(task)
-        files.drawing.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(files.drawing.parent)
         write_image(files.drawing, self.draw(task=task)[:, :, ::-1])
         name = (self.path or files.drawing).name
         return save_results(self.predictions, task, self.metadata, file_name=name, files=files)

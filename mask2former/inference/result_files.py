@@ -1,6 +1,7 @@
 """The model's result as files: a drawing, JSON, and a PNG of ids."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ __all__ = [
     "ResultFiles",
     "describe_segments",
     "id_map",
+    "make_folder",
     "plan_outputs",
     "plan_video_outputs",
     "save_results",
@@ -62,7 +64,7 @@ def plan_outputs(pictures: Sequence[Path], output: Path) -> list[ResultFiles]:
     """Choose the files to write.
 
     Args:
-        pictures: not empty.
+        pictures: files, each once.
         output: a folder; or, for a single picture, the file of its drawing (a name that ends as pictures do).
 
     Returns:
@@ -83,6 +85,22 @@ def plan_outputs(pictures: Sequence[Path], output: Path) -> list[ResultFiles]:
         planned.append(files)
     _check_none_is_read(taken, pictures)
     return planned
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, if it is not there.
+
+    Raises:
+        OSError: that cannot be done, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{folder}: cannot be made a folder for results ({error.strerror}); choose another one"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(f"{folder}: nothing may be written into this folder; choose another one for results")
 
 
 def plan_video_outputs(videos: Sequence[Path], output: Path) -> list[Path]:
@@ -120,7 +138,7 @@ def _names_like(wanted: Path, numbers: dict[Path, int]) -> Iterator[Path]:
 def _check_none_is_read(written: Iterable[Path], read: Iterable[Path]) -> None:
     overwritten = {path.resolve() for path in written} & {path.resolve() for path in read}
     if overwritten:
-        raise ValueError(f"{min(overwritten)} would be overwritten by its own result; choose another --output")
+        raise ValueError(f"{min(overwritten)} would be overwritten by a result; choose another --output")
 
 
 def save_results(

@@ -44,7 +44,9 @@ class Segmenter:
         resize: from a picture to the network's input, where :meth:`predict` is not told a size.
     """
 
-    def __init__(self, cfg: CfgNode, *, model: Any = None, metadata: Metadata | None = None) -> None:
+    def __init__(
+        self, cfg: CfgNode, *, model: Any = None, metadata: Metadata | None = None, least_side: int = 1
+    ) -> None:
         """
         Args:
             cfg: of the model; ``MODEL.WEIGHTS`` names a checkpoint of the whole model. Pictures are resized as for
@@ -52,6 +54,7 @@ class Segmenter:
                 channel order ``INPUT.FORMAT``. ``TEST.AUG.ENABLED`` turns test-time augmentation on.
             model: is taken as it is, in the place of the one that ``cfg`` describes.
             metadata: of the data set; None takes that of the first in ``cfg`` whose classes are known.
+            least_side: least height and width of a picture that the model takes, in pixels as the network sees them.
 
         Raises:
             FileNotFoundError: there are no weights.
@@ -64,6 +67,7 @@ class Segmenter:
         self.model: Any = _build(self.cfg) if model is None else model
         self.metadata = metadata_of_config(cfg) if metadata is None else metadata
         self.default_tasks = tasks_of(cfg)[:1]
+        self._least_side = least_side
         self.resize = T.AugmentationList(build_test_augmentations(cfg))
 
     @property
@@ -110,6 +114,8 @@ class Segmenter:
             TypeError: something is no picture.
         """
         request = build_request(self, Options(task, threshold, size, batch_size, tile, tile_overlap)).warn()
+        if isinstance(images, str | Path) and is_video(images):
+            raise ValueError(f"{images}: predict takes pictures in files; a video or an address is for stream().")
         if is_single(images):
             return self._segment(request, [self._prepare(request, images)])[0]
         return list(self._stream(iterate_sources(images), request, batch_size=batch_size))
@@ -188,8 +194,18 @@ class Segmenter:
         height, width = picture.image.shape[:2]
         resized = T.AugInput(_reorder(picture.image, self.cfg.INPUT.FORMAT))
         request.resize(resized)
+        self._check_side(request, picture, resized.image.shape[:2])
         image = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))  # (C, H', W')
         return picture, {"image": image, "height": height, "width": width}
+
+    def _check_side(self, request: Request, picture: Picture, seen: tuple[int, int]) -> None:
+        """Complain about a picture that is too small for the model, now that it can still be left out."""
+        tiles = getattr(request.model, "tiled_inference", None)
+        if min(seen) < self._least_side and (tiles is None or not tiles.applies_to(seen)):
+            raise ValueError(
+                f"{picture.path or 'a picture'}: the network would see {seen[0]} x {seen[1]} pixels (height x width), "
+                f"and {self.cfg.MODEL.WEIGHTS} takes {self._least_side} a side at least; enlarge it by --size or size=."
+            )
 
     @torch.inference_mode()
     def _segment(self, request: Request, batch: Sequence[tuple[Picture, dict[str, Any]]]) -> list[Result]:

@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from mask2former.data.datasets.entry import FORMATS
 from mask2former.data.datasets.formats.faults import list_faults
+from mask2former.engine.launch import check_num_gpus
 from mask2former.engine.run import run
 from mask2former.engine.wandb_logger import import_wandb
 from mask2former.own_data.base import find_base
@@ -150,6 +151,7 @@ def _check(args: argparse.Namespace, output: Path) -> None:
         raise ValueError("OUTPUT_DIR is --output here.")
     if args.wandb:
         _check_wandb()
+    check_num_gpus(args.num_gpus)
     if args.patience < 0:
         raise ValueError(f"--patience is {args.patience}, expected 0 or more evaluations.")
 

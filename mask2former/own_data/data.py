@@ -70,7 +70,7 @@ def read_own_data(given: Given, val_given: Given | None, val_fraction: float, *,
         skip_bad: Leave out what is wrong.
 
     Raises:
-        DataError: Something is wrong, and is not to be left out, or nothing is left.
+        DataError: Something is wrong, and is not to be left out, or nothing is left to learn.
         FileNotFoundError: Something is not there.
         ValueError: It is of no known format, or training and validation have different classes.
     """
@@ -93,10 +93,13 @@ def read_own_data(given: Given, val_given: Given | None, val_fraction: float, *,
         train, val = split_records(whole.records, val_fraction)
         parts = {"own_train": replace(whole, records=train), "own_val": replace(whole, records=val)}
     _check_classes(list(parts.values()))
+    inspections = {name: part.inspect() for name, part in parts.items()}
+    if inspections["own_train"].most_segments == 0:
+        raise DataError([*faults, Fault(entry["IMAGES"], "no image shows anything to learn; annotate some of them.")])
     return OwnData(
         entries={name: part.entry | ({"SKIP_BAD": True} if faults else {}) for name, part in parts.items()},
         images={name: part.names() for name, part in parts.items()},
-        inspections={name: part.inspect() for name, part in parts.items()},
+        inspections=inspections,
         panoptic="stuff_classes" in parts["own_train"].metadata,
         faults=tuple(faults),
     )

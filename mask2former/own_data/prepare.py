@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from mask2former.engine import load_config
+from mask2former.engine.config_files import merge_opts
 from mask2former.own_data.base import Base
 from mask2former.own_data.config_file import write_config
 from mask2former.own_data.data import OwnData
@@ -20,6 +21,7 @@ __all__ = ["CONFIG_FILE", "INSPECTION_FILE", "prepare_output"]
 CONFIG_FILE = "own_data.yaml"
 INSPECTION_FILE = "inspection.json"
 _BASE_FILE = "base.yaml"
+_AT_LEAST_1 = ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "INPUT.IMAGE_SIZE")
 _HEADER = (
     "Written by `mask2former train --data`, which chose these settings; change them as you like. This trains the same "
     "again: python train_net.py --config-file {path}"
@@ -43,7 +45,7 @@ def prepare_output(
         All keys that the configuration file has, those of the user and of the data included.
 
     Raises:
-        KeyError, ValueError, AssertionError: Of ``opts``: a key is unknown, or a value is wrong.
+        ValueError: Of ``opts``: a key is unknown, or a value is wrong.
     """
     given = _read_opts(base.cfg, opts)
     output.mkdir(parents=True, exist_ok=True)
@@ -73,13 +75,15 @@ def prepare_output(
 def _read_opts(cfg: CfgNode, opts: Sequence[str]) -> dict[str, Any]:
     """The keys of ``KEY VALUE`` pairs, with their values as the configuration understands them."""
     merged = cfg.clone()
-    merged.merge_from_list(list(opts))
+    merge_opts(merged, opts)
     values = {}
     for key in opts[::2]:
         node: Any = merged
         for part in key.split("."):
             node = node[part]
         values[key] = list(node) if isinstance(node, tuple) else node
+        if key in _AT_LEAST_1 and node < 1:
+            raise ValueError(f"{key} is {node}, expected at least 1.")
     return values
 
 

@@ -141,6 +141,8 @@ def _of_coco(given: Given, path: Path) -> Entry:
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
         hint = "; of Labelme's files give the folder" * (isinstance(content, dict) and "shapes" in content)
         raise ValueError(f'{path}: has no list "annotations", expected a COCO annotation file{hint}.')
+    if not content.get("images"):
+        raise ValueError(f'{path}: has no "images", expected a list of them.')
     panoptic = any(isinstance(entry, dict) and "segments_info" in entry for entry in content["annotations"])
     panoptic = panoptic if given.format is None else given.format == "coco_panoptic"
     near = _near(path)

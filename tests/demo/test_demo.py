@@ -267,7 +267,7 @@ class TestOutput:
         path = save("folder/a.png")
         before = path.read_bytes()
         assert run("--input", path, output=tmp_path / "folder") == 1
-        assert "would be overwritten by its own result; choose another --output" in capsys.readouterr().err
+        assert "would be overwritten by a result; choose another --output" in capsys.readouterr().err
         assert path.read_bytes() == before
 
     def test_that_cannot_be_written(

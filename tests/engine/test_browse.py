@@ -82,6 +82,12 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_drawn(
     assert all("is annotated with class id 2, expected 0 to 1" in line for line in errors)
 
 
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_picture(toy_config: Configure, tmp_path: Path, number: int) -> None:
+    with pytest.raises(ValueError, match=f"--number is {number}, expected at least 1"):
+        browse(toy_config(), tmp_path / "a", number=number)
+
+
 def test_other_data_sets(toy_config: Configure) -> None:
     assert for_data_sets(toy_config(), ("coco_2017_val",)).DATASETS.TRAIN == ("coco_2017_val",)
     with pytest.raises(ValueError, match=r"no data set 'coco_2017_vall'; of \d+, the closest are coco_2017_val"):

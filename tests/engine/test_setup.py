@@ -36,7 +36,23 @@ def test_without_a_gpu_the_device_is_the_cpu(monkeypatch, caplog):
         cfg = load_config(opts=["MODEL.DEVICE", "cuda"])
 
     assert cfg.MODEL.DEVICE == "cpu"
-    assert [record.message for record in caplog.records if "running on the CPU" in record.message]
+    (record,) = (record for record in caplog.records if "running on the CPU" in record.message)
+    assert record.levelno == logging.WARNING  # it was asked for, not the configuration's default
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu", "'gpu', expected"), ("mps", "which PyTorch does not have here"), ("cuda:2", "2 GPUs")],
+)
+def test_devices_that_this_machine_does_not_have(device, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has it")
+    (tmp_path / "a.yaml").write_text(f"MODEL: {{DEVICE: {device}}}")
+    with pytest.raises(ValueError, match=message):
+        load_config(str(tmp_path / "a.yaml"))
+    assert load_config(opts=["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
 
 
 def test_setup_prepares_the_output_folder_and_the_seed(tmp_path):

@@ -49,6 +49,8 @@ def test_no_prediction_at_all_is_no_crash(make_scene, run, tmp_path, evaluator):
     found = run(evaluator(scene.name, output_dir=str(tmp_path)), scene.inputs, without_instances(scene.outputs))
 
     assert all(math.isnan(found["bbox"][name]) for name in ("AP", "AP50"))
+    if evaluator is InstanceSegEvaluator:  # which the best checkpoint is chosen by
+        assert math.isnan(found["segm"]["AP"])
 
 
 @pytest.mark.parametrize("evaluator", [COCOEvaluator, InstanceSegEvaluator])

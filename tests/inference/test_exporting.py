@@ -50,7 +50,10 @@ def test_what_a_program_must_do_by_itself_is_said(
         ("tiny", ["--quantize", "dynamic", "--format", "aoti"], "--quantize makes 8-bit ONNX"),
         ("tiny", ["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
         ("coco/panoptik/R50", [], "there is no model 'coco/panoptik/R50'"),
-        ("tiny", ["--format", "torchscript", "--images", "nothing.png"], "nothing.png"),
+        ("tiny", ["--format", "torchscript", "--images", "nothing.png"], "nothing.png: no such picture or folder"),
+        ("tiny", ["--quantize", "static", "--calibration-images", "nothing"], "nothing: no such picture or folder"),
+        ("tiny", ["--output", "."], "--output . is a folder, expected the file to write"),
+        ("tiny", ["--output", "model.pth"], "the name of an ONNX file ends in .onnx"),
         ("tiny", ["--format", "torchscript", "--tolerance", "0"], "does not compute what the model computes"),
     ],
 )
@@ -63,7 +66,7 @@ def test_errors_have_one_line(
     words: list[str],
     message: str,
 ) -> None:
-    given = [str(tiny_config) if model == "tiny" else model, "--output", str(tmp_path / "m.pt")]
+    given = [str(tiny_config) if model == "tiny" else model, "--output", str(tmp_path / "m.onnx")]
     assert cli.main(["export", *given, "--images", str(picture), *words]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in line

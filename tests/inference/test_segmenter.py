@@ -1,5 +1,6 @@
 """From pictures of every kind to results: with a model whose answers are known, and with a small real one."""
 
+import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,8 +95,16 @@ class TestPictures:
                 ValueError,
                 r"tensor has shape \(4, 4, 3\), expected \(3, H, W\)",
             ),
+            (torch.zeros(3, 4, 4, dtype=torch.bfloat16), ValueError, "dtype bfloat16, expected uint8"),
+            (
+                "clip.mp4",
+                ValueError,
+                r"clip\.mp4: predict takes pictures in files; a video or an address is for stream",
+            ),
             (5.0, TypeError, "a picture is a path, .* not a float"),
             ([b"a.png"], TypeError, "not a bytes"),
+            ({"a.png": 1}, TypeError, "not a dict"),
+            (io.BytesIO(b"a.png"), TypeError, "not a BytesIO"),
         ],
     )
     def test_what_is_no_picture(
@@ -103,6 +112,12 @@ class TestPictures:
     ) -> None:
         with pytest.raises(error, match=message):
             colours.predict(source)
+
+    def test_a_damaged_picture_of_pil(self, colours: m2f.Segmenter, tmp_path: Path, rgb: np.ndarray) -> None:
+        Image.fromarray(rgb).save(tmp_path / "whole.jpg")
+        (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-100])
+        with Image.open(tmp_path / "cut.jpg") as opened, pytest.raises(ValueError, match=r"cut\.jpg: cannot be read"):
+            colours.predict(opened)
 
     def test_empty_folder(self, colours: m2f.Segmenter, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
@@ -151,6 +166,8 @@ class TestOptions:
             ({"threshold": 1.5}, r"threshold is 1\.5, expected 0 to 1"),
             ({"size": -1}, "size is -1, expected pixels"),
             ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
+            ({"size": (64, 64)}, r"size is \(64, 64\), expected a whole number"),
+            ({"batch_size": 1.5}, r"batch_size is 1\.5, expected a whole number"),
         ],
     )
     def test_out_of_range(self, colours: m2f.Segmenter, rgb: np.ndarray, options: dict[str, Any], message: str) -> None:

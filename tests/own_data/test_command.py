@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,11 @@ def data_words(folder: Path, entry: dict[str, Any]) -> list[str]:
 def train(tiny_base: Path, tmp_path: Path) -> Run:
     """Train for a few steps; the report is in ``out``."""
 
-    def _train(*words: object, steps: int = 4) -> int:
+    def _train(*words: object, steps: int = 4, opts: Sequence[str] = ()) -> int:
         options = ["--config-file", str(tiny_base), "--output", str(tmp_path / "out")]
         keys = ["INPUT.IMAGE_SIZE", "64", "SOLVER.MAX_ITER", str(steps), "SOLVER.IMS_PER_BATCH", "2"]
         keys += ["DATALOADER.NUM_WORKERS", "0", "SEED", "1", "MODEL.DEVICE", "cpu"]
-        return cli.main(["train", *map(str, words), *options, *keys])
+        return cli.main(["train", *map(str, words), *options, *keys, *opts])
 
     return _train
 
@@ -169,6 +169,24 @@ def test_without_validation(train: Run, tmp_path: Path) -> None:
     assert "Confusion" not in page
 
 
+def test_a_model_that_finds_nothing_has_a_report(train: Run, tmp_path: Path) -> None:
+    write_data(tmp_path / "own", "coco_instance", make_pictures(4))
+    assert train("--data", tmp_path / "own/coco.json", steps=1, opts=["TEST.DETECTIONS_PER_IMAGE", "0"]) == 0
+    assert "<dt>AP of model_final.pth</dt><dd>\N{EN DASH}</dd>" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize("command", ["train", "inspect"])
+def test_data_without_anything_to_learn(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path / "own", "coco_instance", make_pictures(4))
+    content = json.loads((tmp_path / "own/coco.json").read_text())
+    (tmp_path / "own/coco.json").write_text(json.dumps({**content, "annotations": []}))
+    assert cli.main([command, "--data", "own/coco.json"]) == 1
+    assert capsys.readouterr().err.endswith("images: no image shows anything to learn; annotate some of them.\n")
+
+
 WRONG: list[tuple[list[str], str]] = [
     (["--data", "nowhere.json"], "nowhere.json: no such file or folder."),
     (["--data", "own/coco.json", "--val-fraction", "2"], "--val-fraction is 2, expected 0 to less than 1."),
@@ -177,6 +195,9 @@ WRONG: list[tuple[list[str], str]] = [
     (["--data", "own/coco.json", "--config-file", "no.yaml"], "there is no configuration no.yaml"),
     (["--data", "own/coco.json", "--patience", "-1"], "--patience is -1, expected 0 or more evaluations."),
     (["--data", "own/coco.json", "SOLVER.MAXITER", "3"], "Non-existent key: SOLVER.MAXITER"),
+    (["--data", "own/coco.json", "--num-gpus", "0"], "--num-gpus is 0; expected at least 1"),
+    (["--data", "own/coco.json", "SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER is 0, expected at least 1."),
+    (["--data", "own/coco.json", "SOLVER.IMS_PER_BATCH", "-2"], "SOLVER.IMS_PER_BATCH is -2, expected at least 1."),
     (["--data", "own/coco.json", "OUTPUT_DIR", "x"], "OUTPUT_DIR is --output here."),
     (["--data", "own/coco.json", "--val-data", "other/coco.json"], "training has the classes brick, tile, and"),
     (["--data", "own/coco.json", "--eval-only"], "--eval-only does not go with --data"),

@@ -230,6 +230,7 @@ def test_a_format_decides(tmp_path: Path) -> None:
     [
         ("a.txt", "is of no known format, expected a COCO JSON, YOLO's data.yaml, a folder"),
         ("a.json", 'has no list "annotations", expected a COCO annotation file; of Labelme\'s files give the folder'),
+        ("b.json", 'has no "images", expected a list of them'),
         ("empty", r"has no annotations, expected data\.yaml, JSON files, text files of polygons, PNGs"),
         ("two", r"has 2 COCO files \(.*\.json, .*\.json\); give one as --data"),
     ],
@@ -237,6 +238,7 @@ def test_a_format_decides(tmp_path: Path) -> None:
 def test_what_is_not_understood(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "a.txt").write_text("")
     (tmp_path / "a.json").write_text('{"shapes": []}')
+    (tmp_path / "b.json").write_text('{"annotations": [], "images": []}')
     (tmp_path / "empty").mkdir()
     (tmp_path / "two").mkdir()
     for number in range(2):

@@ -1,6 +1,6 @@
 """Augmentations, and the recipes that configurations name."""
 
-from .geometric import PadToMultiple, QuarterTurn, RandomQuarterTurn, ResizeAndCrop, ResizeByFactor
+from .geometric import PadToMultiple, QuarterTurn, RandomQuarterTurn, ResizeAndCrop, ResizeByFactor, ResizeShortestEdge
 from .intensity import RandomGamma, RandomInvert
 from .recipes import build_crop_recipe, build_lsj_recipe, build_test_augmentations
 
@@ -12,6 +12,7 @@ __all__ = [
     "RandomQuarterTurn",
     "ResizeAndCrop",
     "ResizeByFactor",
+    "ResizeShortestEdge",
     "build_crop_recipe",
     "build_lsj_recipe",
     "build_test_augmentations",

@@ -6,7 +6,7 @@ from PIL import Image
 
 from ..label_map import unflipped
 
-__all__ = ["PadToMultiple", "QuarterTurn", "RandomQuarterTurn", "ResizeAndCrop", "ResizeByFactor"]
+__all__ = ["PadToMultiple", "QuarterTurn", "RandomQuarterTurn", "ResizeAndCrop", "ResizeByFactor", "ResizeShortestEdge"]
 
 
 class QuarterTurn(T.Transform):
@@ -61,6 +61,21 @@ class ResizeByFactor(T.Augmentation):
         return T.ResizeTransform(height, width, max(round(height * scale), 1), max(round(width * scale), 1))
 
 
+def _of_a_pixel_at_least(resize: T.ResizeTransform) -> T.ResizeTransform:
+    """The same, but that an image keeps a pixel however narrow it is."""
+    resize.new_h, resize.new_w = max(resize.new_h, 1), max(resize.new_w, 1)
+    return resize
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, but that an image keeps a pixel however narrow it is."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        resize = super().get_transform(image)
+        # It is none where the size is 0, "leave it alone".
+        return _of_a_pixel_at_least(resize) if isinstance(resize, T.ResizeTransform) else resize
+
+
 class PadToMultiple(T.Augmentation):
     """Pad at the right and the bottom until both sides are multiples of a size.
 
@@ -94,7 +109,7 @@ class ResizeAndCrop(T.Augmentation):
         self._init({"resize": resize, "size": size, "pad_value": pad_value})
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        resize = self.resize.get_transform(image)
+        resize = _of_a_pixel_at_least(self.resize.get_transform(image))
         resized = np.broadcast_to(np.uint8(0), (resize.new_h, resize.new_w))  # nobody looks at more than its shape
         crop, pad = (
             T.FixedSizeCrop((self.size, self.size), pad_value=self.pad_value, seg_pad_value=0)

@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from .geometric import PadToMultiple, RandomQuarterTurn, ResizeAndCrop, ResizeByFactor
+from .geometric import PadToMultiple, RandomQuarterTurn, ResizeAndCrop, ResizeByFactor, ResizeShortestEdge
 from .intensity import RandomGamma, RandomInvert
 
 __all__ = ["build_crop_recipe", "build_lsj_recipe", "build_test_augmentations"]
@@ -15,7 +15,7 @@ _FLIPS = {"none": (), "horizontal": ("horizontal",), "vertical": ("vertical",), 
 def build_crop_recipe(cfg: CfgNode) -> list[T.Augmentation]:
     """Of the ``mask_former_*`` mappers: resize the shorter edge, crop, change colours, flip, pad."""
     augmentations: list[T.Augmentation] = [
-        T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+        ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     ]
     crop = cfg.INPUT.CROP
     if crop.ENABLED:
@@ -47,7 +47,7 @@ def build_test_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """
     if cfg.INPUT.TEST_SCALE > 0:
         return [ResizeByFactor(cfg.INPUT.TEST_SCALE, cfg.INPUT.TEST_SCALE)]
-    return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
+    return [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)]
 
 
 def _flips_and_turns(cfg: CfgNode) -> list[T.Augmentation]:

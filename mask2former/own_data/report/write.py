@@ -14,7 +14,7 @@ from mask2former.own_data.report.charts import line_chart
 from mask2former.own_data.report.curves import Series, read_curves
 from mask2former.own_data.report.evaluate import evaluate_best, read_results
 from mask2former.own_data.report.page import page, section, tiles
-from mask2former.own_data.report.tables import table
+from mask2former.own_data.report.tables import percent, table
 from mask2former.own_data.report.validation import validation_sections
 from mask2former.own_data.settings import Task, main_metric
 
@@ -77,7 +77,7 @@ def _facts(
     facts = [("task", f"{task} segmentation")]
     if results is not None:
         group, name = main_metric(task).split("/")
-        facts.append((f"{name} of {results['checkpoint']}", f"{results['results'][group][name]:.1f}"))
+        facts.append((f"{name} of {results['checkpoint']}", percent(results["results"][group][name] / 100)))
         facts.append(("trained for", f"{results['step']} of {cfg.SOLVER.MAX_ITER} steps"))
     if known:
         parts = {"own_train": "to train", "own_val": "to validate"}

@@ -145,6 +145,18 @@ def test_sizes_at_test_time(cfg: CfgNode) -> None:
     assert size() == (15, 24)
 
 
+@pytest.mark.parametrize("shape", [(1, 300), (300, 1), (2, 2000)])
+def test_narrow_images_keep_a_pixel(cfg: CfgNode, shape: tuple[int, int]) -> None:
+    cfg.INPUT.MIN_SIZE_TEST = cfg.INPUT.MAX_SIZE_TEST = 128
+    image = T.AugInput(np.zeros((*shape, 3), np.uint8))
+    T.AugmentationList(build_test_augmentations(cfg))(image)
+    assert sorted(image.image.shape[:2]) == [1, 128]
+    cfg.INPUT.IMAGE_SIZE = 64
+    image = T.AugInput(np.zeros((*shape, 3), np.uint8))
+    T.AugmentationList(build_lsj_recipe(cfg))(image)
+    assert image.image.shape == (64, 64, 3)
+
+
 def test_values_that_do_not_exist(cfg: CfgNode) -> None:
     cfg.INPUT.SCALE_REFERENCE = "native"
     with pytest.raises(ValueError, match='SCALE_REFERENCE is "native", expected "crop" or "image"'):

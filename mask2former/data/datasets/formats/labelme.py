@@ -151,7 +151,7 @@ def labelme_names(folder: Path) -> tuple[str, ...]:
         except ValueError:
             continue
         labels = (shape.get("label") for shape in shapes if isinstance(shape, dict))
-        names.update(label for label in labels if isinstance(label, str))
+        names.update(label for label in labels if isinstance(label, str) and label)
     if not names:
         raise DataError([Fault(str(folder), "has no JSON file of Labelme with a labelled shape.")])
     return tuple(sorted(names))

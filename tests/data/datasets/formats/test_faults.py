@@ -113,6 +113,15 @@ def test_labelme(data_root: Path, change: Change, message: str) -> None:
     assert message in first
 
 
+def test_labelme_without_a_label(data_root: Path) -> None:
+    entry = write(data_root, "labelme")
+    path = data_root / "own/labelme/p01.json"
+    content = json.loads(path.read_text())
+    content["shapes"][0]["label"] = ""
+    path.write_text(json.dumps(content))
+    assert faults_of(entry) == ["p01.json: shape 1: has the label '', expected one of brick, tile."]
+
+
 def test_labelme_groups_and_circles(data_root: Path) -> None:
     entry = write(data_root, "labelme") | {"CLASS_NAMES": ["brick", "tile"]}
     path = data_root / "own/labelme/p01.json"
