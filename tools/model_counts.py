@@ -15,7 +15,7 @@ import torchvision  # noqa: F401  registers torchvision::deform_conv2d
 from fake_models import run_in_parts
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 __all__ = ["count_activations", "count_operations", "count_parameters"]
 
@@ -84,6 +84,10 @@ class _ActivationCounter(TorchDispatchMode):
 # Below, counts are twice the operations, as PyTorch's counter has them: a product and an addition are two.
 
 
+def _count_attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
 def _count_deformable_attention(value: Sequence[int], offsets: Sequence[int], *_: Any, **__: Any) -> int:
     """Each sample is made of four neighbours and weighted: five products a channel."""
     return 2 * 5 * math.prod(offsets[:-1]) * value[-1]
@@ -108,19 +112,21 @@ def _count_upsampling(operations: int) -> Callable[..., int]:
     return count
 
 
-_DEFORMABLE = {
+# Which PyTorch does not count, or not in 2.11.
+_PRODUCTS = {
     torch.ops.mask2former_analysis.deformable_attention: _count_deformable_attention,
     torch.ops.torchvision.deform_conv2d: _count_deformable_convolution,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention,
 }
 _COUNTS = {
-    **_DEFORMABLE,
+    **_PRODUCTS,
     # As fvcore counts them.
     torch.ops.aten.native_layer_norm: _count_normalisation,
     torch.ops.aten.native_group_norm: _count_normalisation,
     torch.ops.aten.upsample_nearest2d: _count_upsampling(1),
     torch.ops.aten.upsample_bilinear2d: _count_upsampling(4),
 }
-_WITH_ACTIVATIONS = {*flop_registry, *_DEFORMABLE}
+_WITH_ACTIVATIONS = {*flop_registry, *_PRODUCTS}
 
 
 def _counter() -> FlopCounterMode:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ._build import BuildError, build, build_cuda, cuda_library_name, library_name
+from .recording import is_exporting
 
 __all__ = [
     "fake_backward",
@@ -44,7 +45,7 @@ def has_native_kernel(value: Tensor) -> bool:
     """Whether the native operators take ``value``: device and dtype fit, nothing is exported, the library is there."""
     return (
         value.dtype in _DTYPES.get(value.device.type, ())
-        and not torch.compiler.is_exporting()
+        and not is_exporting()
         and not torch.jit.is_tracing()
         and load_library()
         and (value.device.type == "cpu" or load_cuda_library(value.device.index))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._library import fake_backward, fake_forward, flat_arguments, save_inputs
+from .recording import is_exporting
 
 __all__ = ["has_triton_kernel", "triton_ms_deform_attn"]
 
@@ -21,7 +22,7 @@ def has_triton_kernel(value: Tensor) -> bool:
     return (
         value.is_cuda
         and value.dtype in _DTYPES
-        and not torch.compiler.is_exporting()
+        and not is_exporting()
         and not torch.jit.is_tracing()
         and not torch.are_deterministic_algorithms_enabled()
         and _is_there()

@@ -2,7 +2,7 @@
 
 import torch
 
-__all__ = ["is_recording"]
+__all__ = ["is_exporting", "is_recording"]
 
 
 def is_recording() -> bool:
@@ -11,3 +11,9 @@ def is_recording() -> bool:
     Sizes are symbols then: nothing may be kept for the next call, or done in as many steps as they say.
     """
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+@torch.compiler.assume_constant_result  # found out before the graph: in one, PyTorch 2.11 says that it always exports
+def is_exporting() -> bool:
+    """Whether the graph is for ``torch.export``, and so for readers that know nothing of our operators."""
+    return torch.compiler.is_exporting()

@@ -189,8 +189,11 @@ def _damaged(path: str, error: Exception) -> ValueError:
     return ValueError(f"{path} cannot be read ({reason}): it is cut short, or no file of its kind. Get it again.")
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles what numpy arrays and tensors are made of; nothing else can be called."""
+class _ArrayUnpickler(pickle._Unpickler):
+    """Unpickles what numpy arrays and tensors are made of; nothing else can be called.
+
+    By Python's own unpickler, not C's, which fills as much memory as a damaged index of an object says.
+    """
 
     ALLOWED = frozenset(
         {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict")}

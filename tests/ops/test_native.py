@@ -134,7 +134,7 @@ def test_module_compiles_into_one_graph_with_the_native_operator() -> None:
     query, value = torch.randn(2, 5, 32), torch.randn(2, 48, 32)
     arguments = (query, torch.rand(1, 5, 1, 2), value, SHAPES)
     compiled = torch.compile(module, fullgraph=True, backend=backend)
-    torch.testing.assert_close(compiled(*arguments), module(*arguments), rtol=0, atol=0)
+    torch.testing.assert_close(compiled(*arguments), module(*arguments), rtol=1e-5, atol=1e-6)
     assert any("mask2former.fused_ms_deform_attn" in name for name in operators)
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import resource
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,15 @@ def test_damaged_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         outcomes[outcome(path)] += 1
     assert outcomes["refused"] > 50
     assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_an_index_far_out_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "far.pkl"
+    empty_dict, store_at = b"}", b"r"  # opcodes; the latter's index has four bytes
+    path.write_bytes(b"\x80\x02" + empty_dict + store_at + (2**26).to_bytes(4, "little") + b".")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read_weights(str(path)) == {}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB; C's unpickler takes 2**20
 
 
 @pytest.mark.parametrize(

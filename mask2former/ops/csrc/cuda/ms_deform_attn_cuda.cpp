@@ -162,7 +162,8 @@ void enqueue(const Tensor& value, const Run& run) {
 #else
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream));
+  const AOTITorchError failure = aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream);
+  STD_TORCH_CHECK(failure == AOTI_TORCH_SUCCESS, "ms_deform_attn: there is no current CUDA stream");
   const char* error = run(stream);
 #endif
   STD_TORCH_CHECK(error == nullptr, "ms_deform_attn: CUDA says: ", error == nullptr ? "" : error);
