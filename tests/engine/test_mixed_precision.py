@@ -20,6 +20,7 @@ from mask2former.engine.mixed_precision import amp_dtype
 )
 def test_amp_dtype(toy_config, monkeypatch, device, dtype, capabilities, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     cfg = toy_config(SOLVER__AMP__ENABLED=True, SOLVER__AMP__DTYPE=dtype, MODEL__DEVICE=device)
 

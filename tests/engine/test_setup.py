@@ -21,12 +21,12 @@ def test_options_override_the_file(tmp_path):
     [
         (["SOLVER.MAXITER", "3"], "Non-existent key: SOLVER.MAXITER"),
         (["NOTHING", "3"], "Non-existent key: NOTHING"),
-        (["SOLVER.MAX_ITER"], "odd length"),
+        (["SOLVER.MAX_ITER"], "SOLVER.MAX_ITER has no value"),
         (["SOLVER.STEPS", "many"], "Type mismatch"),
     ],
 )
 def test_options_that_are_none_are_one_kind_of_error(opts, reason):
-    with pytest.raises(ValueError, match=f"KEY VALUE pairs '{' '.join(opts)}' do not change .*{reason}"):
+    with pytest.raises(ValueError, match=reason):
         load_config(opts=opts)
 
 
