@@ -180,6 +180,8 @@ def read_pickle(path: str) -> Any:
             return _ArrayUnpickler(file, encoding="latin1").load()
         except pickle.UnpicklingError as e:
             raise ValueError(f"{path} is refused: {e}.") from e
+        except KeyError as e:  # an instruction, or an object that was never stored
+            raise _damaged(path, ValueError(f"no pickle has {e} there")) from e
         except Exception as e:  # a damaged pickle can end in anything
             raise _damaged(path, e) from e
 
