@@ -1,7 +1,7 @@
 # make demo    segment a photograph with the model that comes with the repository
 # make test    check everything that CI checks
 # make test-slow   check what takes long: every export format, a training on two machines
-# make test-gpu    check the CUDA operators on this machine's NVIDIA GPU
+# make test-gpu    check the CUDA operators and the model on this machine's NVIDIA GPU
 # make docs    build the documentation's site into output/site
 #
 # All make an environment of their own in .venv first, which takes minutes once. PYTHON=python3.12 chooses its Python.
@@ -46,7 +46,7 @@ test-slow: $(VENV)/dev.stamp
 # Builds first: a library that does not fit the sources would not be loaded. One process, because there is one GPU.
 test-gpu: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m mask2former.ops.build
-	$(VENV)/bin/python -m pytest -q -rs -m gpu tests/ops
+	$(VENV)/bin/python -m pytest -q -rs -m gpu tests/ops tests/modeling
 
 # Strict: a link that leads nowhere, or a page that mkdocs.yml does not name, is an error.
 docs: $(VENV)/dev.stamp

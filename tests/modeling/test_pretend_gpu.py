@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import Tensor
 
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import optimize_for_inference
 from mask2former.ops import _library, masks
+from tests.modeling.sure_model import INFERENCE, build, make_batch
 from tests.pretend_gpu import GPU, pretend_gpu
 
 # What each variant changes; {} is the model of the tests.
@@ -25,12 +25,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "focal loss": {"MASK_FORMER.MASK_LOSS": "focal"},
     "checkpointing": {"MASK_FORMER.ACTIVATION_CHECKPOINTING": ["pixel_decoder", "transformer_decoder"]},
 }  # fmt: skip
-INFERENCE: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "by size": {"MASK_FORMER.TEST.BATCH_BY_SIZE": True},
-    "tiles": {"MASK_FORMER.TEST.TILE_SIZE": 64, "MASK_FORMER.TEST.TILE_OVERLAP": 32},
-    "split things": {"MASK_FORMER.TEST.SPLIT_DISCONNECTED_THINGS": True},
-}
 
 
 @pytest.fixture(autouse=True)
@@ -38,40 +32,6 @@ def _reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operators that a GPU without libraries has, on both sides."""
     monkeypatch.setattr(_library, "load_library", lambda: False)
     monkeypatch.setattr(masks, "has_native_masks", lambda *_: False)
-
-
-def build(cfg: CfgNode, changes: dict[str, Any]) -> MaskFormer:
-    torch.manual_seed(0)
-    cfg = cfg.clone()
-    cfg.defrost()
-    for name, value in changes.items():
-        cfg.merge_from_list([f"MODEL.{name}", value])
-    # Random weights are sure of nothing, and everything has to take part.
-    cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = cfg.MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD = 0.0
-    model: MaskFormer = build_model(cfg)
-    with torch.no_grad():
-        model.sem_seg_head.predictor.class_embed.weight.normal_()
-        model.sem_seg_head.predictor.class_embed.bias[-1] = -100  # "no object"
-    return model
-
-
-def make_batch() -> list[dict[str, Any]]:
-    generator = torch.Generator().manual_seed(1)
-    batch = []
-    for height, width, targets in ((64, 96, 3), (80, 64, 0), (64, 96, 5)):
-        instances = Instances((height, width))
-        instances.gt_classes = torch.arange(targets) % 3
-        instances.gt_masks = torch.rand(targets, height, width, generator=generator) > 0.5
-        batch.append(
-            {
-                "image": torch.randint(0, 256, (3, height, width), generator=generator).float(),
-                "height": 50,
-                "width": 70,
-                "instances": instances,
-                "ignore_mask": torch.rand(height, width, generator=generator) > 0.8,
-            }
-        )
-    return batch
 
 
 def losses_and_gradients(model: MaskFormer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

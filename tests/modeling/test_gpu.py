@@ -1,0 +1,75 @@
+"""The whole model on a GPU: ``make test-gpu``. ``test_pretend_gpu.py`` has what needs none."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+from mask2former.modeling.optimize import optimize_for_inference
+from tests.modeling.sure_model import INFERENCE, build, make_batch
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+GPU = "cuda"
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def _waiting_is_an_error() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("variant", INFERENCE)
+def test_results_are_those_of_the_cpu(tiny_cfg: CfgNode, variant: str) -> None:
+    model = build(tiny_cfg, INFERENCE[variant]).eval()
+    with torch.no_grad():
+        expected = model(make_batch())
+        found = model.to(GPU)(make_batch())
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours["sem_seg"].cpu(), wanted["sem_seg"], atol=1e-3, rtol=0)
+        assert (ours["panoptic_seg"][0].cpu() != wanted["panoptic_seg"][0]).float().mean() < 0.01
+        assert len(ours["instances"]) == len(wanted["instances"]) > 0
+        scores = [x["instances"].scores.sort().values.cpu() for x in (ours, wanted)]
+        torch.testing.assert_close(*scores, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_step_of_training(tiny_cfg: CfgNode, dtype: torch.dtype) -> None:
+    model = build(tiny_cfg, {}).train().to(GPU)
+    with torch.autocast(GPU, dtype=dtype, enabled=dtype != torch.float32):
+        loss = torch.stack(list(model(make_batch()).values())).sum()
+    loss.backward()
+    assert loss.isfinite()
+    # In half precision they may overflow, for there is no scale here.
+    assert dtype == torch.float16 or all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.usefixtures("_waiting_is_an_error")
+@pytest.mark.parametrize("optimised", [False, True])
+def test_the_network_never_waits(tiny_cfg: CfgNode, optimised: bool) -> None:
+    model = build(tiny_cfg, {}).eval().to(GPU)
+    images = torch.randn(2, 3, 64, 96, device=GPU)
+    with torch.no_grad():
+        fast = optimize_for_inference(model) if optimised else model
+        fast.run_network(images)  # position encodings may be made at the first image
+        torch.cuda.set_sync_debug_mode("error")
+        fast.run_network(images)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("compile_mode", ["none", "default", "reduce-overhead"])
+def test_faster_models_give_the_same(tiny_cfg: CfgNode, dtype: str, tolerance: float, compile_mode: str) -> None:
+    model = build(tiny_cfg, {}).eval().to(GPU)
+    fast = optimize_for_inference(model, dtype=dtype, compile_mode=compile_mode)
+    images = torch.randn(1, 3, 64, 96, device=GPU)
+    with torch.no_grad():
+        expected = model.run_network(images)["pred_logits"]
+        for _ in range(3):  # the third time a CUDA graph is replayed
+            found = fast.run_network(images)["pred_logits"].float()
+        assert (found - expected).abs().max() <= tolerance * (expected.max() - expected.min())
