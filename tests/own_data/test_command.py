@@ -128,6 +128,9 @@ def test_faults_before_a_step_is_spent(train: Run, tmp_path: Path, capsys: pytes
     assert cli.main(["inspect", *map(str, words)]) == 1
     assert "Left out: 3 faults" in capsys.readouterr().out
     assert train(*words, "--skip-bad") == 0
+    end = capsys.readouterr().out.partition("Left out of the data, by --skip-bad:\n")[2].splitlines()
+    assert len(end) == 3
+    assert any("p01.png: cannot be read as an image" in line for line in end)
     config = yaml.safe_load((tmp_path / "out/own_data.yaml").read_text())
     assert config["DATASETS"]["CUSTOM"]["own_train"]["SKIP_BAD"] is True
     listed = (tmp_path / "out/train.txt").read_text() + (tmp_path / "out/val.txt").read_text()
