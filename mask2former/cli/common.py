@@ -9,13 +9,15 @@ from mask2former.api import load
 from mask2former.inference import Segmenter
 from mask2former.inference.runs import complain
 
-__all__ = ["DATA_ERRORS", "Commands", "add_model_arguments", "complaining", "load_model"]
+__all__ = ["DATA_ERRORS", "MODEL_ERRORS", "Commands", "add_model_arguments", "complaining", "load_model"]
 
 # What commands are added to.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Run = Callable[[argparse.Namespace], int]
 # Of data and settings: all that is wrong with them, and that needs no traceback.
 DATA_ERRORS = (OSError, ValueError, KeyError)
+# Of models, pictures and packages that are not installed, likewise.
+MODEL_ERRORS = (OSError, ValueError, ModuleNotFoundError)
 
 
 def complaining(*errors: type[Exception]) -> Callable[[Run], Run]:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mask2former.cli.common import Commands, add_model_arguments, complaining, load_model
+from mask2former.cli.common import MODEL_ERRORS, Commands, add_model_arguments, complaining, load_model
 from mask2former.inference.benchmark_command import add_benchmark_arguments, run_benchmark
 from mask2former.inference.convert import FORMATS, convert_weights
 from mask2former.inference.exporting import add_export_arguments, check_export_arguments, export_model
@@ -26,7 +26,7 @@ def add_export(commands: Commands) -> None:
     command.set_defaults(run=_export)
 
 
-@complaining(OSError, ValueError, ModuleNotFoundError)
+@complaining(*MODEL_ERRORS)
 def _export(args: argparse.Namespace) -> int:
     check_export_arguments(args)
     device = ["MODEL.DEVICE", args.device] if args.device else []
@@ -48,7 +48,7 @@ def add_benchmark(commands: Commands) -> None:
     command.set_defaults(run=_benchmark)
 
 
-@complaining(OSError, ValueError, ModuleNotFoundError)
+@complaining(*MODEL_ERRORS)
 def _benchmark(args: argparse.Namespace) -> int:
     run_benchmark(args)
     return 0
@@ -74,7 +74,7 @@ def add_convert(commands: Commands) -> None:
     command.set_defaults(run=_convert)
 
 
-@complaining(OSError, ValueError, ModuleNotFoundError)
+@complaining(*MODEL_ERRORS)
 def _convert(args: argparse.Namespace) -> int:
     number = convert_weights(args.source, args.target, args.to, config=args.config_file, half=args.half)
     print(f"{number} tensors -> {args.target}")
@@ -91,7 +91,7 @@ def add_demo(commands: Commands) -> None:
     command.set_defaults(run=_demo)
 
 
-@complaining(OSError, ValueError, ModuleNotFoundError)
+@complaining(*MODEL_ERRORS)
 def _demo(args: argparse.Namespace) -> int:
     page = build_page(load_model(args), f"Mask2Former: {args.model}")
     page.launch(server_name=args.host, server_port=args.port)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mask2former.cli.common import Commands, add_model_arguments, complaining, load_model
+from mask2former.cli.common import MODEL_ERRORS, Commands, add_model_arguments, complaining, load_model
 from mask2former.inference.pictures import find_pictures
 from mask2former.inference.result_files import make_folder, plan_outputs, plan_video_outputs
 from mask2former.inference.runs import complain, save_pictures, save_video
@@ -31,7 +31,7 @@ def add_predict(commands: Commands) -> None:
     command.set_defaults(run=_predict)
 
 
-@complaining(OSError, ValueError, ModuleNotFoundError)
+@complaining(*MODEL_ERRORS)
 def _predict(args: argparse.Namespace) -> int:
     """Segment what can be read; 0 if that is all."""
     output = Path(args.output)
