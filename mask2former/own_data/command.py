@@ -1,7 +1,6 @@
 """The commands ``mask2former inspect`` and ``mask2former train --data``."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from mask2former.engine.run import run
 from mask2former.engine.wandb_logger import import_wandb
 from mask2former.own_data.base import find_base
 from mask2former.own_data.data import OwnData, read_own_data
-from mask2former.own_data.prepare import CONFIG_FILE, INSPECTION_FILE, prepare_output
+from mask2former.own_data.prepare import CONFIG_FILE, prepare_output, read_inspection
 from mask2former.own_data.report import write_report
 from mask2former.own_data.source import Given
 
@@ -130,9 +129,9 @@ def train_and_report(args: argparse.Namespace) -> None:
     run(job)
     if int(os.environ.get("RANK", 0)) == 0 and args.machine_rank == 0:
         print(f"The report: {write_report(output)}")
-        left_out = json.loads((output / INSPECTION_FILE).read_text("utf-8"))["left_out"]
-        if left_out:
-            print("\n  ".join(["Left out of the data, by --skip-bad:", *left_out]))
+        known = read_inspection(output)
+        if known and known["left_out"]:
+            print("\n  ".join(["Left out of the data, by --skip-bad:", *known["left_out"]]))
 
 
 def _output(args: argparse.Namespace) -> Path:

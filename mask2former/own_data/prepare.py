@@ -16,10 +16,10 @@ from mask2former.own_data.data import OwnData
 from mask2former.own_data.machine import count_parameters, this_machine
 from mask2former.own_data.settings import Choice, Plan, choose_settings
 
-__all__ = ["CONFIG_FILE", "INSPECTION_FILE", "prepare_output"]
+__all__ = ["CONFIG_FILE", "prepare_output", "read_inspection"]
 
 CONFIG_FILE = "own_data.yaml"
-INSPECTION_FILE = "inspection.json"
+_INSPECTION_FILE = "inspection.json"
 _BASE_FILE = "base.yaml"
 _AT_LEAST_1 = ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "INPUT.IMAGE_SIZE")
 _HEADER = (
@@ -72,6 +72,12 @@ def prepare_output(
     return choices
 
 
+def read_inspection(output: Path) -> dict[str, Any] | None:
+    """What was found out about the data; None for a training that ``mask2former train --data`` did not start."""
+    path = output / _INSPECTION_FILE
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
 def _read_opts(cfg: CfgNode, opts: Sequence[str]) -> dict[str, Any]:
     """The keys of ``KEY VALUE`` pairs, with their values as the configuration understands them."""
     merged = cfg.clone()
@@ -111,4 +117,4 @@ def _write_inspection(output: Path, data: OwnData, plan: Plan, choices: Sequence
         "left_out": [str(fault) for fault in data.faults],
         "settings": [asdict(choice) for choice in choices if choice.key not in hidden],
     }
-    (output / INSPECTION_FILE).write_text(json.dumps(content, indent=1), "utf-8")
+    (output / _INSPECTION_FILE).write_text(json.dumps(content, indent=1), "utf-8")

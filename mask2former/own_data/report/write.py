@@ -1,6 +1,5 @@
 """Gathering what a training has left in its folder, and writing the page."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask2former.data import Inspection
 from mask2former.engine import load_config
-from mask2former.own_data.prepare import INSPECTION_FILE
+from mask2former.own_data.prepare import read_inspection
 from mask2former.own_data.report.charts import line_chart
 from mask2former.own_data.report.curves import Series, read_curves
 from mask2former.own_data.report.evaluate import evaluate_best, read_results
@@ -41,7 +40,7 @@ def write_report(output: Path, *, evaluate: bool = True) -> Path:
     cfg = load_config(str(output / "config.yaml"), ["OUTPUT_DIR", str(output)])
     if cfg.DATASETS.TEST and (evaluate or read_results(output) is None):
         evaluate_best(output, cfg)
-    known = _read_inspection(output)
+    known = read_inspection(output)
     task = known["task"] if known else _task_of(cfg)
     results = read_results(output) if cfg.DATASETS.TEST else None
     curves = read_curves(output / "metrics.json", cfg.SOLVER.MAX_ITER)
@@ -54,12 +53,6 @@ def write_report(output: Path, *, evaluate: bool = True) -> Path:
     path = output / REPORT_FILE
     path.write_text(page(f"Training in {output.absolute().name}", sections), "utf-8")
     return path
-
-
-def _read_inspection(output: Path) -> dict[str, Any] | None:
-    """What was written before the training; None for one that was not started by ``mask2former train --data``."""
-    path = output / INSPECTION_FILE
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def _task_of(cfg: CfgNode) -> Task:
