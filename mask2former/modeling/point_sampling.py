@@ -3,11 +3,14 @@
 Points are (x, y) in 0..1; 0 and 1 are the outer edges of the mask, whatever its resolution.
 """
 
+from collections.abc import Callable
+
 import torch
 from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..structures import SegmentMasks
 from .query_masks import QueryMasks
 
 __all__ = ["draw_points", "sample_binary_masks", "sample_logits", "sample_nearest", "uncertain_points"]
@@ -46,16 +49,27 @@ def sample_binary_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
         (R, P) float32 in 0..1; outside the mask is 0.
     """
     height, width = masks.shape[-2:]
-    # Around the masks, a pixel that is outside: all four neighbours of a point are there then.
-    padded = F.pad(masks[rows], (1, 1, 1, 1)).flatten(1)  # (R, (H + 2) * (W + 2))
     x, y = points[..., 0] * width + 0.5, points[..., 1] * height + 0.5  # from the centre of the first padded pixel
     left, top = x.floor(), y.floor()
-    index = (top.long() * (width + 2) + left.long()).expand(len(rows), -1)  # floats are too coarse for large masks
+    index = top.long() * (width + 2) + left.long()  # floats are too coarse for large masks
+    look_up = _pixels_of_segments(masks, rows) if isinstance(masks, SegmentMasks) else _pixels_of_masks(masks, rows)
 
     def sample_row(index: Tensor) -> Tensor:
-        return torch.lerp(padded.gather(1, index).float(), padded.gather(1, index + 1).float(), x - left)
+        return torch.lerp(look_up(index).float(), look_up(index + 1).float(), x - left)
 
     return torch.lerp(sample_row(index), sample_row(index + width + 2), y - top)
+
+
+# Around the masks there is a pixel that is outside, so that all four neighbours of a point are there. These take the
+# numbers of pixels in the padded masks, (R, P) or (1, P), to their values (R, P).
+def _pixels_of_masks(masks: Tensor, rows: Tensor) -> Callable[[Tensor], Tensor]:
+    padded = F.pad(masks[rows], (1, 1, 1, 1)).flatten(1)  # (R, (H + 2) * (W + 2))
+    return lambda index: padded.gather(1, index.expand(len(rows), -1))
+
+
+def _pixels_of_segments(masks: SegmentMasks, rows: Tensor) -> Callable[[Tensor], Tensor]:
+    padded, ids = F.pad(masks.id_map, (1, 1, 1, 1)).flatten(), masks.ids[rows, None]
+    return lambda index: padded[index] == ids
 
 
 def sample_nearest(mask: Tensor, points: Tensor) -> Tensor:

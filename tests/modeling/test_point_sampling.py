@@ -14,6 +14,7 @@ from mask2former.modeling.point_sampling import (
     sample_nearest,
     uncertain_points,
 )
+from mask2former.structures import SegmentMasks
 
 
 def test_logits_equal_a_loop_over_points() -> None:
@@ -39,6 +40,16 @@ def test_binary_samples_equal_those_of_float_masks(shared: bool) -> None:
     grids = 2 * points.expand(4, -1, -1)[:, None] - 1
     expected = F.grid_sample(masks[rows][:, None].float(), grids, align_corners=False)[:, 0, 0]
     torch.testing.assert_close(sample_binary_masks(masks, rows, points), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_samples_of_a_map_are_those_of_its_masks(shared: bool, dtype: torch.dtype) -> None:
+    segments = SegmentMasks(torch.randint(0, 4, (7, 9)).to(dtype), torch.tensor([3, 1, 2], dtype=dtype))
+    rows, points = torch.tensor([2, 0, 1, 2]), torch.rand(1 if shared else 4, 30, 2)
+    points[0, :2] = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    expected = sample_binary_masks(segments.full(), rows, points)
+    assert torch.equal(sample_binary_masks(segments, rows, points), expected)
 
 
 def test_one_pixel_is_seen_from_the_pixel_around_it() -> None:
