@@ -26,15 +26,33 @@ def sample_logits(logits: Tensor, points: Tensor) -> Tensor:
     Returns:
         (R, P) float32.
     """
-    if isinstance(logits, QueryMasks) and points.shape[0] == 1 and 2 * points.shape[1] < logits.shape[-2:].numel():
-        # Bilinear samples and products with embeddings are both linear, so they can be swapped. There are more
-        # channels than masks to sample then, which pays where there are many pixels.
-        features = sample_logits(logits.features, points)  # (C, P)
-        return (logits.embeddings @ features.to(logits.dtype)).float()
+    if isinstance(logits, QueryMasks) and points.shape[0] == 1 and points.shape[1] < logits.shape[-2:].numel():
+        # Bilinear samples and products with embeddings are both linear, so they can be swapped.
+        pixels = _sample_pixels(logits.features.float(), points[0])  # (P, C)
+        return (logits.embeddings @ pixels.to(logits.dtype).T).float()
     logits = logits.float()
     if points.shape[0] == 1:
         return point_sample(logits[None], points, align_corners=False)[0]
     return point_sample(logits[:, None], points, align_corners=False)[:, 0]
+
+
+def _sample_pixels(features: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples (P, C) of features (C, H, W), pixel by pixel with all their channels, which lie together."""
+    height, width = features.shape[-2:]
+    x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5
+    columns, column_weights = _neighbours(x, width)
+    rows, row_weights = _neighbours(y, height)
+    index = rows[:, :, None] * width + columns[:, None]  # (P, 2, 2)
+    weights = row_weights[:, :, None] * column_weights[:, None]
+    return F.embedding_bag(index.flatten(1), features.flatten(1).T, per_sample_weights=weights.flatten(1), mode="sum")
+
+
+def _neighbours(position: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The two pixels around positions (P,) on an axis, and their weights, 0 for those outside: (P, 2) each."""
+    first = position.floor()
+    pixels = torch.stack([first, first + 1], dim=1).long()
+    weights = torch.stack([first + 1 - position, position - first], dim=1)
+    return pixels.clamp(0, length - 1), weights * ((pixels >= 0) & (pixels < length))
 
 
 def sample_binary_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from mask2former.modeling.point_sampling import (
     sample_nearest,
     uncertain_points,
 )
+from mask2former.modeling.query_masks import QueryMasks
 from mask2former.structures import SegmentMasks
 
 
@@ -30,6 +31,25 @@ def test_logits_equal_a_loop_over_points() -> None:
                         share = (1 - abs(x - column)) * (1 - abs(y - row))
                         expected[mask, index] += share * logits[mask, row, column]
     torch.testing.assert_close(sample_logits(logits, points), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (5, 7), (9, 8)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_that_are_not_computed_have_the_samples_of_those_that_are(
+    size: tuple[int, int], memory_format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    features = torch.randn(1, 6, *size).to(dtype, memory_format=memory_format)[0].requires_grad_()
+    masks = QueryMasks(torch.randn(4, 6).to(dtype).requires_grad_(), features)
+    points = torch.rand(1, 30, 2)
+    points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.5]])
+    samples, expected = sample_logits(masks, points), sample_logits(masks.full(), points)
+    assert samples.dtype == torch.float32
+    precision = {"atol": 0.1, "rtol": 0.05} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(samples, expected, **precision)
+    weights, inputs = torch.randn_like(samples), (masks.embeddings, features)
+    gradients = [torch.autograd.grad((x * weights).sum(), inputs) for x in (samples, expected)]
+    torch.testing.assert_close(*gradients, **precision)
 
 
 @pytest.mark.parametrize("shared", [False, True])

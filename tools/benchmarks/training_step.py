@@ -160,6 +160,7 @@ def make_ours(arguments: argparse.Namespace) -> tuple[Any, Step]:
             "['backbone', 'pixel_decoder', 'transformer_decoder']",
         ]
     model: Any = build_model(our_config(arguments.backbone, arguments.device, options)).train()
+    model = model.to(memory_format=torch.channels_last)  # as the trainer has it
     image = torch.randint(0, 256, (3, *arguments.size)).float().to(arguments.device)
     samples = [
         {"image": image, "instances": Instances(tuple(arguments.size), gt_classes=labels, gt_masks=masks)}
