@@ -36,6 +36,7 @@ LABEL linux
   INITRD /initrd
   APPEND {options} -- {problems}
 """
+# Nobody reads the screen, and Bochs waits for ever when it has filled a terminal: so it is drawn rarely.
 COMPUTER = """
 display_library: term
 megs: 256
@@ -43,6 +44,7 @@ cpu: model=corei7_skylake_x, ips=100000000, reset_on_triple_fault=0
 clock: sync=none
 romimage: file=$BXSHARE/BIOS-bochs-latest
 vgaromimage: file=$BXSHARE/VGABIOS-lgpl-latest
+vga: update_freq=1, realtime=0
 ata0-master: type=cdrom, path=boot.iso, status=inserted
 boot: cdrom
 com1: enabled=1, mode=file, dev=serial.txt
@@ -99,7 +101,8 @@ def boot(folder: Path, timeout: int) -> str:
     """What the serial console shows until Linux ends."""
     (folder / "computer").write_text(COMPUTER)
     (folder / "continue").write_text("c\n")  # for the debugger in which Debian's Bochs starts
-    bochs = ["bochs", "-q", "-f", "computer", "-rc", "continue"]
+    limited = ["timeout", "--foreground", "--signal=KILL", str(timeout)]
+    bochs = [*limited, "bochs", "-q", "-f", "computer", "-rc", "continue"]
     # Bochs exits with 1 when its computer is switched off, and needs a terminal, which `script` is.
     subprocess.run(
         ["script", "-qc", shlex.join(bochs), "/dev/null"],
@@ -107,7 +110,6 @@ def boot(folder: Path, timeout: int) -> str:
         env={"TERM": "xterm", "BXSHARE": "/usr/share/bochs", **os.environ},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        timeout=timeout,
     )
     serial = folder / "serial.txt"
     if not serial.exists():
