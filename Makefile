@@ -4,7 +4,7 @@
 # make test-gpu    check the CUDA operators and the model on this machine's NVIDIA GPU
 # make docs    build the documentation's site into output/site
 #
-# All make an environment of their own in .venv first, which takes minutes once. PYTHON=python3.12 chooses its Python.
+# All make an environment of their own in .venv first, which takes minutes once. PYTHON=python3.14 chooses its Python.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -58,8 +58,8 @@ clean:
 
 # PyTorch comes before the package, whose build uses the one that is installed.
 $(VENV)/runtime.stamp: $(INPUTS)
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 12) or sys.exit( \
-	  "Python 3.10, 3.11 or 3.12 is needed and this is %d.%d: say which to use, as in make PYTHON=python3.12 $(MAKECMDGOALS)" % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 10) or sys.exit( \
+	  "Python 3.10 or later is needed and this is %d.%d: say which to use, as in make PYTHON=python3.14 $(MAKECMDGOALS)" % v)'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing PyTorch and what Mask2Former needs into $(VENV): once, for some minutes"
 	$(INSTALL) setuptools wheel torch torchvision

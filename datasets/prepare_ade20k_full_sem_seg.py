@@ -43,7 +43,7 @@ def convert(root: Path, lookup: np.ndarray, source: Path) -> None:
     """Convert one image and its map; the map, by which finished work is known, comes last."""
     with Image.open(source) as opened, Image.open(source.with_name(f"{source.stem}_seg.png")) as coded:
         image, code = np.asarray(opened), np.asarray(coded).astype(np.int32)
-    objects = code[..., 0] // 10 * 256 + code[..., 1]
+    objects: np.ndarray = code[..., 0] // 10 * 256 + code[..., 1]
     check_label_size(source, objects, (image.shape[0], image.shape[1]))
     height, width = smaller_size(*objects.shape)
     if (height, width) != objects.shape:

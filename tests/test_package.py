@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
@@ -33,10 +34,22 @@ def test_import_is_silent() -> None:
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-def test_missing_detectron2_gives_the_command_that_installs_it() -> None:
-    run = run_python("import sys; sys.modules['detectron2'] = None; import mask2former")
+@pytest.mark.parametrize(
+    ("module", "role"), [("detectron2", "extends Detectron2"), ("panopticapi", "evaluates with panopticapi")]
+)
+def test_what_is_missing_gives_the_command_that_installs_it(module: str, role: str) -> None:
+    run = run_python(f"import sys; sys.modules[{module!r}] = None; import mask2former")
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == (
-        "ImportError: Mask2Former extends Detectron2, which is not installed here: "
-        "run `python tools/install_detectron2.py`."
+        f"ImportError: Mask2Former {role}, which is not installed here: run `python tools/install_detectron2.py`."
     )
+
+
+def test_detectron2s_model_zoo_works_without_pkg_resources() -> None:
+    run = run_python(
+        "import sys; sys.modules['pkg_resources'] = None\n"
+        "import mask2former; from detectron2 import model_zoo\n"
+        "assert 'pkg_resources' not in sys.modules\n"
+        "print(model_zoo.get_config('COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml').MODEL.META_ARCHITECTURE)"
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "GeneralizedRCNN\n", "")

@@ -1,13 +1,14 @@
-"""Install Detectron2 from PyPI, where it stands under another name and with too narrow a tag.
+"""Install Detectron2 and panopticapi from PyPI, where both stand under other names and ask for more than they need.
 
     python tools/install_detectron2.py
 
-Does nothing where ``import detectron2`` already works, so that a build of your own stays. Otherwise it downloads the
-wheel of ``sal-detectron2``, a complete Detectron2 0.7.2, compares its checksum, and installs it for the running Python.
-The wheel is tagged for CPython 3.10 because of one compiled file, ``detectron2/_C*.so``, which Mask2Former never uses;
-without that file it is plain Python and runs on any version.
+Does nothing where ``import detectron2`` and ``import panopticapi`` already work, so that builds of your own stay.
+Otherwise it downloads the wheel of ``sal-detectron2``, a complete Detectron2 0.7.2, or of ``panopticapi-lite``,
+compares its checksum, and installs it for the running Python. Detectron2's wheel is tagged for CPython 3.10 because of
+one compiled file, ``detectron2/_C*.so``, which Mask2Former never uses; without that file it is plain Python and runs on
+any version. Both wheels ask for NumPy 1, and run with NumPy 2 as well.
 
-Needs the standard library and pip only. What Detectron2 itself depends on is installed with Mask2Former.
+Needs the standard library and pip only. What the two themselves depend on is installed with Mask2Former.
 """
 
 import base64
@@ -15,51 +16,73 @@ import csv
 import hashlib
 import importlib.util
 import io
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 __all__ = ["main"]
 
-REQUIREMENT = "sal-detectron2==0.7.2"
-SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
-# Of the files in the wheel: the compiled one, and Detectron2's scripts, which would become a top-level package `tools`.
+
+class Package(NamedTuple):
+    """What is imported as ``module``, as PyPI has it."""
+
+    module: str
+    requirement: str
+    sha256: str
+
+
+PACKAGES = (
+    Package("detectron2", "sal-detectron2==0.7.2", "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"),
+    Package(
+        "panopticapi", "panopticapi-lite==0.2.0", "58d3ffa842a72240162e7fa744c602a0a5320baabbdb3295d770374f4639b486"
+    ),
+)
+# Of the wheels' files: the compiled one, and Detectron2's scripts, which would become a top-level package `tools`.
 LEFT_OUT = ("detectron2/_C", "tools/")
 
 
 def main() -> None:
-    """Install Detectron2 unless it is there. Exits with one sentence where that is not possible."""
-    if importlib.util.find_spec("detectron2") is not None:
-        print(f"Detectron2 {_imported_version()} is already installed; nothing to do.")
+    """Install what is not there. Exits with one sentence where that is not possible."""
+    for package in PACKAGES:
+        install(package)
+
+
+def install(package: Package) -> None:
+    """Install a package unless it is there."""
+    if importlib.util.find_spec(package.module) is not None:
+        print(f"{_import(package.module)} is already installed; nothing to do.")
         return
     with tempfile.TemporaryDirectory() as folder:
-        wheel = download(Path(folder))
-        verify(wheel)
+        wheel = download(package, Path(folder))
+        verify(wheel, package.sha256)
         _pip("install", "--no-deps", str(retag(wheel)))
-    print(f"Installed Detectron2 {_imported_version()}.")
+    print(f"Installed {_import(package.module)}.")
 
 
-def download(folder: Path) -> Path:
+def download(package: Package, folder: Path) -> Path:
     """Download the wheel into ``folder`` and return its path."""
-    _pip("download", "--no-deps", "--only-binary=:all:", "--python-version=3.10", f"--dest={folder}", REQUIREMENT)
+    options = ("--no-deps", "--only-binary=:all:", "--python-version=3.10", f"--dest={folder}")
+    _pip("download", *options, package.requirement)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
-def verify(wheel: Path) -> None:
+def verify(wheel: Path, sha256: str) -> None:
     """Exit unless ``wheel`` is, byte for byte, the file that was tested."""
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != SHA256:
+    if found != sha256:
         sys.exit(
-            f"{wheel.name} has the SHA-256 {found}, but {SHA256} was expected: not installed. "
+            f"{wheel.name} has the SHA-256 {found}, but {sha256} was expected: not installed. "
             "Try again; if it stays so, your package index serves another file than the one that was tested."
         )
 
 
 def retag(wheel: Path) -> Path:
-    """Write the wheel anew, beside the old one, as plain Python for every version and platform.
+    """Write the wheel anew, in the same folder, as plain Python for every version, platform and version of NumPy.
 
     Args:
         wheel: ``{name}-{version}-{python}-{abi}-{platform}.whl``.
@@ -76,6 +99,7 @@ def retag(wheel: Path) -> Path:
             for member in source.namelist()
             if not member.startswith(LEFT_OUT) and not member.endswith("/")
         }
+    files[f"{info}/METADATA"] = re.sub(rb"(?m)^(Requires-Dist: numpy)[ <>=!~(].*$", rb"\1", files[f"{info}/METADATA"])
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: mask2former\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{info}/RECORD"] = _record(files, f"{info}/RECORD")
     with zipfile.ZipFile(retagged, "w", zipfile.ZIP_DEFLATED) as target:
@@ -100,17 +124,17 @@ def _pip(command: str, *arguments: str) -> None:
     """Run pip of the running Python; on failure its own message stands above ours."""
     run = subprocess.run([sys.executable, "-m", "pip", "--quiet", command, *arguments], check=False)
     if run.returncode:
-        sys.exit(f"`pip {command}` failed (see above): Detectron2 is not installed. Is there a network and a pip?")
+        sys.exit(f"`pip {command}` failed (see above): nothing is installed. Is there a network and a pip?")
 
 
-def _imported_version() -> str:
-    """Import Detectron2 in a fresh Python, which sees what was just installed, and return its version."""
-    command = [sys.executable, "-c", "import detectron2; print(detectron2.__version__)"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+def _import(module: str) -> str:
+    """Import a module in a fresh Python, which sees what was just installed; return its name and version, if any."""
+    code = f"import {module} as m; print(m.__name__, getattr(m, '__version__', ''))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if run.returncode:
         sys.exit(
-            f"{run.stderr.strip()}\nDetectron2 is installed but cannot be imported (see above). Install Mask2Former's "
-            "requirements, PyTorch among them, or uninstall Detectron2 and run this script again."
+            f"{run.stderr.strip()}\n{module} is installed but cannot be imported (see above). Install Mask2Former's "
+            f"requirements, PyTorch among them, or uninstall {module} and run this script again."
         )
     return run.stdout.strip()
 

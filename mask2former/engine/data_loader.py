@@ -8,6 +8,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MetadataCatalog, build_detection_train_loader
 from detectron2.utils import comm
+from detectron2.utils.serialize import PicklableWrapper
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
@@ -84,7 +85,7 @@ class _SeededDataset(Dataset):
 
     def __init__(self, records: Dataset, mapper: Mapper, seed: int) -> None:
         self.records = records
-        self.mapper = mapper
+        self.mapper = PicklableWrapper(mapper)  # from Python 3.14 on, workers get a pickled copy, of a closure as well
         self.seed = seed
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:

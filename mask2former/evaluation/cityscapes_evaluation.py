@@ -21,6 +21,7 @@ from PIL import Image
 __all__ = ["CityscapesInstanceEvaluator", "CityscapesSemSegEvaluator"]
 
 logger = logging.getLogger(__name__)
+vars(np).setdefault("in1d", np.isin)  # cityscapesscripts 2.3.0 calls what NumPy 2.4 has no more
 
 Entry = dict[str, Any]
 

@@ -79,10 +79,10 @@ def segment_colors(segments: Sequence[Segment], metadata: Any) -> np.ndarray:
     """Colour stuff by its class, and instances so that neighbours differ: (N, 3) uint8 RGB."""
     colors = np.zeros((len(segments), 3), dtype=np.uint8)
     things = np.array([segment.isthing for segment in segments], dtype=bool)
-    for i in np.flatnonzero(~things):
+    for i in np.flatnonzero(~things).tolist():
         colors[i] = class_color(metadata, segments[i].class_id)
     if things.any():
-        chosen = [segments[i] for i in np.flatnonzero(things)]
+        chosen = [segments[i] for i in np.flatnonzero(things).tolist()]
         centers = np.array([(s.left + s.mask.shape[1] / 2, s.top + s.mask.shape[0] / 2) for s in chosen])
         class_ids = np.array([s.class_id for s in chosen])
         colors[things] = assign_colors(centers, class_ids, np.unique(colors[~things], axis=0))

@@ -1,4 +1,5 @@
 import itertools
+import pickle
 import random
 
 import numpy as np
@@ -43,6 +44,12 @@ def test_epochs_differ_in_order_and_augmentation():
 
 def test_workers_change_nothing():
     assert take(make(num_workers=2), 7) == take(make(), 7)
+
+
+def test_a_closure_reaches_workers_that_are_not_forked():
+    dataset = pickle.loads(pickle.dumps(make(mapper=lambda record: {**record, "mapped": True}).dataset))
+
+    assert dataset[0, 4] == {**RECORDS[4], "mapped": True}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as instance_api  # noqa: N813
 import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import CityscapesInstanceEvaluator as FilesInstanceEvaluator
@@ -28,6 +29,7 @@ def scene(tmp_path: Path):
 )
 def test_the_same_as_from_files(ours, theirs, key, scene, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # cityscapesscripts write a file into the folder where one stands
+    monkeypatch.setattr(instance_api, "writeDict2JSON", lambda *_: None)  # which fails with NumPy 2.3's counts
     results = run(ours("cityscapes_scene"), *scene)
     expected = run(theirs("cityscapes_scene"), *scene)
     assert list(results) == list(expected) == [key]

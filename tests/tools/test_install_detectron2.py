@@ -1,9 +1,10 @@
-"""The installer of Detectron2, on a small wheel of the same shape and without a network."""
+"""The installer of Detectron2 and panopticapi, on a small wheel of the same shape and without a network."""
 
 import base64
 import hashlib
 import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,13 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "install_detectron2.py"
 INFO = "sal_tiny-0.1.dist-info"
+METADATA = """\
+Metadata-Version: 2.1
+Name: sal-tiny
+Version: 0.1
+Requires-Dist: numpy<2.0.0,>=1.23.5
+Requires-Dist: numpy-groupies<2
+"""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +42,7 @@ def wheel(tmp_path: Path) -> Path:
         archive.writestr("detectron2/_C.cpython-310-x86_64-linux-gnu.so", b"\x7fELF")
         archive.writestr("detectron2/a,b.txt", "a comma in a name is quoted in RECORD")
         archive.writestr("tools/__init__.py", "")
-        archive.writestr(f"{INFO}/METADATA", "Metadata-Version: 2.1\nName: sal-tiny\nVersion: 0.1\n")
+        archive.writestr(f"{INFO}/METADATA", METADATA)
         archive.writestr(f"{INFO}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp310-cp310-linux_x86_64\n")
         archive.writestr(f"{INFO}/RECORD", "detectron2/_C.cpython-310-x86_64-linux-gnu.so,sha256=x,4\n")
     return path
@@ -53,6 +61,8 @@ def test_retagged_wheel_is_plain_python(installer: ModuleType, wheel: Path) -> N
         }
         assert "Tag: py3-none-any" in archive.read(f"{INFO}/WHEEL").decode().splitlines()
         assert "Root-Is-Purelib: true" in archive.read(f"{INFO}/WHEEL").decode().splitlines()
+        required = [line for line in archive.read(f"{INFO}/METADATA").decode().splitlines() if "Requires" in line]
+        assert required == ["Requires-Dist: numpy", "Requires-Dist: numpy-groupies<2"]
 
 
 def test_pip_installs_the_retagged_wheel(installer: ModuleType, wheel: Path, tmp_path: Path) -> None:
@@ -70,18 +80,20 @@ def test_pip_installs_the_retagged_wheel(installer: ModuleType, wheel: Path, tmp
 
 def test_another_file_than_the_tested_one_is_refused(installer: ModuleType, wheel: Path) -> None:
     with pytest.raises(SystemExit, match=r"sal_tiny.*whl has the SHA-256 .* was expected: not installed"):
-        installer.verify(wheel)
+        installer.verify(wheel, hashlib.sha256(b"another").hexdigest())
 
 
-def test_an_installed_detectron2_is_left_alone(
+def test_what_is_installed_is_left_alone(
     installer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(installer, "_pip", lambda *_: pytest.fail("pip was called"))
     installer.main()
-    assert "already installed; nothing to do." in capsys.readouterr().out
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"detectron2 0\.\S+ is already installed; nothing to do\.", first)
+    assert second == "panopticapi is already installed; nothing to do."
 
 
-def test_missing_detectron2_is_downloaded_verified_and_installed(
+def test_what_is_missing_is_downloaded_verified_and_installed(
     installer: ModuleType, wheel: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands: list[tuple[str, ...]] = []
@@ -94,16 +106,18 @@ def test_missing_detectron2_is_downloaded_verified_and_installed(
 
     monkeypatch.setattr(installer.importlib.util, "find_spec", lambda _: None)
     monkeypatch.setattr(installer, "_pip", pip)
-    monkeypatch.setattr(installer, "_imported_version", lambda: "0.1")
-    monkeypatch.setattr(installer, "SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setattr(installer, "_import", lambda module: f"{module} 0.1")
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr(installer, "PACKAGES", [package._replace(sha256=sha256) for package in installer.PACKAGES])
     installer.main()
-    assert [command[0] for command in commands] == ["download", "install"]
-    assert commands[1][-1].endswith("sal_tiny-0.1-py3-none-any.whl")
-    assert "Installed Detectron2 0.1." in capsys.readouterr().out
+    assert [command[0] for command in commands] == ["download", "install"] * 2
+    assert [command[-1] for command in commands[::2]] == ["sal-detectron2==0.7.2", "panopticapi-lite==0.2.0"]
+    assert all(command[-1].endswith("sal_tiny-0.1-py3-none-any.whl") for command in commands[1::2])
+    assert capsys.readouterr().out == "Installed detectron2 0.1.\nInstalled panopticapi 0.1.\n"
 
 
 def test_a_failing_pip_is_reported(installer: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"`pip install` failed .* Detectron2 is not installed"):
+    with pytest.raises(SystemExit, match=r"`pip install` failed .* nothing is installed"):
         installer._pip("install", "--no-index", str(tmp_path / "absent-1.0-py3-none-any.whl"))
 
 
@@ -114,5 +128,5 @@ def test_a_broken_detectron2_is_reported(
     package.mkdir()
     (package / "__init__.py").write_text("import a_module_that_is_missing\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(SystemExit, match="installed but cannot be imported"):
-        installer._imported_version()
+    with pytest.raises(SystemExit, match="detectron2 is installed but cannot be imported"):
+        installer._import("detectron2")
