@@ -41,20 +41,21 @@ def read_image(path: str | Path, image_format: str = "RGB", *, content: bytes | 
             content = file.read()
     if image_format == "L":
         return np.array(_as_8_bits(_load(path, content)).convert("L"))[:, :, np.newaxis]
-    pixels = _decode_plain_png(content)
+    pixels = _decode_plain_png(content, image_format)
     if pixels is None:
         pixels = _rgb(_as_8_bits(_load(path, content)))
-    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+        pixels = pixels[:, :, ::-1] if image_format == "BGR" else pixels
+    return pixels
 
 
-def _decode_plain_png(content: bytes) -> np.ndarray | None:
-    """What Pillow makes of a PNG of 8-bit colours, sooner: (H, W, 3) uint8 RGB. None of all else, or damaged."""
+def _decode_plain_png(content: bytes, image_format: str) -> np.ndarray | None:
+    """What Pillow makes of a PNG of 8-bit colours, sooner: (H, W, 3) uint8. None of all else, or damaged."""
     if not content.startswith(b"\x89PNG") or b"eXIf" in content:  # OpenCV would not turn it
         return None
     pixels = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
         return None
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    return pixels if image_format == "BGR" else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 
 def to_eight_bits(image: Image.Image) -> np.ndarray:

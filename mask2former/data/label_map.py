@@ -46,12 +46,12 @@ class LabelMap:
 
     def _is_present(self) -> np.ndarray:
         """Which labels some pixel has, (T + 1,) bool."""
-        present = np.zeros(len(self.classes) + 1, dtype=bool)
-        present[self.labels[::8, ::8]] = True  # nearly all are seen there, so there is no need to count every pixel
-        unseen = np.flatnonzero(~present)
-        if len(unseen) > 8:
-            return np.bincount(self.labels.ravel(), minlength=len(present)) > 0
-        present[unseen] = [(self.labels == label).any() for label in unseen]
+        count = len(self.classes) + 1
+        if self.labels.dtype != np.uint8:
+            return np.bincount(self.labels.ravel(), minlength=count) > 0
+        present = np.zeros(count, dtype=bool)
+        pixels = self.labels.tobytes()  # in which a byte is found many times sooner than NumPy counts them
+        present[:256] = [label in pixels for label in range(min(count, 256))]
         return present
 
 

@@ -27,7 +27,8 @@ def read_panoptic_png(path: str | Path, size: tuple[int, int]) -> np.ndarray:
         ValueError: The sizes differ.
     """
     # A pixel's bytes are its id; a fourth makes it an integer, and is taken away again.
-    ids: np.ndarray = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2RGBA).view("<i4")[..., 0]
+    pixels = np.ascontiguousarray(read_image(path, "BGR"))
+    ids: np.ndarray = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGBA).view("<i4")[..., 0]
     ids &= 0xFFFFFF
     check_label_size(path, ids, size)
     return ids

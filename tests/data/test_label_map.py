@@ -71,6 +71,12 @@ def test_replaced_labels(largest: int, dtype: type) -> None:
     np.testing.assert_array_equal(replace_labels(labels[:1] % 4, values[:4]), values[labels[:1] % 4])
 
 
+def test_more_segments_than_a_byte_has_values_of_which_bytes_are_left() -> None:
+    classes, masks = LabelMap(np.array([[0, 7, 255]], dtype=np.uint8), np.arange(300)).targets()
+    assert classes.tolist() == [6, 254]
+    np.testing.assert_array_equal(masks, [[[False, True, False]], [[False, False, True]]])
+
+
 def test_a_map_without_segments() -> None:
     classes, masks = LabelMap(np.zeros((3, 4), dtype=np.uint8), np.zeros(0, dtype=np.int64)).targets()
     assert (classes.shape, masks.shape, masks.dtype) == ((0,), (0, 3, 4), torch.bool)
