@@ -7,9 +7,14 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import transforms as T
 
+from .label_map import move_labels
+
 __all__ = ["Part", "draw_annotation"]
 
 Polygons = list[np.ndarray]
+
+# The rasteriser counts a line's pixels, fifths of them, in 32 bits, and crashes where these do not suffice.
+_FARTHEST = 1e6
 
 Part = tuple[np.ndarray, tuple[slice, slice]]
 """A part of a mask, bool, and the rows and columns of the mask that it is."""
@@ -40,7 +45,7 @@ def draw_annotation(
         raise ValueError(f"a segmentation is {type(mask).__name__}, expected a list of polygons, an RLE or a bitmap")
     if mask.shape != size:
         raise ValueError(f"a mask is {mask.shape} (height, width), its image is {size}")
-    return transforms.apply_segmentation((mask != 0).astype(np.uint8)).astype(bool), (slice(None), slice(None))
+    return move_labels(transforms, (mask != 0).astype(np.uint8)).astype(bool), (slice(None), slice(None))
 
 
 def _polygons(segmentation: list[Any]) -> Polygons:
@@ -48,6 +53,9 @@ def _polygons(segmentation: list[Any]) -> Polygons:
     for points in polygons:
         if len(points) % 2 or len(points) < 6:
             raise ValueError(f"a polygon has {len(points)} coordinates, expected x and y of three points or more")
+        near = np.abs(points) < _FARTHEST  # NaN is not
+        if not near.all():
+            raise ValueError(f"a polygon has the coordinate {points[~near][0]}, expected pixels of the image")
     return [points.reshape(-1, 2) for points in polygons]
 
 
@@ -61,9 +69,16 @@ def _rasterise(polygons: Polygons, size: tuple[int, int]) -> Part:
     place = slice(top, top + height), slice(left, left + width)
     if not polygons or 0 in (height, width):
         return np.zeros((height, width), dtype=bool), place
-    rles = mask_util.frPyObjects([(points - (left, top)).ravel().tolist() for points in polygons], height, width)
+    moved = [_move(points, left, top) for points in polygons]
+    rles = mask_util.frPyObjects([points.ravel().tolist() for points in moved], height, width)
     # COCO's masks run down the columns; NumPy takes ten times as long to turn them.
     return cv2.transpose(mask_util.decode(mask_util.merge(rles)).T).view(bool), place
+
+
+def _move(points: np.ndarray, left: int, top: int) -> np.ndarray:
+    """Points from a place of the picture. They are rounded to fifths, as the rasteriser does, before and not after."""
+    offset = np.array([left, top])
+    return np.where(offset > 0, np.floor(points * 5 + 0.5) / 5 - offset, points)
 
 
 def _decode(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:

@@ -8,12 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 __all__ = ["image_size", "read_image", "read_label_image", "to_eight_bits", "verify_image"]
 
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSED = {5, 6, 7, 8}  # orientations that swap width and height
+# What a PNG has in it if it says how to turn it, in one of three ways, or has several frames.
+_TURNED_OR_ANIMATED = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp", b"acTL")
 
 
 def read_image(path: str | Path, image_format: str = "RGB", *, content: bytes | None = None) -> np.ndarray:
@@ -50,8 +53,8 @@ def read_image(path: str | Path, image_format: str = "RGB", *, content: bytes | 
 
 def _decode_plain_png(content: bytes, image_format: str) -> np.ndarray | None:
     """What Pillow makes of a PNG of 8-bit colours, sooner: (H, W, 3) uint8. None of all else, or damaged."""
-    if not content.startswith(b"\x89PNG") or b"eXIf" in content:  # OpenCV would not turn it
-        return None
+    if not content.startswith(b"\x89PNG") or any(word in content for word in _TURNED_OR_ANIMATED):
+        return None  # OpenCV would not turn it, nor blend frames as Pillow does
     pixels = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
         return None
@@ -99,6 +102,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """Height and width of an image as :func:`read_image` returns it, from its header alone."""
     with _opened(path) as image:
         width, height = image.size
+        if isinstance(image, TiffImageFile):  # whose size Pillow may have turned already
+            width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
         return (width, height) if image.getexif().get(_ORIENTATION) in _TRANSPOSED else (height, width)
 
 
@@ -111,7 +116,8 @@ def verify_image(path: str | Path) -> tuple[int, int]:
     """
     size = image_size(path)
     with _opened(path) as image:
-        image.draft(None, (image.width // 8, image.height // 8))  # JPEGs need not be decoded in full for that
+        # JPEGs need not be decoded in full for that.
+        image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))
         image.load()
     return size
 

@@ -80,12 +80,16 @@ def move_labels(transform: T.Transform, labels: np.ndarray) -> np.ndarray:
     integers at all. So larger labels travel as bytes.
 
     Args:
-        transform: A transform that pads segmentations with 0.
+        transform: A transform, or a list of them, that pads segmentations with 0.
         labels: (H, W) integers from 0 to 65535.
 
     Returns:
         (H', W'), uint8 where that suffices, else int32.
     """
+    if isinstance(transform, T.TransformList):
+        for step in transform.transforms:
+            labels = move_labels(step, labels)
+        return labels
     if labels.max(initial=0) < 256:
         return unflipped(transform.apply_segmentation(labels.astype(np.uint8, copy=False)))
     low, high = (transform.apply_segmentation(part.astype(np.uint8)) for part in (labels & 0xFF, labels >> 8))
@@ -95,8 +99,11 @@ def move_labels(transform: T.Transform, labels: np.ndarray) -> np.ndarray:
 def unflipped(array: np.ndarray) -> np.ndarray:
     """An array (H, W) or (H, W, C) of its own values in memory, if it is another one's view from right to left.
 
-    NumPy copies such views ten times slower, and Pillow copies them at every resize.
+    NumPy copies such views ten times slower, and Pillow copies them at every resize. A single row is copied always: it
+    may be a view from bottom to top, which PyTorch refuses while NumPy calls it contiguous.
     """
+    if len(array) == 1:
+        return array.copy()
     if array.strides[1] >= 0:
         return array
     return cv2.flip(np.ascontiguousarray(array[:, ::-1]), 1).reshape(array.shape)

@@ -14,8 +14,9 @@ _Lazy = TypeVar("_Lazy", bound="LazyTensor")
 class LazyTensor(Tensor):
     """To every function and method of tensors, the whole tensor of :meth:`full`, computed anew for each.
 
-    Its shape, type and device are known without. Subclasses keep what it is computed from, make themselves by
-    :meth:`describe`, and say in methods of their own what else can be had without the whole.
+    It cannot be changed in place, which is an error: ``tensor.full()`` gives a tensor that can. Its shape, type and
+    device are known without. Subclasses keep what it is computed from, make themselves by :meth:`describe`, and say in
+    methods of their own what else can be had without the whole.
     """
 
     @classmethod
@@ -33,8 +34,22 @@ class LazyTensor(Tensor):
         if func in _DESCRIPTIONS:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs or {})
-        args, kwargs = tree_map_only(LazyTensor, lambda lazy: lazy.full(), (args, kwargs or {}))
-        return func(*args, **kwargs)
+        computed: list[tuple[Tensor, int]] = []
+
+        def compute(lazy: LazyTensor) -> Tensor:
+            full = lazy.full()
+            if not full.is_inference():  # those have no version
+                computed.append((full, full._version))
+            return full
+
+        args, kwargs = tree_map_only(LazyTensor, compute, (args, kwargs or {}))
+        result = func(*args, **kwargs)
+        if any(full._version != version for full, version in computed):
+            raise TypeError(
+                f"{func.__name__} would change a {cls.__name__}, which is computed anew whenever someone looks at it. "
+                "Change what its method full() gives, and use that instead."
+            )
+        return result
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]

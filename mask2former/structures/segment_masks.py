@@ -40,16 +40,16 @@ class SegmentMasks(LazyTensor):
         """Add pixels of no segment at the left, right, top and bottom, as ``torch.nn.functional.pad`` does."""
         return SegmentMasks(F.pad(self.id_map, padding), self.ids)
 
-    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+    def to(self, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
         """As ``Tensor.to``; masks that stay bool move as map."""
         device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
         if dtype not in (None, torch.bool):
             return self.full().to(*args, **kwargs)
-        id_map, ids = (part.to(device, non_blocking=non_blocking) for part in (self.id_map, self.ids))
+        id_map, ids = (part.to(device, non_blocking=non_blocking, copy=copy) for part in (self.id_map, self.ids))
         return SegmentMasks(id_map, ids)
 
     def __getitem__(self, index: Any) -> Tensor:
-        if isinstance(index, int):
+        if type(index) is int:  # not bool, which adds a dimension
             return self.id_map == self.ids[index]
         if isinstance(index, slice) or (isinstance(index, Tensor) and index.dim() == 1):
             return SegmentMasks(self.id_map, self.ids[index])

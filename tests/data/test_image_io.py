@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from mask2former.data.image_io import image_size, read_image, read_label_image, verify_image
 
@@ -160,6 +161,39 @@ def test_pngs_are_what_pillow_makes_of_them(tmp_path: Path, mode: str) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", "BGR"), expected[..., ::-1])
     np.testing.assert_array_equal(read_image("elsewhere", content=(tmp_path / "a.png").read_bytes()), expected)
+
+
+def _says_in_text(orientation: int, keyword: str) -> PngInfo:
+    info, exif = PngInfo(), Image.Exif()
+    exif[0x0112] = orientation
+    if keyword == "Raw profile type exif":  # as ImageMagick writes it
+        info.add_text(keyword, f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}", zip=True)
+    else:
+        info.add_itxt(keyword, f'<rdf:Description tiff:Orientation="{orientation}"/>', zip=True)
+    return info
+
+
+@pytest.mark.parametrize("keyword", ["Raw profile type exif", "XML:com.adobe.xmp"])
+def test_pngs_that_say_in_text_how_to_turn_them(tmp_path: Path, keyword: str) -> None:
+    pixels = RNG.integers(0, 256, (8, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png", pnginfo=_says_in_text(6, keyword))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(pixels, -1))
+    assert image_size(tmp_path / "a.png") == (6, 8)
+
+
+def test_animated_pngs_are_what_pillow_makes_of_them(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(RNG.integers(0, 256, (8, 6, 3), dtype=np.uint8)) for _ in range(2))
+    first.save(tmp_path / "a.png", save_all=True, append_images=[second], blend=1, disposal=1)
+    expected = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_sizes_are_of_turned_images(tmp_path: Path, suffix: str) -> None:
+    path, exif = tmp_path / f"a.{suffix}", Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 8)).save(path, exif=exif)
+    assert read_image(path).shape[:2] == image_size(path) == verify_image(path) == (6, 8)
 
 
 def test_damaged_pngs_are_named(tmp_path: Path) -> None:

@@ -89,3 +89,8 @@ def test_unflipped_arrays_have_their_own_values(shape: tuple[int, ...]) -> None:
     result = unflipped(array[:, ::-1])
     assert result.flags.c_contiguous
     np.testing.assert_array_equal(result, array[:, ::-1])
+
+
+def test_a_single_row_from_bottom_to_top_can_become_a_tensor() -> None:
+    row = np.arange(6, dtype=np.uint8).reshape(1, 6)
+    assert torch.from_numpy(unflipped(row[::-1])).tolist() == row.tolist()

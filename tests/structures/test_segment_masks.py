@@ -34,6 +34,7 @@ def test_it_is_a_tensor_to_everyone(masks: SegmentMasks, expected: Tensor) -> No
         (torch.cat([masks, masks]), torch.cat([expected, expected])),
         (masks[:, 2:5], expected[:, 2:5]),
         (masks[[2, 0]], expected[[2, 0]]),
+        (masks[True], expected[None]),
         (masks & masks[:1], expected & expected[:1]),
         (torch.from_numpy(masks.numpy()), expected),
         (torch.from_numpy(np.asarray(masks)), expected),
@@ -54,6 +55,7 @@ def select(index: object) -> Callable[[Tensor], Tensor]:
     [
         lambda masks: masks.to("cpu", non_blocking=True),
         lambda masks: masks.to(torch.bool),
+        lambda masks: masks.to("cpu", copy=True),
         lambda masks: pickle.loads(pickle.dumps(masks)),
         select(slice(None, None, 2)),
         select(torch.tensor([2, 2, 0, 1])),
@@ -81,3 +83,23 @@ def test_no_segments() -> None:
     masks = SegmentMasks(torch.zeros(4, 5, dtype=torch.uint8), torch.zeros(0, dtype=torch.uint8))
     assert masks.shape == masks.full().shape == (0, 4, 5)
     assert list(masks) == []
+
+
+def set_pixels(masks: Tensor) -> None:
+    masks[:, :2] = True
+
+
+@pytest.mark.parametrize(
+    "change",
+    [set_pixels, Tensor.logical_not_, lambda masks: torch.logical_not(torch.zeros(3, 6, 7), out=masks)],
+)
+def test_changes_in_place_are_not_lost(masks: SegmentMasks, change: Callable[[Tensor], object]) -> None:
+    with pytest.raises(TypeError, match=r"would change a SegmentMasks, .*Change what its method full\(\) gives"):
+        change(masks)
+    masks.full().logical_not_()
+
+
+def test_assignment_with_an_operator_gives_an_ordinary_tensor(masks: SegmentMasks, expected: Tensor) -> None:
+    void = torch.rand(6, 7) > 0.5
+    masks &= ~void  # type: ignore[assignment]
+    assert torch.equal(masks, expected & ~void)

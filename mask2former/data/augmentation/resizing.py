@@ -4,14 +4,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..label_map import unflipped
+
 __all__ = ["resize_image", "resize_labels"]
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize bilinearly, and with smoothing where it becomes smaller, by PyTorch's kernel.
 
-    Values are Pillow's, but that fewer than one in a hundred is one higher or lower: PyTorch rounds the weights of
-    pixels to fewer bits.
+    Values are Pillow's, but that some are one higher or lower, and very few two: PyTorch rounds the weights of pixels
+    to fewer bits. Of photographs fewer than one value in a hundred differs at most scales, and six at 4 : 5.
 
     Args:
         image: (H, W, C) uint8.
@@ -21,7 +23,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         (H', W', C) uint8.
     """
     # Not permuted before there is a batch: its stride would say that channels come first.
-    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.require(unflipped(image), requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
     resized = F.interpolate(pixels, size, mode="bilinear", antialias=True)
     return resized.permute(0, 2, 3, 1)[0].numpy()
 

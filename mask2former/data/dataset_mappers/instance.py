@@ -9,7 +9,7 @@ from detectron2.data import transforms as T
 
 from ..annotation_masks import Part, draw_annotation
 from ..augmentation import build_lsj_recipe
-from ..label_map import LabelMap
+from ..label_map import LabelMap, move_labels
 from ..panoptic_png import read_segment_labels
 from .base import MaskFormerDatasetMapper
 
@@ -37,7 +37,7 @@ class MaskFormerInstanceDatasetMapper(MaskFormerDatasetMapper):
             return labels.targets()
         new_size = labels.labels.shape[0], labels.labels.shape[1]
         # Padding after a crop would show what the crop has cut off a polygon.
-        inside = transforms.apply_segmentation(np.ones(size, dtype=np.uint8)).astype(bool)
+        inside = move_labels(transforms, np.ones(size, dtype=np.uint8)).astype(bool)
         classes, parts = [], []
         for number, annotation in enumerate(dataset_dict["annotations"]):
             if annotation.get("iscrowd", 0):

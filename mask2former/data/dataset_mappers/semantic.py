@@ -30,9 +30,19 @@ class MaskFormerSemanticDatasetMapper(MaskFormerDatasetMapper):
         path = dataset_dict["sem_seg_file_name"]
         classes = read_label_image(path, bytes_stay=True)
         check_label_size(path, classes, size)
-        labels = np.arange(1, int(classes.max(initial=0)) + 2)
-        labels[self.ignore_label : self.ignore_label + 1] = 0
-        return LabelMap(replace_labels(classes, labels), np.arange(labels.max()))
+        labels = self._number(classes)
+        if labels.max(initial=0) > 65535:  # which move_labels could not move
+            raise ValueError(
+                f"{path}: has class id {labels.max() - 1}, expected 65534 at most, or the value of unlabelled pixels "
+                f"({self.ignore_label}). Set that value right."
+            )
+        return LabelMap(labels, np.arange(labels.max(initial=0)))
+
+    def _number(self, classes: np.ndarray) -> np.ndarray:
+        """Classes plus 1, and 0 for the ignore label."""
+        if classes.dtype != np.uint8:
+            return np.where(classes == self.ignore_label, 0, classes + 1)
+        return replace_labels(classes, self._number(np.arange(int(classes.max(initial=0)) + 1)))
 
     def more_outputs(self, labels: LabelMap) -> dict[str, np.ndarray]:
         classes = labels.labels.astype(np.int64) - 1  # as read_labels numbers them

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 
 from mask2former.data import DATASET_MAPPERS, build_dataset_mapper, register_custom_datasets
+from mask2former.data.augmentation import QuarterTurn
 from mask2former.data.dataset_mappers import MaskFormerDatasetMapper
 from mask2former.data.dataset_mappers.base import _LabelledImage
 from mask2former.data.label_map import LabelMap
@@ -37,7 +38,9 @@ def instance_dicts(cfg: CfgNode, coco_instance_entry: Entry) -> list[Entry]:
     return DatasetCatalog.get("mapped_instance")
 
 
-def plain(cfg: CfgNode, name: str, augmentations: tuple[T.Augmentation, ...] = ()) -> MaskFormerDatasetMapper:
+def plain(
+    cfg: CfgNode, name: str, augmentations: tuple[T.Augmentation | T.Transform, ...] = ()
+) -> MaskFormerDatasetMapper:
     """A mapper that leaves images as they are, or does what it is told."""
     return DATASET_MAPPERS[name](cfg, is_train=True, augmentations=list(augmentations))
 
@@ -221,6 +224,32 @@ def test_polygons_that_leave_the_crop(cfg: CfgNode, instance_dicts: list[Entry],
     assert PERSON not in by_class(example)
 
 
+@pytest.mark.parametrize("size", [(1, 9), (9, 1), (1, 1)])
+def test_turns_of_a_single_row_or_column(cfg: CfgNode, size: tuple[int, int], write: Any) -> None:
+    bitmap = np.arange(size[0] * size[1]).reshape(size) % 3 == 0
+    path = write("own/images/line.png", np.stack([bitmap * np.uint8(200)] * 3, axis=2))
+    record = {"file_name": path, "annotations": [{"category_id": CAR, "segmentation": bitmap}]}
+    flips = (T.RandomFlip(1, horizontal=True), T.RandomFlip(1, horizontal=False, vertical=True))
+    for turns, augmentations in [(2, flips), *((turns, (QuarterTurn(turns, *size),)) for turns in (1, 2, 3))]:
+        example = plain(cfg, "mask_former_instance", augmentations)(record)
+        np.testing.assert_array_equal(example["instances"].gt_masks[0], np.rot90(bitmap, turns))
+        np.testing.assert_array_equal(example["image"][0] == 200, np.rot90(bitmap, turns))
+
+
+@pytest.mark.parametrize(("dtype", "ignored"), [(np.uint8, 7), (np.uint8, 254), (np.uint16, 65535), (np.uint16, -2)])
+def test_any_label_may_be_ignored(cfg: CfgNode, dtype: type, ignored: int, write: Any) -> None:
+    classes = np.array([[0, 7, 254], [255, 300 % (np.iinfo(dtype).max + 1), np.iinfo(dtype).max - 1]], dtype=dtype)
+    if ignored == 65535:
+        classes[0, 0] = ignored
+    mapper = plain(cfg, "mask_former_semantic")
+    mapper.ignore_label, mapper.num_classes = ignored, None
+    path = write("own/images/b.png", np.zeros((2, 3, 3), np.uint8))
+    example = mapper({"file_name": path, "sem_seg_file_name": write("own/classes/b.png", classes)})
+    np.testing.assert_array_equal(example["sem_seg"], classes)
+    np.testing.assert_array_equal(example["ignore_mask"], classes == ignored)
+    assert example["instances"].gt_classes.tolist() == sorted(set(classes.ravel().tolist()) - {ignored})
+
+
 def test_errors_name_the_image(cfg: CfgNode, panoptic_dict: Entry, instance_dicts: list[Entry], write: Any) -> None:
     def fails(name: str, record: Entry, message: str) -> None:
         with pytest.raises(ValueError, match=message):
@@ -237,6 +266,8 @@ def test_errors_name_the_image(cfg: CfgNode, panoptic_dict: Entry, instance_dict
 
     for segmentation, message in {
         "nothing": "a segmentation is str, expected a list of polygons",
+        (1.0, 1.0, 2.0, 2.0, np.nan, 1.0): "a polygon has the coordinate nan, expected pixels of the image",
+        (1.0, 1.0, 2.0, 2.0, 1e19, 1.0): r"a polygon has the coordinate 1e\+19, expected pixels of the image",
         (1.0, 1.0, 2.0, 2.0): "a polygon has 4 coordinates, expected x and y of three points",
         (("size", (9, 9)), ("counts", (81,))): r"an RLE is \(9, 9\) \(height, width\), its image is \(40, 60\)",
         None: "a segmentation is NoneType",
@@ -246,6 +277,10 @@ def test_errors_name_the_image(cfg: CfgNode, panoptic_dict: Entry, instance_dict
             value = [list(segmentation)] if isinstance(segmentation[0], float) else dict(segmentation)
         record = instance_dicts[0] | {"annotations": [{"category_id": 0, "segmentation": value}]}
         fails("mask_former_instance", record, rf"a\.png: annotation 0 of the image: {message}")
+    deep = write("deep.png", np.full((40, 60), 65535, dtype=np.uint16))
+    fails(
+        "mask_former_semantic", panoptic_dict | {"sem_seg_file_name": deep}, r"deep\.png: has class id 65535, expected"
+    )
     bitmap = instance_dicts[0] | {"annotations": [{"category_id": 0, "segmentation": np.zeros((3, 4))}]}
     fails("mask_former_instance", bitmap, r"a mask is \(3, 4\) \(height, width\), its image is \(40, 60\)")
 
