@@ -9,13 +9,13 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from mask2former.data.datasets.categories import Category, panoptic_metadata
 from mask2former.data.datasets.coco_panoptic import load_coco_panoptic
 from mask2former.data.datasets.derived import write_semantic_png
-from mask2former.data.panoptic_png import read_segment_numbers
+from mask2former.data.panoptic_png import read_segment_labels
 from mask2former.data.prepare import Job, present, run_script, whole_file
 
 
 def convert(num_classes: int, dataset_dict: dict[str, Any]) -> None:
     """Write the map of one image."""
-    numbers = read_segment_numbers(dataset_dict, (dataset_dict["height"], dataset_dict["width"]))
+    numbers = read_segment_labels(dataset_dict, (dataset_dict["height"], dataset_dict["width"]))
     with whole_file(Path(dataset_dict["sem_seg_file_name"])) as unfinished:
         write_semantic_png(unfinished, numbers, dataset_dict["segments_info"], num_classes)
 

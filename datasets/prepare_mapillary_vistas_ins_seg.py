@@ -14,13 +14,13 @@ from mask2former.data.datasets.mapillary_vistas import (
     panoptic_files,
     unused_categories,
 )
-from mask2former.data.panoptic_png import read_segment_numbers
+from mask2former.data.panoptic_png import read_segment_labels
 from mask2former.data.prepare import Job, present, run_script, whole_file
 
 
 def convert(dataset_dict: dict[str, Any]) -> list[dict[str, Any]]:
     """The "annotations" of one image."""
-    numbers = read_segment_numbers(dataset_dict, (dataset_dict["height"], dataset_dict["width"]))
+    numbers = read_segment_labels(dataset_dict, (dataset_dict["height"], dataset_dict["width"]))
     segments = dataset_dict["segments_info"]
     return instance_annotations(dataset_dict["image_id"], numbers, segments, dataset_dict["dataset_ids"])
 

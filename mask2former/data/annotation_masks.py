@@ -7,14 +7,17 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import transforms as T
 
-__all__ = ["draw_annotation"]
+__all__ = ["Part", "draw_annotation"]
 
 Polygons = list[np.ndarray]
+
+Part = tuple[np.ndarray, tuple[slice, slice]]
+"""A part of a mask, bool, and the rows and columns of the mask that it is."""
 
 
 def draw_annotation(
     segmentation: Any, size: tuple[int, int], transforms: T.TransformList, new_size: tuple[int, int]
-) -> np.ndarray:
+) -> Part:
     """Draw an annotation as it is after ``transforms``: polygons move as polygons, the others as masks.
 
     Args:
@@ -25,7 +28,7 @@ def draw_annotation(
         new_size: Height and width after them.
 
     Returns:
-        (H', W') bool.
+        The part of the mask (H', W') outside which it is empty.
 
     Raises:
         ValueError: It is none of these, or belongs to an image of another size.
@@ -37,7 +40,7 @@ def draw_annotation(
         raise ValueError(f"a segmentation is {type(mask).__name__}, expected a list of polygons, an RLE or a bitmap")
     if mask.shape != size:
         raise ValueError(f"a mask is {mask.shape} (height, width), its image is {size}")
-    return transforms.apply_segmentation((mask != 0).astype(np.uint8)).astype(bool)
+    return transforms.apply_segmentation((mask != 0).astype(np.uint8)).astype(bool), (slice(None), slice(None))
 
 
 def _polygons(segmentation: list[Any]) -> Polygons:
@@ -48,14 +51,19 @@ def _polygons(segmentation: list[Any]) -> Polygons:
     return [points.reshape(-1, 2) for points in polygons]
 
 
-def _rasterise(polygons: Polygons, size: tuple[int, int]) -> np.ndarray:
+def _rasterise(polygons: Polygons, size: tuple[int, int]) -> Part:
     """The union of polygons; what lies outside the picture is cut off by the rasteriser."""
-    corners = np.concatenate(polygons) if polygons else np.empty((0, 2))
-    if not polygons or (corners.max(axis=0) < -1).any() or (corners.min(axis=0) > (size[1] + 1, size[0] + 1)).any():
-        return np.zeros(size, dtype=bool)
-    rles = mask_util.frPyObjects([points.ravel().tolist() for points in polygons], *size)
+    corners = np.concatenate(polygons) if polygons else np.zeros((1, 2))
+    # A pixel more on either side, as far as the picture goes, so that only its borders cut anything off.
+    left, top = np.maximum(np.floor(corners.min(axis=0)) - 1, 0).astype(int).tolist()
+    right, bottom = np.minimum(np.ceil(corners.max(axis=0)) + 2, (size[1], size[0])).astype(int).tolist()
+    height, width = max(bottom - top, 0), max(right - left, 0)
+    place = slice(top, top + height), slice(left, left + width)
+    if not polygons or 0 in (height, width):
+        return np.zeros((height, width), dtype=bool), place
+    rles = mask_util.frPyObjects([(points - (left, top)).ravel().tolist() for points in polygons], height, width)
     # COCO's masks run down the columns; NumPy takes ten times as long to turn them.
-    return cv2.transpose(mask_util.decode(mask_util.merge(rles)).T).astype(bool)
+    return cv2.transpose(mask_util.decode(mask_util.merge(rles)).T).view(bool), place
 
 
 def _decode(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
@@ -35,25 +36,40 @@ def read_image(path: str | Path, image_format: str = "RGB", *, content: bytes | 
     """
     if image_format not in ("RGB", "BGR", "L"):
         raise ValueError(f'INPUT.FORMAT is "{image_format}", expected "RGB", "BGR" or "L".')
-    image = _as_8_bits(_load(path, content))
+    if content is None:
+        with _opening(path), PathManager.open(str(path), "rb") as file:
+            content = file.read()
     if image_format == "L":
-        return np.array(image.convert("L"))[:, :, np.newaxis]
-    pixels = np.array(image.convert("RGB"))
+        return np.array(_as_8_bits(_load(path, content)).convert("L"))[:, :, np.newaxis]
+    pixels = _decode_plain_png(content)
+    if pixels is None:
+        pixels = _rgb(_as_8_bits(_load(path, content)))
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def _decode_plain_png(content: bytes) -> np.ndarray | None:
+    """What Pillow makes of a PNG of 8-bit colours, sooner: (H, W, 3) uint8 RGB. None of all else, or damaged."""
+    if not content.startswith(b"\x89PNG") or b"eXIf" in content:  # OpenCV would not turn it
+        return None
+    pixels = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
+        return None
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 
 def to_eight_bits(image: Image.Image) -> np.ndarray:
     """What :func:`read_image` gives for an image that Pillow has opened already: (H, W, 3) uint8 RGB, upright."""
-    return np.array(_as_8_bits(ImageOps.exif_transpose(image)).convert("RGB"))
+    return _rgb(_as_8_bits(ImageOps.exif_transpose(image)))
 
 
-def read_label_image(path: str | Path) -> np.ndarray:
+def read_label_image(path: str | Path, *, bytes_stay: bool = False) -> np.ndarray:
     """Read a picture whose pixel values are ids (of classes or instances), not colours.
 
     Palette images give their indices. Colour images are taken only if their channels are equal.
 
     Args:
         path: A PNG or TIFF of 1, 8, 16 or 32 bits.
+        bytes_stay: Give uint8 where there are no more than 8 bits.
 
     Returns:
         (H, W) int64.
@@ -70,6 +86,8 @@ def read_label_image(path: str | Path) -> np.ndarray:
                 "Save the ids themselves (8 or 16 bits), not colours that stand for them."
             )
         labels = labels[..., 0]
+    if bytes_stay and labels.dtype == np.uint8:
+        return labels
     ids = labels.astype(np.int64)
     if (ids < 0).any() or (ids != labels).any():
         raise ValueError(f"{path}: has negative or fractional values, expected whole ids from 0 upwards.")
@@ -99,13 +117,19 @@ def verify_image(path: str | Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
-    """Open a file, and turn what goes wrong while it is open into errors that name it."""
+    with (
+        _opening(path),
+        PathManager.open(str(path), "rb") if content is None else BytesIO(content) as file,
+        Image.open(file) as image,
+    ):
+        yield image
+
+
+@contextmanager
+def _opening(path: str | Path) -> Iterator[None]:
+    """Turn what goes wrong while a file is open into errors that name it."""
     try:
-        with (
-            PathManager.open(str(path), "rb") if content is None else BytesIO(content) as file,
-            Image.open(file) as image,
-        ):
-            yield image
+        yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file. Check the folders of the data set.") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
@@ -117,7 +141,12 @@ def _opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Im
 
 def _load(path: str | Path, content: bytes | None = None) -> Image.Image:
     with _opened(path, content) as image:
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # reads it
+        return image
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _as_8_bits(image: Image.Image) -> Image.Image:

@@ -11,9 +11,12 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
+import torch
 from detectron2.data import transforms as T
 
-__all__ = ["LabelMap", "encode_label_map", "move_labels", "unflipped"]
+from ..structures import SegmentMasks
+
+__all__ = ["LabelMap", "encode_label_map", "move_labels", "replace_labels", "unflipped"]
 
 
 @dataclass
@@ -31,22 +34,43 @@ class LabelMap:
     classes: np.ndarray
 
     def class_map(self) -> np.ndarray:
-        """(H, W) int64: 0 is void or no class, k + 1 is class k."""
-        return np.concatenate([[0], self.classes + 1])[self.labels]
+        """(H, W) unsigned integers: 0 is void or no class, k + 1 is class k."""
+        return replace_labels(self.labels, np.concatenate([[0], self.classes + 1]))
 
-    def masks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cut out the targets that have a pixel left.
+    def targets(self) -> tuple[np.ndarray, SegmentMasks]:
+        """The targets that have a pixel left: classes (T',) int64 and masks (T', H, W)."""
+        present = np.flatnonzero(self._is_present()[1:] & (self.classes != self.NO_CLASS))
+        labels = np.require(self.labels, requirements=["C", "W"])
+        ids = (present + 1).astype(labels.dtype)
+        return self.classes[present], SegmentMasks(torch.from_numpy(labels), torch.from_numpy(ids))
 
-        Returns:
-            classes: (T',) int64.
-            masks: (T', H, W) bool.
-        """
-        areas = np.bincount(self.labels.ravel(), minlength=len(self.classes) + 1)[1:]
-        present = np.flatnonzero((areas > 0) & (self.classes != self.NO_CLASS))
-        masks = np.empty((len(present), *self.labels.shape), dtype=bool)
-        for mask, index in zip(masks, present, strict=True):
-            np.equal(self.labels, index + 1, out=mask)
-        return self.classes[present], masks
+    def _is_present(self) -> np.ndarray:
+        """Which labels some pixel has, (T + 1,) bool."""
+        present = np.zeros(len(self.classes) + 1, dtype=bool)
+        present[self.labels[::8, ::8]] = True  # nearly all are seen there, so there is no need to count every pixel
+        unseen = np.flatnonzero(~present)
+        if len(unseen) > 8:
+            return np.bincount(self.labels.ravel(), minlength=len(present)) > 0
+        present[unseen] = [(self.labels == label).any() for label in unseen]
+        return present
+
+
+def replace_labels(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """``values[labels]``, of bytes in a tenth of the time.
+
+    Args:
+        labels: (H, W) integers.
+        values: (T,), not negative.
+
+    Returns:
+        (H, W) unsigned integers, of as many bytes as the largest value needs.
+    """
+    values = values.astype(np.min_scalar_type(values.max(initial=0)))
+    if labels.dtype != np.uint8 or values.dtype != np.uint8:
+        return values[labels]
+    table = np.zeros(256, dtype=np.uint8)
+    table[: len(values)] = values[:256]
+    return cv2.LUT(labels, table)
 
 
 def move_labels(transform: T.Transform, labels: np.ndarray) -> np.ndarray:

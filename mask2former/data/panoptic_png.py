@@ -1,5 +1,6 @@
 """COCO's panoptic PNGs: the id of a segment is red + 256 * green + 65536 * blue, and 0 is void."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from .image_io import read_image
 
-__all__ = ["check_label_size", "read_panoptic_png", "read_segment_numbers", "write_panoptic_png"]
+__all__ = ["check_label_size", "read_panoptic_png", "read_segment_labels", "write_panoptic_png"]
 
 
 def read_panoptic_png(path: str | Path, size: tuple[int, int]) -> np.ndarray:
@@ -25,24 +26,26 @@ def read_panoptic_png(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: The sizes differ.
     """
-    # A pixel's four bytes, the last of them 0, are its id.
-    pixels = read_image(path)
-    ids = np.zeros((*pixels.shape[:2], 4), dtype=np.uint8)
-    cv2.mixChannels([pixels], [ids], [0, 0, 1, 1, 2, 2])
-    ids = ids.view("<i4")[..., 0]
+    # A pixel's bytes are its id; a fourth makes it an integer, and is taken away again.
+    ids: np.ndarray = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2RGBA).view("<i4")[..., 0]
+    ids &= 0xFFFFFF
     check_label_size(path, ids, size)
     return ids
 
 
-def read_segment_numbers(dataset_dict: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Read the panoptic PNG of an image, and number its segments as they stand in "segments_info".
+def read_segment_labels(
+    dataset_dict: dict[str, Any], size: tuple[int, int], labels: Sequence[int] | None = None
+) -> np.ndarray:
+    """Read the panoptic PNG of an image as a map of labels.
 
     Args:
         dataset_dict: With "pan_seg_file_name" and "segments_info".
         size: Height and width of the image.
+        labels: Of pixels of no segment, then of the segments as they stand in "segments_info"; not negative. None
+            numbers them: 0, 1, 2 and so on.
 
     Returns:
-        (H, W) unsigned integers: 0 for pixels of no segment, i for the (i - 1)th segment.
+        (H, W) unsigned integers.
     """
     if "pan_seg_file_name" not in dataset_dict:
         raise ValueError(
@@ -56,8 +59,10 @@ def read_segment_numbers(dataset_dict: dict[str, Any], size: tuple[int, int]) ->
     runs = pixels[starts]
     order = np.argsort(ids)
     numbers = order[np.searchsorted(ids, runs, sorter=order).clip(max=len(ids) - 1)]
-    numbers = np.where(ids[numbers] == runs, numbers, 0).astype(np.min_scalar_type(len(ids)))
-    return np.repeat(numbers, np.diff(starts, append=pixels.size)).reshape(size)
+    label_of = np.arange(len(ids)) if labels is None else np.array(labels)
+    label_of = label_of.astype(np.min_scalar_type(label_of.max()))
+    run_labels = label_of[np.where(ids[numbers] == runs, numbers, 0)]
+    return np.repeat(run_labels, np.diff(starts, append=pixels.size)).reshape(size)
 
 
 def write_panoptic_png(path: str | Path, ids: np.ndarray) -> None:

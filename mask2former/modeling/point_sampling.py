@@ -3,11 +3,14 @@
 Points are (x, y) in 0..1; 0 and 1 are the outer edges of the mask, whatever its resolution.
 """
 
+from collections.abc import Callable
+
 import torch
 from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..structures import SegmentMasks
 from .query_masks import QueryMasks
 
 __all__ = ["draw_points", "sample_binary_masks", "sample_logits", "sample_nearest", "uncertain_points"]
@@ -23,15 +26,33 @@ def sample_logits(logits: Tensor, points: Tensor) -> Tensor:
     Returns:
         (R, P) float32.
     """
-    if isinstance(logits, QueryMasks) and points.shape[0] == 1 and 2 * points.shape[1] < logits.shape[-2:].numel():
-        # Bilinear samples and products with embeddings are both linear, so they can be swapped. There are more
-        # channels than masks to sample then, which pays where there are many pixels.
-        features = sample_logits(logits.features, points)  # (C, P)
-        return (logits.embeddings @ features.to(logits.dtype)).float()
+    if isinstance(logits, QueryMasks) and points.shape[0] == 1 and points.shape[1] < logits.shape[-2:].numel():
+        # Bilinear samples and products with embeddings are both linear, so they can be swapped.
+        pixels = _sample_pixels(logits.features.float(), points[0])  # (P, C)
+        return (logits.embeddings @ pixels.to(logits.dtype).T).float()
     logits = logits.float()
     if points.shape[0] == 1:
         return point_sample(logits[None], points, align_corners=False)[0]
     return point_sample(logits[:, None], points, align_corners=False)[:, 0]
+
+
+def _sample_pixels(features: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples (P, C) of features (C, H, W), pixel by pixel with all their channels, which lie together."""
+    height, width = features.shape[-2:]
+    x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5
+    columns, column_weights = _neighbours(x, width)
+    rows, row_weights = _neighbours(y, height)
+    index = rows[:, :, None] * width + columns[:, None]  # (P, 2, 2)
+    weights = row_weights[:, :, None] * column_weights[:, None]
+    return F.embedding_bag(index.flatten(1), features.flatten(1).T, per_sample_weights=weights.flatten(1), mode="sum")
+
+
+def _neighbours(position: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The two pixels around positions (P,) on an axis, and their weights, 0 for those outside: (P, 2) each."""
+    first = position.floor()
+    pixels = torch.stack([first, first + 1], dim=1).long()
+    weights = torch.stack([first + 1 - position, position - first], dim=1)
+    return pixels.clamp(0, length - 1), weights * ((pixels >= 0) & (pixels < length))
 
 
 def sample_binary_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
@@ -46,16 +67,27 @@ def sample_binary_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
         (R, P) float32 in 0..1; outside the mask is 0.
     """
     height, width = masks.shape[-2:]
-    # Around the masks, a pixel that is outside: all four neighbours of a point are there then.
-    padded = F.pad(masks[rows], (1, 1, 1, 1)).flatten(1)  # (R, (H + 2) * (W + 2))
     x, y = points[..., 0] * width + 0.5, points[..., 1] * height + 0.5  # from the centre of the first padded pixel
     left, top = x.floor(), y.floor()
-    index = (top.long() * (width + 2) + left.long()).expand(len(rows), -1)  # floats are too coarse for large masks
+    index = top.long() * (width + 2) + left.long()  # floats are too coarse for large masks
+    look_up = _pixels_of_segments(masks, rows) if isinstance(masks, SegmentMasks) else _pixels_of_masks(masks, rows)
 
     def sample_row(index: Tensor) -> Tensor:
-        return torch.lerp(padded.gather(1, index).float(), padded.gather(1, index + 1).float(), x - left)
+        return torch.lerp(look_up(index).float(), look_up(index + 1).float(), x - left)
 
     return torch.lerp(sample_row(index), sample_row(index + width + 2), y - top)
+
+
+# Around the masks there is a pixel that is outside, so that all four neighbours of a point are there. These take the
+# numbers of pixels in the padded masks, (R, P) or (1, P), to their values (R, P).
+def _pixels_of_masks(masks: Tensor, rows: Tensor) -> Callable[[Tensor], Tensor]:
+    padded = F.pad(masks[rows], (1, 1, 1, 1)).flatten(1)  # (R, (H + 2) * (W + 2))
+    return lambda index: padded.gather(1, index.expand(len(rows), -1))
+
+
+def _pixels_of_segments(masks: SegmentMasks, rows: Tensor) -> Callable[[Tensor], Tensor]:
+    padded, ids = F.pad(masks.id_map, (1, 1, 1, 1)).flatten(), masks.ids[rows, None]
+    return lambda index: padded[index] == ids
 
 
 def sample_nearest(mask: Tensor, points: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils._pytree import tree_map_only
 
 from ..ops.recording import is_recording
+from ..structures import LazyTensor
 
 __all__ = ["QueryMasks", "mask_logits", "predict_masks", "select_masks"]
 
@@ -40,12 +40,11 @@ def mask_logits(embeddings: Tensor, pixels: Tensor) -> Tensor:
     return torch.baddbmm(embeddings[..., channels:], embeddings[..., :channels], pixels)
 
 
-class QueryMasks(Tensor):
+class QueryMasks(LazyTensor):
     """Mask logits (N, Q, H, W) that are not computed before someone looks at them.
 
-    To every function and method of tensors this is the whole tensor, computed anew for each. Indexing of images,
-    ``masks[image]`` and ``for mask in masks``, computes nothing, :func:`select_masks` only what is selected, and
-    :func:`~mask2former.modeling.point_sampling.sample_logits` may sample the per-pixel embedding instead.
+    Indexing of images, ``masks[image]`` and ``for mask in masks``, computes nothing, :func:`select_masks` only what is
+    selected, and :func:`~mask2former.modeling.point_sampling.sample_logits` may sample the per-pixel embedding instead.
 
     Args:
         embeddings: of the queries, (N, Q, C), or (Q, C) of one image.
@@ -58,9 +57,7 @@ class QueryMasks(Tensor):
     @staticmethod
     def __new__(cls, embeddings: Tensor, features: Tensor) -> "QueryMasks":
         shape = (*embeddings.shape[:-1], *features.shape[-2:])
-        masks: QueryMasks = torch.Tensor._make_wrapper_subclass(
-            cls, shape, dtype=embeddings.dtype, device=embeddings.device
-        )
+        masks = cls.describe(shape, embeddings.dtype, embeddings.device)
         masks.embeddings, masks.features = embeddings, features
         return masks
 
@@ -76,30 +73,6 @@ class QueryMasks(Tensor):
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(len(self.embeddings)))
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _DESCRIPTIONS:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs or {})
-        args, kwargs = tree_map_only(QueryMasks, QueryMasks.full, (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        args, kwargs = tree_map_only(QueryMasks, QueryMasks.full, (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-
-# What can be said of masks that are not there.
-_DESCRIPTIONS = {
-    Tensor.__len__,
-    Tensor.size,
-    Tensor.dim,
-    *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device")),
-}
 
 
 def select_masks(predictions: Sequence[Tensor], queries: Sequence[Sequence[Tensor]]) -> list[Tensor]:

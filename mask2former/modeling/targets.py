@@ -7,6 +7,8 @@ from detectron2.structures import BitMasks, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..structures import SegmentMasks
+
 __all__ = ["prepare_targets"]
 
 
@@ -26,7 +28,8 @@ def prepare_targets(
         ignore_void: give an ``ignore_mask``, True at void pixels and in the padding.
 
     Returns:
-        For each image ``labels`` (T,) int64, ``masks`` (T, height, width) bool, ``name``, for messages, and if asked
+        For each image ``labels`` (T,) int64, ``masks`` (T, height, width) bool, :class:`SegmentMasks` where they
+        were so, ``name``, for messages, and if asked
         for ``ignore_mask`` (height, width) bool.
     """
     targets = []
@@ -38,7 +41,7 @@ def prepare_targets(
         padding = (0, padded_size[1] - masks.shape[-1], 0, padded_size[0] - masks.shape[-2])
         target = {
             "labels": instances.gt_classes.to(device, non_blocking=True),
-            "masks": F.pad(masks.bool(), padding),
+            "masks": masks.pad(padding) if isinstance(masks, SegmentMasks) else F.pad(masks.bool(), padding),
             "name": entry.get("file_name", entry.get("image_id", "(unnamed)")),
         }
         if ignore_void:
@@ -50,8 +53,6 @@ def prepare_targets(
 def _void_pixels(entry: dict[str, Any], masks: Tensor) -> Tensor:
     """(H, W) bool, on the device of the masks (T, H, W)."""
     void: Tensor | None = entry.get("ignore_mask")
-    return (
-        masks.new_zeros(masks.shape[-2:], dtype=torch.bool)
-        if void is None
-        else void.to(masks.device, non_blocking=True)
-    )
+    if void is None:
+        return torch.zeros(masks.shape[-2:], dtype=torch.bool, device=masks.device)
+    return void.to(masks.device, non_blocking=True)

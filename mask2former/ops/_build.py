@@ -173,17 +173,27 @@ def _gpu_flags() -> list[str]:
 
 
 def _compile(compiler: list[str], torch_folder: Path, folder: Path) -> list[str]:
-    """Compiles every object file; the kernels once per instruction set."""
+    """Compiles every object file."""
+    options = [_STABLE_ABI, f"-I{torch_folder / 'include'}"]
+    bindings = [_compile_source(compiler, source, "bindings", options, folder) for source in _BINDINGS]
+    return bindings + compile_kernels(compiler, folder)
+
+
+def compile_kernels(compiler: list[str], folder: Path) -> list[str]:
+    """Compiles the kernels once per instruction set of this machine's architecture. They do not need PyTorch."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    jobs = [(source, "bindings", [_STABLE_ABI, f"-I{torch_folder / 'include'}"]) for source in _BINDINGS]
+    objects = []
     for name, flags in _INSTRUCTION_SETS.items():
         if is_x86 or name == "baseline":
-            jobs += [(source, name, [f"-DMASK2FORMER_KERNELS=kernels_{name}", *flags.split()]) for source in _KERNELS]
-    objects = []
-    for source, name, options in jobs:
-        objects.append(str(folder / f"{source}.{name}.o"))
-        _run([*compiler, *_FLAGS, *options, "-c", str(_SOURCES / source), "-o", objects[-1]])
+            options = [f"-DMASK2FORMER_KERNELS=kernels_{name}", *flags.split()]
+            objects += [_compile_source(compiler, source, name, options, folder) for source in _KERNELS]
     return objects
+
+
+def _compile_source(compiler: list[str], source: str, name: str, options: list[str], folder: Path) -> str:
+    path = str(folder / f"{source}.{name}.o")
+    _run([*compiler, *_FLAGS, *options, "-c", str(_SOURCES / source), "-o", path])
+    return path
 
 
 def _run(command: list[str]) -> str:

@@ -139,7 +139,9 @@ def test_augmented_examples_are_those_of_detectron2s_transforms(registered: CfgN
         np.random.seed(seed)
         inputs = T.AugInput(np.asarray(Image.open(record["file_name"]).convert("RGB")))
         transforms = augmentations(inputs)
-        np.testing.assert_array_equal(example["image"].permute(1, 2, 0), inputs.image)
+        difference = np.abs(example["image"].permute(1, 2, 0).numpy().astype(int) - inputs.image)
+        assert difference.max() <= 1
+        assert difference.mean() < 0.02  # images of 128 x 128 are shrunk, which PyTorch rounds otherwise
         if "panoptic" in name:
             ids = np.asarray(Image.open(record["pan_seg_file_name"])).astype(int) @ [1, 256, 65536]
             kept = [segment for segment in record["segments_info"] if not segment["iscrowd"]]

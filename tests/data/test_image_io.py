@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mask2former.data.image_io import image_size, read_image, read_label_image, verify_image
 
@@ -99,6 +99,14 @@ def test_labels_of_every_depth(tmp_path: Path, name: str, dtype: str, largest: i
     np.testing.assert_array_equal(read, labels)
 
 
+def test_labels_that_stay_bytes(tmp_path: Path) -> None:
+    labels = np.array([[0, 1, 200]])
+    for dtype, kept in ((np.uint8, np.uint8), (np.uint16, np.int64)):
+        read = read_label_image(save(tmp_path / f"{dtype.__name__}.png", labels.astype(dtype)), bytes_stay=True)
+        np.testing.assert_array_equal(read, labels)
+        assert read.dtype == kept
+
+
 def test_labels_of_palettes_and_gray_saved_as_colour(tmp_path: Path) -> None:
     labels = RNG.integers(0, 4, (6, 5), dtype=np.uint8)
     palette = Image.fromarray(labels)
@@ -137,3 +145,31 @@ def test_pictures_that_claim_to_be_enormous_are_refused(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image \(Image size \(10000000000 pixels\)"):
         verify_image(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "turned"])
+def test_pngs_are_what_pillow_makes_of_them(tmp_path: Path, mode: str) -> None:
+    """OpenCV reads some of them."""
+    image = Image.fromarray(np.random.randint(0, 256, (8, 6, 3)).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = image.convert(mode) if mode != "turned" else image
+    image.save(tmp_path / "a.png", **({"exif": exif} if mode == "turned" else {}))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")).convert("RGB"))
+    assert expected.shape == ((6, 8, 3) if mode == "turned" else (8, 6, 3))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", "BGR"), expected[..., ::-1])
+    np.testing.assert_array_equal(read_image("elsewhere", content=(tmp_path / "a.png").read_bytes()), expected)
+
+
+def test_damaged_pngs_are_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.random.randint(0, 256, (80, 60, 3)).astype(np.uint8))
+    content = path.read_bytes()
+    for end in (0, 3, 30, len(content) // 2, len(content) - 40):
+        path.write_bytes(content[:end])
+        with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image .* damaged, cut short"):
+            read_image(path)
+    for place in range(100, len(content), 3000):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image"):
+            read_image(path)

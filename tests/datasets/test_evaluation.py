@@ -60,7 +60,9 @@ def truth_as_output(record: dict[str, Any], metadata: Any) -> dict[str, Any]:
         )
     for annotation in record.get("annotations", []):
         if not annotation.get("iscrowd"):
-            masks.append(draw_annotation(annotation["segmentation"], size, T.TransformList([]), size))
+            part, place = draw_annotation(annotation["segmentation"], size, T.TransformList([]), size)
+            masks.append(np.zeros(size, dtype=bool))
+            masks[-1][place] = part
             categories.append(annotation["category_id"])
     instances = Instances(size)
     instances.pred_masks = torch.tensor(np.array(masks).reshape(-1, *size))

@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from mask2former.modeling.mask_former import MaskFormer
+from mask2former.structures import SegmentMasks
 
 __all__ = ["INFERENCE", "build", "make_batch"]
 
@@ -41,7 +42,11 @@ def make_batch() -> list[dict[str, Any]]:
     for height, width, targets in ((64, 96, 3), (80, 64, 0), (64, 96, 5)):
         instances = Instances((height, width))
         instances.gt_classes = torch.arange(targets) % 3
-        instances.gt_masks = torch.rand(targets, height, width, generator=generator) > 0.5
+        if targets == 5:  # as panoptic mappers give them
+            id_map = torch.randint(0, 6, (height, width), generator=generator, dtype=torch.uint8)
+            instances.gt_masks = SegmentMasks(id_map, torch.arange(1, 6, dtype=torch.uint8))
+        else:
+            instances.gt_masks = torch.rand(targets, height, width, generator=generator) > 0.5
         batch.append(
             {
                 "image": torch.randint(0, 256, (3, height, width), generator=generator).float(),

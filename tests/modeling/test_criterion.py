@@ -146,7 +146,9 @@ def test_masks_that_are_not_computed_have_the_losses_and_gradients_of_those_that
     assert any(gradient.abs().max() > 0 for gradient in gradients)
 
 
-def test_only_selected_masks_have_a_gradient_to_keep(criterion: SetCriterion, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_points", [79, 80])
+def test_only_selected_masks_have_a_gradient_to_keep(num_points: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    criterion = SetCriterion(NUM_CLASSES, HungarianMatcher(2, 5, 5, num_points=num_points), {}, eos_coef=0.1)
     computed: list[tuple[int, bool]] = []
     full = QueryMasks.full
 
@@ -157,8 +159,9 @@ def test_only_selected_masks_have_a_gradient_to_keep(criterion: SetCriterion, mo
     monkeypatch.setattr(QueryMasks, "full", count)
     _, outputs = lazy_predictions()
     criterion(outputs, [make_target(4), make_target(2)])
-    # For matching those of an image and layer at a time; then one product for all, whose images have as many rows.
-    assert computed == [(7, False)] * 6 + [(2 * 3 * 4, True)]
+    # For matching those of an image and layer at a time, or none where points are fewer than the 8 * 10 pixels; then
+    # one product for all, whose images have as many rows.
+    assert computed == [(7, False)] * (6 if num_points == 80 else 0) + [(2 * 3 * 4, True)]
 
 
 class _LooksAtValues(TorchDispatchMode):

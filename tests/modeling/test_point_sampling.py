@@ -14,6 +14,8 @@ from mask2former.modeling.point_sampling import (
     sample_nearest,
     uncertain_points,
 )
+from mask2former.modeling.query_masks import QueryMasks
+from mask2former.structures import SegmentMasks
 
 
 def test_logits_equal_a_loop_over_points() -> None:
@@ -31,6 +33,25 @@ def test_logits_equal_a_loop_over_points() -> None:
     torch.testing.assert_close(sample_logits(logits, points), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(2, 3), (5, 7), (9, 8)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_that_are_not_computed_have_the_samples_of_those_that_are(
+    size: tuple[int, int], memory_format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    features = torch.randn(1, 6, *size).to(dtype, memory_format=memory_format)[0].requires_grad_()
+    masks = QueryMasks(torch.randn(4, 6).to(dtype).requires_grad_(), features)
+    points = torch.rand(1, 30, 2)
+    points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.5]])
+    samples, expected = sample_logits(masks, points), sample_logits(masks.full(), points)
+    assert samples.dtype == torch.float32
+    precision = {"atol": 0.1, "rtol": 0.05} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(samples, expected, **precision)
+    weights, inputs = torch.randn_like(samples), (masks.embeddings, features)
+    gradients = [torch.autograd.grad((x * weights).sum(), inputs) for x in (samples, expected)]
+    torch.testing.assert_close(*gradients, **precision)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_binary_samples_equal_those_of_float_masks(shared: bool) -> None:
     masks, rows = torch.rand(3, 7, 9) > 0.5, torch.tensor([2, 0, 1, 2])
@@ -39,6 +60,16 @@ def test_binary_samples_equal_those_of_float_masks(shared: bool) -> None:
     grids = 2 * points.expand(4, -1, -1)[:, None] - 1
     expected = F.grid_sample(masks[rows][:, None].float(), grids, align_corners=False)[:, 0, 0]
     torch.testing.assert_close(sample_binary_masks(masks, rows, points), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_samples_of_a_map_are_those_of_its_masks(shared: bool, dtype: torch.dtype) -> None:
+    segments = SegmentMasks(torch.randint(0, 4, (7, 9)).to(dtype), torch.tensor([3, 1, 2], dtype=dtype))
+    rows, points = torch.tensor([2, 0, 1, 2]), torch.rand(1 if shared else 4, 30, 2)
+    points[0, :2] = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    expected = sample_binary_masks(segments.full(), rows, points)
+    assert torch.equal(sample_binary_masks(segments, rows, points), expected)
 
 
 def test_one_pixel_is_seen_from_the_pixel_around_it() -> None:

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 from detectron2.structures import BitMasks, Instances
+from torch.nn import functional as F
 
 from mask2former.modeling.targets import prepare_targets
+from mask2former.structures import SegmentMasks
 
 
 def _entry(height: int, width: int, count: int) -> dict[str, Any]:
@@ -32,6 +34,16 @@ def test_masks_are_padded(wrap: Any) -> None:
     assert not targets[0]["masks"][:, :, 30:].any()
     assert [target["labels"].tolist() for target in targets] == [[0, 1], [0], []]
     assert not any("ignore_mask" in target for target in targets)
+
+
+def test_maps_of_segments_stay_maps() -> None:
+    entry = _entry(40, 30, 2)
+    segments = SegmentMasks(torch.randint(0, 3, (40, 30), dtype=torch.uint8), torch.tensor([2, 1], dtype=torch.uint8))
+    entry["instances"].gt_masks = segments
+    (target,) = _prepare(entry, ignore_void=True)
+    assert isinstance(target["masks"], SegmentMasks)
+    assert torch.equal(target["masks"].full(), F.pad(segments.full(), (0, 34, 0, 24)))
+    assert target["ignore_mask"].sum() == 64 * 64 - 40 * 30
 
 
 def test_void_and_padding_are_ignored_if_asked() -> None:

@@ -6,8 +6,8 @@
 These are the operator, whole images and their parts (with the C library as it is, and keeping freed memory), steps of
 training, dataset mappers and evaluation; ours beside `transformers`, torch-ms-deform-attn (where it is installed),
 plain Detectron2, pycocotools and panopticapi. Each prints its table with ratios; the folder gets its figures as JSON,
-all of them in results.json, and a plot of the images. It takes an hour or so on a CPU, and minutes with --quick, which
-leaves out what is compiled or in bfloat16 and takes one round.
+all of them in results.json, and a plot of the images. It takes half an hour or so on a CPU, and minutes with --quick,
+which leaves out what is compiled or in bfloat16 and takes one round.
 """
 
 import argparse

@@ -31,6 +31,8 @@ from contenders import (
 )
 from torch import Tensor, nn
 
+from mask2former.structures import SegmentMasks
+
 CHECKPOINTING = f"{OURS}, checkpointing"
 CONTENDERS = [f"{name}{dtype}" for name in (OURS, CHECKPOINTING, THEIRS) for dtype in ("", ", bfloat16")]
 DEFAULT = [OURS, THEIRS]
@@ -129,16 +131,20 @@ def peak_memory(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def make_targets(arguments: argparse.Namespace) -> list[tuple[Tensor, Tensor]]:
-    """Classes (T,) and discs (T, H, W) bool of each image."""
+def make_targets(arguments: argparse.Namespace) -> list[tuple[Tensor, SegmentMasks]]:
+    """Classes (T,) of each image, and discs (T, H, W) of which the later ones hide the earlier."""
     height, width = arguments.size
     rows, columns = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
     targets = []
     for _ in range(arguments.batch):
         x, y, radius = torch.rand(3, arguments.instances, 1, 1)
-        masks = ((rows - y) ** 2 + (columns - x) ** 2).sqrt() < 0.05 + 0.2 * radius
+        discs = ((rows - y) ** 2 + (columns - x) ** 2).sqrt() < 0.05 + 0.2 * radius
+        ids = torch.arange(1, arguments.instances + 1, dtype=torch.uint8)
+        id_map = (discs * ids[:, None, None]).amax(dim=0)
         labels = torch.randint(0, CLASSES, (arguments.instances,))
-        targets.append((labels.to(arguments.device), masks.to(arguments.device)))
+        targets.append(
+            (labels.to(arguments.device), SegmentMasks(id_map.to(arguments.device), ids.to(arguments.device)))
+        )
     return targets
 
 
@@ -154,6 +160,7 @@ def make_ours(arguments: argparse.Namespace) -> tuple[Any, Step]:
             "['backbone', 'pixel_decoder', 'transformer_decoder']",
         ]
     model: Any = build_model(our_config(arguments.backbone, arguments.device, options)).train()
+    model = model.to(memory_format=torch.channels_last)  # as the trainer has it
     image = torch.randint(0, 256, (3, *arguments.size)).float().to(arguments.device)
     samples = [
         {"image": image, "instances": Instances(tuple(arguments.size), gt_classes=labels, gt_masks=masks)}

@@ -2,11 +2,18 @@
 
 import numpy as np
 from detectron2.data import transforms as T
-from PIL import Image
 
-from ..label_map import unflipped
+from .resizing import resize_image, resize_labels
 
-__all__ = ["PadToMultiple", "QuarterTurn", "RandomQuarterTurn", "ResizeAndCrop", "ResizeByFactor", "ResizeShortestEdge"]
+__all__ = [
+    "FastResize",
+    "PadToMultiple",
+    "QuarterTurn",
+    "RandomQuarterTurn",
+    "ResizeAndCrop",
+    "ResizeByFactor",
+    "ResizeShortestEdge",
+]
 
 
 class QuarterTurn(T.Transform):
@@ -76,6 +83,32 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
         return _of_a_pixel_at_least(resize) if isinstance(resize, T.ResizeTransform) else resize
 
 
+class FastResize(T.Augmentation):
+    """A resize of Detectron2's, done by :mod:`.resizing`: for training, where a grey level does not matter.
+
+    Args:
+        resize: Gives Detectron2's ``ResizeTransform``, or none.
+    """
+
+    def __init__(self, resize: T.Augmentation) -> None:
+        super().__init__()
+        self._init({"resize": resize})
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        resize = self.resize.get_transform(image)
+        return (
+            _FastResize(resize.h, resize.w, resize.new_h, resize.new_w) if type(resize) is T.ResizeTransform else resize
+        )
+
+
+class _FastResize(T.ResizeTransform):
+    def apply_image(self, image: np.ndarray, interp: int | None = None) -> np.ndarray:
+        return resize_image(image, (self.new_h, self.new_w))
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return resize_labels(segmentation, (self.new_h, self.new_w))
+
+
 class PadToMultiple(T.Augmentation):
     """Pad at the right and the bottom until both sides are multiples of a size.
 
@@ -127,23 +160,25 @@ class _ResizedCrop(T.Transform):
         self._set_attributes({"resize": resize, "crop": crop, "pad": pad})
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        return self._apply(image, self.resize.interp, self.pad.pad_value)
+        resized = resize_image(image, (self.resize.new_h, self.resize.new_w))
+        return self._pad(resized[self._kept()], self.pad.pad_value)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return self._apply(segmentation, Image.Resampling.NEAREST, self.pad.seg_pad_value)
+        resized = resize_labels(segmentation, (self.resize.new_h, self.resize.new_w), *self._kept())
+        return self._pad(resized, self.pad.seg_pad_value)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         return T.TransformList([self.resize, self.crop, self.pad]).apply_coords(coords)
 
-    def _apply(self, array: np.ndarray, interpolation: int, pad_value: float) -> np.ndarray:
-        """Of uint8, which Pillow resizes and crops before it is made an array."""
-        array = unflipped(array)
-        picture = Image.fromarray(array.squeeze(2) if array.shape[2:] == (1,) else array)
-        picture = picture.resize((self.resize.new_w, self.resize.new_h), interpolation)
-        left, top = int(self.crop.x0), int(self.crop.y0)
-        right, bottom = min(left + self.crop.w, picture.width), min(top + self.crop.h, picture.height)
-        shape = (self.pad.orig_h + self.pad.y1, self.pad.orig_w + self.pad.x1, *array.shape[2:])
-        result = np.full(shape, pad_value, dtype=np.uint8)
-        cropped = np.asarray(picture.crop((left, top, right, bottom)))
-        result[: bottom - top, : right - left] = cropped.reshape(bottom - top, right - left, *array.shape[2:])
-        return result
+    def _kept(self) -> tuple[slice, slice]:
+        """Rows and columns of the resized image that are in the crop."""
+        top, left = int(self.crop.y0), int(self.crop.x0)
+        return slice(top, top + self.crop.h), slice(left, left + self.crop.w)
+
+    def _pad(self, array: np.ndarray, value: float) -> np.ndarray:
+        if self.pad.y1 == self.pad.x1 == 0:
+            return array
+        height, width = array.shape[:2]
+        padded = np.full((height + self.pad.y1, width + self.pad.x1, *array.shape[2:]), value, dtype=array.dtype)
+        padded[:height, :width] = array
+        return padded

@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from .geometric import PadToMultiple, RandomQuarterTurn, ResizeAndCrop, ResizeByFactor, ResizeShortestEdge
+from .geometric import FastResize, PadToMultiple, RandomQuarterTurn, ResizeAndCrop, ResizeByFactor, ResizeShortestEdge
 from .intensity import RandomGamma, RandomInvert
 
 __all__ = ["build_crop_recipe", "build_lsj_recipe", "build_test_augmentations"]
@@ -14,9 +14,8 @@ _FLIPS = {"none": (), "horizontal": ("horizontal",), "vertical": ("vertical",), 
 
 def build_crop_recipe(cfg: CfgNode) -> list[T.Augmentation]:
     """Of the ``mask_former_*`` mappers: resize the shorter edge, crop, change colours, flip, pad."""
-    augmentations: list[T.Augmentation] = [
-        ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
-    ]
+    resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+    augmentations: list[T.Augmentation] = [FastResize(resize)]
     crop = cfg.INPUT.CROP
     if crop.ENABLED:
         # Void is 0 in the maps that the mappers show to their augmentations.

@@ -3,13 +3,14 @@
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-from ..annotation_masks import draw_annotation
+from ..annotation_masks import Part, draw_annotation
 from ..augmentation import build_lsj_recipe
 from ..label_map import LabelMap
-from ..panoptic_png import read_segment_numbers
+from ..panoptic_png import read_segment_labels
 from .base import MaskFormerDatasetMapper
 
 __all__ = ["COCOInstanceNewBaselineDatasetMapper", "MaskFormerInstanceDatasetMapper"]
@@ -31,20 +32,25 @@ class MaskFormerInstanceDatasetMapper(MaskFormerDatasetMapper):
 
     def read_targets(
         self, dataset_dict: dict[str, Any], labels: LabelMap, size: tuple[int, int], transforms: T.TransformList
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, torch.Tensor]:
         if "annotations" not in dataset_dict:
-            return labels.masks()
+            return labels.targets()
         new_size = labels.labels.shape[0], labels.labels.shape[1]
-        annotations = dataset_dict["annotations"]
-        targets = [number for number, annotation in enumerate(annotations) if not annotation.get("iscrowd", 0)]
-        masks = np.zeros((len(targets), *new_size), dtype=bool)
         # Padding after a crop would show what the crop has cut off a polygon.
         inside = transforms.apply_segmentation(np.ones(size, dtype=np.uint8)).astype(bool)
-        for mask, number in zip(masks, targets, strict=True):
-            np.logical_and(_draw(dataset_dict, number, size, transforms, new_size), inside, out=mask)
-        kept = masks.any(axis=(1, 2))
-        classes = np.array([annotations[number]["category_id"] for number in targets], dtype=np.int64)
-        return classes[kept], masks[kept]
+        classes, parts = [], []
+        for number, annotation in enumerate(dataset_dict["annotations"]):
+            if annotation.get("iscrowd", 0):
+                continue
+            part, place = _draw(dataset_dict, number, size, transforms, new_size)
+            part &= inside[place]
+            if part.any():
+                classes.append(annotation["category_id"])
+                parts.append((part, place))
+        masks = np.zeros((len(parts), *new_size), dtype=bool)
+        for mask, (part, place) in zip(masks, parts, strict=True):
+            mask[place] = part
+        return np.array(classes, dtype=np.int64), torch.from_numpy(masks)
 
 
 class COCOInstanceNewBaselineDatasetMapper(MaskFormerInstanceDatasetMapper):
@@ -60,20 +66,20 @@ def _background_without_crowds(dataset_dict: dict[str, Any], size: tuple[int, in
     labels = np.ones(size, dtype=np.uint8)
     for number, annotation in enumerate(dataset_dict["annotations"]):
         if annotation.get("iscrowd", 0):
-            labels[_draw(dataset_dict, number, size, T.TransformList([]), size)] = 0
+            part, place = _draw(dataset_dict, number, size, T.TransformList([]), size)
+            labels[place][part] = 0
     return LabelMap(labels, np.array([LabelMap.NO_CLASS]))
 
 
 def _things(dataset_dict: dict[str, Any], size: tuple[int, int]) -> LabelMap:
     """The things of a panoptic PNG, and one segment of no class for everything else but crowds."""
-    numbers = read_segment_numbers(dataset_dict, size)
-    segments = dataset_dict["segments_info"]
+    segments = dataset_dict.get("segments_info", [])
     background = len(segments) + 1
     labels = [background]
     for i, segment in enumerate(segments, 1):
         labels.append(background if not segment["isthing"] else 0 if segment.get("iscrowd", 0) else i)
     classes = [segment["category_id"] for segment in segments] + [LabelMap.NO_CLASS]
-    return LabelMap(np.array(labels, dtype=np.min_scalar_type(background))[numbers], np.array(classes, dtype=np.int64))
+    return LabelMap(read_segment_labels(dataset_dict, size, labels), np.array(classes, dtype=np.int64))
 
 
 def _draw(
@@ -82,7 +88,7 @@ def _draw(
     size: tuple[int, int],
     transforms: T.TransformList,
     new_size: tuple[int, int],
-) -> np.ndarray:
+) -> Part:
     try:
         return draw_annotation(dataset_dict["annotations"][number].get("segmentation"), size, transforms, new_size)
     except ValueError as error:

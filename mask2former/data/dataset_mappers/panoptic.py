@@ -8,7 +8,7 @@ from detectron2.data import transforms as T
 
 from ..augmentation import build_lsj_recipe
 from ..label_map import LabelMap
-from ..panoptic_png import read_segment_numbers
+from ..panoptic_png import read_segment_labels
 from .base import MaskFormerDatasetMapper
 
 __all__ = ["COCOPanopticNewBaselineDatasetMapper", "MaskFormerPanopticDatasetMapper"]
@@ -21,8 +21,7 @@ class MaskFormerPanopticDatasetMapper(MaskFormerDatasetMapper):
         segments = dataset_dict.get("segments_info", [])
         labels = [0] + [0 if segment.get("iscrowd", 0) else i for i, segment in enumerate(segments, 1)]
         classes = [segment["category_id"] for segment in segments]
-        numbers = read_segment_numbers(dataset_dict, size)
-        return LabelMap(np.array(labels, dtype=numbers.dtype)[numbers], np.array(classes, dtype=np.int64))
+        return LabelMap(read_segment_labels(dataset_dict, size, labels), np.array(classes, dtype=np.int64))
 
 
 class COCOPanopticNewBaselineDatasetMapper(MaskFormerPanopticDatasetMapper):

@@ -8,7 +8,7 @@ from detectron2.data import transforms as T
 
 from ..augmentation import build_lsj_recipe
 from ..image_io import read_label_image
-from ..label_map import LabelMap
+from ..label_map import LabelMap, replace_labels
 from ..panoptic_png import check_label_size
 from .base import MaskFormerDatasetMapper
 
@@ -28,11 +28,11 @@ class MaskFormerSemanticDatasetMapper(MaskFormerDatasetMapper):
                 "Use a data set with semantic maps, or the mapper of another task (INPUT.DATASET_MAPPER_NAME)."
             )
         path = dataset_dict["sem_seg_file_name"]
-        classes = read_label_image(path)
+        classes = read_label_image(path, bytes_stay=True)
         check_label_size(path, classes, size)
-        labels = np.where(classes == self.ignore_label, 0, classes + 1)
-        count = labels.max(initial=0)
-        return LabelMap(labels.astype(np.min_scalar_type(count)), np.arange(count))
+        labels = np.arange(1, int(classes.max(initial=0)) + 2)
+        labels[self.ignore_label : self.ignore_label + 1] = 0
+        return LabelMap(replace_labels(classes, labels), np.arange(labels.max()))
 
     def more_outputs(self, labels: LabelMap) -> dict[str, np.ndarray]:
         classes = labels.labels.astype(np.int64) - 1  # as read_labels numbers them

@@ -6,6 +6,10 @@
 #include "masks.h"
 #include "vector.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #define MASK2FORMER_JOIN(a, b) a##b
 #define MASK2FORMER_NAME(a, b) MASK2FORMER_JOIN(a, b)
 
@@ -25,12 +29,19 @@ MASK2FORMER_INLINE Float sigmoid(Float x) {
 
 MASK2FORMER_INLINE float sigmoid(float x) { return sigmoid(Float{} + x)[0]; }
 
+// Asked of every vector, and GCC takes one apart lane by lane for that.
 MASK2FORMER_INLINE bool any(Int condition) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask(bit_cast<__m512i>(condition)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(bit_cast<__m256>(condition)) != 0;
+#else
   int64_t lanes[sizeof(Int) / 8];
   store(lanes, condition);
   int64_t found = 0;
   for (int64_t lane : lanes) found |= lane;
   return found != 0;
+#endif
 }
 
 // One mask, its rows widened as they are needed.
@@ -167,22 +178,20 @@ void binarise(const Masks& masks, int64_t mask, const MaskScratch& scratch, uint
   }
 }
 
-// Lets a mask compete for a vector of pixels: `best` is the highest score so far, and `winner` 2 * mask + inside.
-MASK2FORMER_INLINE int64_t compete_for(Float logit, float score, int32_t mask, float* best, int32_t* winner) {
+// Lets a mask compete for a vector of pixels: `best` is the highest score so far, and `winner` 2 * mask + inside. `area`
+// counts where the mask's own probability is at least one half.
+MASK2FORMER_INLINE void compete_for(Float logit, float score, int32_t mask, float* best, int32_t* winner, Int& area) {
   const Float so_far = load<Float>(best);
   const Int own = logit >= 0.0f;
   // Outside of a mask its probability is below one half.
   if (!any(own | (so_far < 0.5f * score)))
-    return 0;
+    return;
   const Float strength = score * sigmoid(logit);
   const Int better = strength > so_far;
   store(best, better ? strength : so_far);
   const Int claim = (own ? Int{} + 1 : Int{}) + 2 * mask;
   store(winner, better ? claim : load<Int>(winner));
-  int32_t lanes[kLanes], area = 0;
-  store(lanes, own);
-  for (int32_t lane : lanes) area -= lane;
-  return area;
+  area -= own;
 }
 
 void compete(const Masks& masks, const float* scores, int64_t begin, int64_t end, const MaskScratch& scratch,
@@ -196,11 +205,11 @@ void compete(const Masks& masks, const float* scores, int64_t begin, int64_t end
       rows.add_up(begin + row, scratch.row);
       float* best = scratch.best + row * width;
       int32_t* winners = winner + row * width;
-      int64_t area = 0;
+      Int area = {};
       for (int64_t x = 0; x < width; x += kLanes) {
         if (x + kLanes <= width) {
-          area += compete_for(load<Float>(scratch.row + x), scores[mask], static_cast<int32_t>(mask), best + x,
-                              winners + x);
+          compete_for(load<Float>(scratch.row + x), scores[mask], static_cast<int32_t>(mask), best + x, winners + x,
+                      area);
           continue;
         }
         // The rest of a row, in a vector of its own whose other lanes can neither win nor be inside.
@@ -212,13 +221,13 @@ void compete(const Masks& masks, const float* scores, int64_t begin, int64_t end
           bests[i] = exists ? best[x + i] : 2.0f;
           claims[i] = exists ? winners[x + i] : 0;
         }
-        area += compete_for(load<Float>(logits), scores[mask], static_cast<int32_t>(mask), bests, claims);
+        compete_for(load<Float>(logits), scores[mask], static_cast<int32_t>(mask), bests, claims, area);
         for (int64_t i = 0; x + i < width; ++i) {
           best[x + i] = bests[i];
           winners[x + i] = claims[i];
         }
       }
-      areas[mask] += area;
+      for (int i = 0; i < kLanes; ++i) areas[mask] += area[i];
     }
   }
   for (int64_t i = 0; i < pixels; ++i) {

@@ -158,12 +158,13 @@ MASK2FORMER_INLINE void differentiate(const Group& group, int count, const float
     for (int k = 0; k < 4; ++k) {
       float* row = rows + group.pixel[k][i] * (2 * head_dim);
       const Block corner(row + head_dim);
+      const float weight = group.weight[k][i];  // the compiler would read it again after each store
       Part product = grad.part[0] * corner.part[0];
       if constexpr (Block::kParts == 2)
         product += grad.part[1] * corner.part[1];
       partial[k][i] = product;
       for (int p = 0; p < Block::kParts; ++p) {
-        store(row + p * kWidth, load<Part>(row + p * kWidth) + group.weight[k][i] * grad.part[p]);
+        store(row + p * kWidth, load<Part>(row + p * kWidth) + weight * grad.part[p]);
       }
     }
   }

@@ -7,7 +7,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from mask2former.data.label_map import encode_label_map
-from mask2former.data.panoptic_png import read_segment_numbers
+from mask2former.data.panoptic_png import read_segment_labels
 from mask2former.evaluation import SavedPredictions
 from mask2former.evaluation.run_lengths import encode_mask
 from mask2former.evaluation.sem_seg_evaluation import read_class_map
@@ -57,7 +57,7 @@ def true_segments(record: Record, task: Task, metadata: Any) -> Segments:
             found.add(mask, annotation["category_id"], crowd=bool(annotation.get("iscrowd", 0)))
         return found
     infos = record["segments_info"]
-    for info, mask in zip(infos, encode_label_map(read_segment_numbers(record, size), len(infos)), strict=True):
+    for info, mask in zip(infos, encode_label_map(read_segment_labels(record, size), len(infos)), strict=True):
         found.add(mask, info["category_id"], crowd=bool(info.get("iscrowd", 0)))
     return found
 

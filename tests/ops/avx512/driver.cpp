@@ -1,0 +1,237 @@
+// Compares the kernels for AVX-512 with those for the baseline on random problems; the last line is PASS or FAIL.
+//
+//   driver NUMBER_OF_PROBLEMS
+//
+// It is linked with the objects of *_kernels.cpp for both, and needs no PyTorch. Positions, masks and how these are
+// resized are such that float32 holds them exactly, so that rounding can decide nothing but last places.
+#include "masks.h"
+#include "ms_deform_attn.h"
+#include "testing.h"
+
+#include <termios.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+using namespace mask2former;
+
+// ---- Deformable attention ----
+
+template <typename Scalar>
+struct Results {
+  Array<Scalar> output, grad_value;
+  Array<float> grad_offsets, grad_attention;
+
+  // The ranges are halved, as between threads.
+  Results(const Kernels& kernels, Problem problem)
+      : output(problem.num_images * problem.num_queries * problem.num_heads * problem.head_dim),
+        grad_value(problem.num_images * problem.num_pixels * problem.num_heads * problem.head_dim),
+        grad_offsets(problem.num_images * problem.num_queries * problem.num_heads * problem.num_samples * 2),
+        grad_attention(grad_offsets.size() / 2) {
+    problem.output = output.begin();
+    problem.grad_value = grad_value.begin();
+    problem.grad_offsets = grad_offsets.begin();
+    problem.grad_attention = grad_attention.begin();
+    const int64_t groups = (problem.num_samples + kGroup - 1) / kGroup;
+    const Array<Group> all_groups(kBatch * groups);
+    const Array<float> row = scratch_array<float>(problem.head_dim);
+    const Array<float> rows = scratch_array<float>(problem.num_pixels * problem.head_dim);
+    const Array<float> both_rows = scratch_array<float>(2 * problem.num_pixels * problem.head_dim);
+    constexpr bool kBFloat16 = std::is_same<Scalar, uint16_t>::value;
+    const auto run = [&](auto function, int64_t count, float* head) {
+      const Scratch scratch = {all_groups.begin(), groups, row.begin(), head};
+      function(problem, 0, count / 2, scratch);
+      function(problem, count / 2, count, scratch);
+    };
+    run(kernels.forward[kBFloat16], problem.num_images * problem.num_heads * problem.num_queries, rows.begin());
+    run(kernels.backward[kBFloat16], problem.num_images * problem.num_heads, both_rows.begin());
+  }
+};
+
+// Random levels of `points` samples each, as make_levels() of ms_deform_attn.cpp describes them.
+std::vector<GroupLevels> make_levels(Problem& problem, int64_t levels, int64_t points, bool fused) {
+  problem.num_samples = levels * points;
+  std::vector<GroupLevels> groups((problem.num_samples + kGroup - 1) / kGroup);
+  int64_t width = 1, height = 1;
+  for (int64_t sample = 0; sample < static_cast<int64_t>(groups.size()) * kGroup; ++sample) {
+    const bool exists = sample < problem.num_samples;
+    if (exists && sample % points == 0) {
+      problem.num_pixels += sample ? width * height : 0;
+      width = choose({1, 2, 3, 7, 16, 33});
+      height = choose({1, 2, 5, 8, 21});
+    }
+    GroupLevels& group = groups[sample / kGroup];
+    const int64_t lane = sample % kGroup;
+    group.width[lane] = exists ? width : 1;
+    group.height[lane] = exists ? height : 1;
+    group.scale_x[lane] = fused ? 1.0f : group.width[lane];
+    group.scale_y[lane] = fused ? 1.0f : group.height[lane];
+    group.first_pixel[lane] = exists ? problem.num_pixels : 0;
+    group.level[lane] = exists ? sample / points : 0;
+  }
+  problem.num_pixels += width * height;
+  return groups;
+}
+
+template <typename Scalar>
+void check_attention(bool fused) {
+  const bool wild = one_in(4);
+  const int64_t levels = any_of(1, 5), points = choose({1, 2, 3, 4, 5, 8, 11, 17});
+  Problem problem = {};
+  problem.num_images = any_of(1, 2);
+  problem.num_heads = any_of(1, 3);
+  problem.head_dim = choose({1, 2, 3, 7, 8, 15, 16, 17, 23, 31, 32, 33, 48, 64, 100});
+  problem.num_queries = choose({0, 1, 2, 3, 17, 40});
+  const std::vector<GroupLevels> groups = make_levels(problem, levels, points, fused);
+  problem.levels = groups.data();
+  const int64_t items = problem.num_images * problem.num_queries * problem.num_heads;
+  const int64_t all_samples = items * levels * points;
+
+  const Array<Scalar> value(problem.num_images * problem.num_pixels * problem.num_heads * problem.head_dim);
+  const Array<Scalar> grad_output(items * problem.head_dim);
+  fill(value);
+  fill(grad_output);
+  // Many lie outside of their level, and many on a pixel's centre or an edge.
+  const Array<float> offsets(2 * all_samples), attention(all_samples);
+  const float fineness = one_in(3) ? 0.5f : 1.0f / 1024;
+  for (float& x : offsets) x = wild && one_in(40) ? choose(kWild) : any_step(-0.5f, 1.5f, fineness) * (fused ? 4 : 1);
+  const float range = !fused ? 1.0f : one_in(4) ? 300.0f : 5.0f;
+  for (float& x : attention) x = wild && one_in(200) ? kNaN : any_step(fused ? -range : 0.0f, range, 1.0f / 4096);
+  const bool per_image = one_in(2), per_level = one_in(2);
+  const int64_t points_per_query = (per_image ? problem.num_images : 1) * (per_level ? levels : 1);
+  const Array<float> reference(2 * problem.num_queries * points_per_query);
+  for (float& x : reference) x = any_step(0.0f, 1.0f, fineness);
+
+  problem.value = value.begin();
+  problem.grad_output = grad_output.begin();
+  problem.offsets = offsets.begin();
+  problem.attention = attention.begin();
+  if (fused) {
+    problem.reference = reference.begin();
+    problem.reference_level_stride = per_level ? 2 : 0;
+    problem.reference_query_stride = per_level ? 2 * levels : 2;
+    problem.reference_image_stride = per_image ? problem.num_queries * problem.reference_query_stride : 0;
+  }
+  const Results<Scalar> expected(kernels_baseline, problem), actual(kernels_avx512, problem);
+  char description[200];
+  std::snprintf(description, sizeof(description), "N=%d Q=%d M=%d D=%d L=%d P=%d wild=%d",
+                int(problem.num_images), int(problem.num_queries), int(problem.num_heads), int(problem.head_dim),
+                int(levels), int(points), wild);
+  const bool bfloat16 = std::is_same<Scalar, uint16_t>::value;
+  const std::string name = std::string(fused ? "fused " : "standard ") + (bfloat16 ? "bfloat16 " : "float32 ");
+  const double exact = 5e-6, rounded = bfloat16 ? 1.0 / 128 : exact;
+  compare(name + "output", actual.output, expected.output, rounded, description);
+  compare(name + "grad_value", actual.grad_value, expected.grad_value, rounded, description);
+  compare(name + "grad_offsets", actual.grad_offsets, expected.grad_offsets, exact, description);
+  compare(name + "grad_attention", actual.grad_attention, expected.grad_attention, exact, description);
+}
+
+// ---- Masks ----
+
+// A random axis of the output over `size` places of a mask.
+struct RandomAxis {
+  Array<int32_t> first;
+  Array<float> weights;
+  Axis axis;
+
+  explicit RandomAxis(int64_t size)
+      : first(choose({1, 3, 7, 16, 31, 32, 50, 97})), weights(first.size() * std::min<int64_t>(size, any_of(1, 4))) {
+    axis = {first.size(), weights.size() / first.size(), first.begin(), weights.begin()};
+    for (int32_t& place : first) place = any_of(0, size - axis.taps);
+    std::sort(first.begin(), first.end());
+    for (float& weight : weights) weight = any_step(0.0f, 1.0f, 0.25f);
+  }
+};
+
+struct MaskResults {
+  Array<float> resized;
+  Array<uint8_t> binary;
+  Array<int64_t> measured;
+  Array<float> probabilities;
+  Array<int32_t> winner;
+  Array<bool> inside;
+  Array<int64_t> areas;
+
+  MaskResults(const MaskKernels& kernels, const Masks& masks, const Array<float>& scores, bool sigmoid)
+      : resized(masks.count * masks.rows.length * masks.columns.length),
+        binary(resized.size()),
+        measured(5 * masks.count),
+        probabilities(masks.count),
+        winner(masks.rows.length * masks.columns.length),
+        inside(winner.size()),
+        areas(3 * masks.count) {
+    const int64_t height = masks.rows.length, width = masks.columns.length;
+    const Array<float> wide_rows = scratch_array<float>(masks.rows.taps * width), row = scratch_array<float>(width);
+    const Array<float> best = scratch_array<float>(height * width);
+    const Array<int64_t> held = scratch_array<int64_t>(masks.rows.taps);
+    const MaskScratch scratch = {wide_rows.begin(), held.begin(), row.begin(), best.begin()};
+    for (int64_t mask = 0; mask < masks.count; ++mask) {
+      kernels.resize(masks, mask, 0, height, sigmoid, scratch, resized.begin() + mask * height * width);
+      Measures found;
+      kernels.binarise(masks, mask, scratch, binary.begin() + mask * height * width, found);
+      const int64_t numbers[] = {found.area, found.left, found.top, found.right, found.bottom};
+      std::copy_n(numbers, 5, &measured[5 * mask]);
+      probabilities[mask] = static_cast<float>(found.probability);
+    }
+    std::fill(areas.begin(), areas.end(), 0);
+    const int64_t half = height / 2;
+    kernels.compete(masks, scores.begin(), 0, half, scratch, winner.begin(), inside.begin(), areas.begin());
+    kernels.compete(masks, scores.begin(), half, height, scratch, winner.begin() + half * width,
+                    inside.begin() + half * width, areas.begin());
+  }
+};
+
+void check_masks() {
+  const bool wild = one_in(4), sigmoid = one_in(2);
+  const int64_t count = any_of(1, 6), height = choose({1, 2, 9, 20}), width = choose({1, 3, 16, 40});
+  const RandomAxis rows(height), columns(width);
+  const Array<float> logits(count * height * width), scores(count);
+  const float low = choose({-16, -4}), high = choose({-1, 0, 4, 16});
+  for (float& x : logits) x = wild && one_in(30) ? choose(kNotFinite) : any_step(low, high, 0.125f);
+  for (int64_t mask = 0; mask < count; ++mask) scores[mask] = 0.5f + (5 * mask % 7) / 16.0f;
+  if (count > 2) {  // the first of equals wins
+    std::copy_n(logits.begin(), height * width, logits.begin() + 2 * height * width);
+    scores[2] = scores[0];
+  }
+  const Masks masks = {count, height, width, logits.begin(), rows.axis, columns.axis};
+  const MaskResults expected(mask_kernels_baseline, masks, scores, sigmoid);
+  const MaskResults actual(mask_kernels_avx512, masks, scores, sigmoid);
+  char description[200];
+  std::snprintf(description, sizeof(description), "Q=%d %d x %d to %d x %d wild=%d", int(count), int(height),
+                int(width), int(rows.axis.length), int(columns.axis.length), wild);
+  compare(sigmoid ? "masks probabilities" : "masks logits", actual.resized, expected.resized, sigmoid ? 1e-6 : 0.0,
+          description);
+  compare_exactly("masks binary", actual.binary, expected.binary, description);
+  compare_exactly("masks areas and boxes", actual.measured, expected.measured, description);
+  compare("masks mean probabilities", actual.probabilities, expected.probabilities, 1e-6, description);
+  compare_exactly("masks winner", actual.winner, expected.winner, description);
+  compare_exactly("masks inside", actual.inside, expected.inside, description);
+  compare_exactly("masks areas of winners", actual.areas, expected.areas, description);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const int problems = count > 1 ? std::atoi(arguments[1]) : 0;
+  failed = problems < 1;
+  for (int problem = 0; problem < problems; ++problem) {
+    generator.seed(problem);
+    check_attention<float>(false);
+    check_attention<float>(true);
+    check_attention<uint16_t>(false);
+    check_attention<uint16_t>(true);
+    check_masks();
+  }
+  for (const auto& [what, error] : worst) std::printf("%-32s largest error %.2g\n", what.c_str(), error);
+  std::printf("%s: %d problems of each kind\n", failed ? "FAIL" : "PASS", problems);
+  std::fflush(stdout);
+  tcdrain(STDOUT_FILENO);  // a serial console is slow, and this may be the only process of its machine
+  return failed;
+}
