@@ -1,5 +1,6 @@
 """Reading photographs and label PNGs, with one clear error for each way in which a file can be bad."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -55,6 +56,9 @@ def _decode_plain_png(content: bytes, image_format: str) -> np.ndarray | None:
     """What Pillow makes of a PNG of 8-bit colours, sooner: (H, W, 3) uint8. None of all else, or damaged."""
     if not content.startswith(b"\x89PNG") or any(word in content for word in _TURNED_OR_ANIMATED):
         return None  # OpenCV would not turn it, nor blend frames as Pillow does
+    width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+    if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+        return None  # Pillow warns of so many pixels, or refuses them
     pixels = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
         return None

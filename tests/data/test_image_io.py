@@ -148,6 +148,17 @@ def test_pictures_that_claim_to_be_enormous_are_refused(tmp_path: Path) -> None:
         verify_image(path)
 
 
+def test_so_many_pixels_are_left_to_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.png", np.zeros((40, 60, 3), dtype=np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(
+        ValueError, match=r"a\.png: cannot be read as an image \(Image size \(2400 pixels\) exceeds limit"
+    ):
+        read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read_image(path).shape == (40, 60, 3)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "turned"])
 def test_pngs_are_what_pillow_makes_of_them(tmp_path: Path, mode: str) -> None:
     """OpenCV reads some of them."""
