@@ -40,7 +40,8 @@ class LabelMap:
     def targets(self) -> tuple[np.ndarray, SegmentMasks]:
         """The targets that have a pixel left: classes (T',) int64 and masks (T', H, W)."""
         present = np.flatnonzero(self._is_present()[1:] & (self.classes != self.NO_CLASS))
-        labels = np.require(self.labels, requirements=["C", "W"])
+        dtype = np.uint8 if self.labels.dtype == np.uint8 else np.int32  # what SegmentMasks takes
+        labels = np.require(self.labels, dtype, ["C", "W"])
         ids = (present + 1).astype(labels.dtype)
         return self.classes[present], SegmentMasks(torch.from_numpy(labels), torch.from_numpy(ids))
 
@@ -59,11 +60,11 @@ def replace_labels(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
     """``values[labels]``, of bytes in a tenth of the time.
 
     Args:
-        labels: (H, W) integers.
+        labels: (H, W) integers; other than bytes in any shape.
         values: (T,), not negative.
 
     Returns:
-        (H, W) unsigned integers, of as many bytes as the largest value needs.
+        Unsigned integers in that shape, of as many bytes as the largest value needs.
     """
     values = values.astype(np.min_scalar_type(values.max(initial=0)))
     if labels.dtype != np.uint8 or values.dtype != np.uint8:

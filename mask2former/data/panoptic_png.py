@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .image_io import read_image
+from .label_map import replace_labels
 
 __all__ = ["check_label_size", "read_panoptic_png", "read_segment_labels", "write_panoptic_png"]
 
@@ -61,8 +62,7 @@ def read_segment_labels(
     order = np.argsort(ids)
     numbers = order[np.searchsorted(ids, runs, sorter=order).clip(max=len(ids) - 1)]
     label_of = np.arange(len(ids)) if labels is None else np.array(labels)
-    label_of = label_of.astype(np.min_scalar_type(label_of.max()))
-    run_labels = label_of[np.where(ids[numbers] == runs, numbers, 0)]
+    run_labels = replace_labels(np.where(ids[numbers] == runs, numbers, 0), label_of)
     return np.repeat(run_labels, np.diff(starts, append=pixels.size)).reshape(size)
 
 

@@ -28,9 +28,8 @@ def prepare_targets(
         ignore_void: give an ``ignore_mask``, True at void pixels and in the padding.
 
     Returns:
-        For each image ``labels`` (T,) int64, ``masks`` (T, height, width) bool, :class:`SegmentMasks` where they
-        were so, ``name``, for messages, and if asked
-        for ``ignore_mask`` (height, width) bool.
+        For each image ``labels`` (T,) int64, ``masks`` (T, height, width) bool, :class:`SegmentMasks` where they were
+        so, ``name``, for messages, and if asked for ``ignore_mask`` (height, width) bool.
     """
     targets = []
     for entry in batched_inputs:

@@ -29,14 +29,14 @@ def test_labels_move_like_the_image(largest: int) -> None:
     np.testing.assert_array_equal(padded, np.pad(labels, ((0, 3), (0, 5))))
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
 def test_targets_are_what_is_left(dtype: type) -> None:
     labels = np.random.choice([0, 1, 2, 4, 5], (12, 10)).astype(dtype)
     label_map = LabelMap(labels, np.array([7, 8, 9, LabelMap.NO_CLASS, 7]))  # segment 3 is gone, 4 is no target
     classes, masks = label_map.targets()
     assert classes.tolist() == [7, 8, 7]
     np.testing.assert_array_equal(masks, np.stack([labels == label for label in (1, 2, 5)]))
-    assert masks.id_map.dtype == masks.ids.dtype == {np.uint8: torch.uint8, np.int32: torch.int32}[dtype]
+    assert masks.id_map.dtype == masks.ids.dtype == (torch.uint8 if dtype == np.uint8 else torch.int32)
     expected = np.zeros_like(labels)
     for label, value in {1: 8, 2: 9, 5: 8}.items():
         expected[labels == label] = value

@@ -4,8 +4,9 @@
     python tools/benchmarks/training_step.py --contenders ours "ours, bfloat16" --size 1024 1024 --batch 1
 
 Every contender runs in a process of its own. They take turns, one step each, so that whatever else the machine does
-falls on all of them; figures are medians. A step goes from images and bool masks to updated weights, by AdamW. Both
-have the same random targets, leave the backbone's batch norms as they are, and drop no paths. Weights are random.
+falls on all of them; figures are medians. A step goes from images and targets to updated weights, by AdamW. Both have
+the same random targets, here as the mappers give them and there as floats, leave the backbone's batch norms as they
+are, and drop no paths. Convolutions are in `channels_last` here, as in the trainer. Weights are random.
 """
 
 import argparse

@@ -31,12 +31,13 @@ class MaskFormerSemanticDatasetMapper(MaskFormerDatasetMapper):
         classes = read_label_image(path, bytes_stay=True)
         check_label_size(path, classes, size)
         labels = self._number(classes)
-        if labels.max(initial=0) > 65535:  # which move_labels could not move
+        count = int(labels.max(initial=0))
+        if count > 65535:  # which move_labels could not move
             raise ValueError(
-                f"{path}: has class id {labels.max() - 1}, expected 65534 at most, or the value of unlabelled pixels "
+                f"{path}: has class id {count - 1}, expected 65534 at most, or the value of unlabelled pixels "
                 f"({self.ignore_label}). Set that value right."
             )
-        return LabelMap(labels, np.arange(labels.max(initial=0)))
+        return LabelMap(labels, np.arange(count))
 
     def _number(self, classes: np.ndarray) -> np.ndarray:
         """Classes plus 1, and 0 for the ignore label."""
