@@ -258,7 +258,7 @@ def test_wrong_arguments(emulation: ctypes.CDLL) -> None:
 
 
 def test_the_emulation_notices_what_a_gpu_does_not_forgive(emulation: ctypes.CDLL) -> None:
-    assert emulation.emulation_of_mistakes() == 0b111
+    assert emulation.emulation_of_mistakes() == 0b1111
 
 
 # Runs the operators of the library that it is given, on the inputs in the file that it is given, and saves the results.
@@ -274,8 +274,7 @@ torch.save(results, sys.argv[2])
 
 
 @pytest.mark.timeout(1200)  # compiling takes some seconds, but it may get little of a machine
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_other_numbers_of_lanes(lanes: int, tmp_path: Path) -> None:
+def test_another_number_of_lanes(tmp_path: Path) -> None:
     calls, wanted = [], []
     for dtype in (torch.float32, torch.bfloat16):
         for name, make in OPERATORS.items():
@@ -285,7 +284,7 @@ def test_other_numbers_of_lanes(lanes: int, tmp_path: Path) -> None:
             wanted.extend(expected(name, shapes, [value, *rest], grad_output))
     file = tmp_path / "calls.pt"
     torch.save(calls, file)
-    library = compile_emulation(tmp_path, f"-DMASK2FORMER_LANES={lanes}", "-O0")
+    library = compile_emulation(tmp_path, "-DMASK2FORMER_LANES=2", "-O0")
     subprocess.run([sys.executable, "-c", OTHER_LANES, library, file], check=True)
     for result, exact in zip(torch.load(file), wanted, strict=True):
         assert relative_error(result, exact) < (5e-6 if result.dtype == torch.float32 else 2**-8)

@@ -1,8 +1,9 @@
 // As much of CUDA as mask2former/ops/csrc/cuda needs, on the CPU: the same sources compile with a C++ compiler, and
 // tests run them on machines without a GPU.
 //
-// Every thread of a warp is a fiber. They run one after the other from one shuffle to the next, where all 32 must meet
-// in the same one. Warps and blocks run one after the other, in either order.
+// Every thread of a block is a fiber. Those of a warp run one after the other from one shuffle to the next, where all 32
+// must meet in the same one; warps run one after the other from one __syncthreads to the next, where all must meet; and
+// so do blocks. Warps and blocks run in either order.
 #pragma once
 
 #include <cmath>
@@ -16,6 +17,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __shared__ static  // there is one block at a time
 
 struct dim3 {
   unsigned x, y, z;
@@ -30,6 +32,8 @@ struct alignas(16) float4 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration, cudaErrorIllegalInstruction, cudaErrorMisalignedAddress };
@@ -50,6 +54,9 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& k
 // Waits until every thread of the warp calls this with the same name, number and width, and returns the bits that the
 // thread `source` of the warp came with.
 uint64_t exchange(char name, int number, int width, unsigned mask, uint64_t bits, unsigned source);
+
+// Waits until every thread of the block calls this.
+void meet();
 
 // Ends the kernel with an error where the address is not aligned as CUDA needs it.
 void check_alignment(const void* address, size_t size);
@@ -85,6 +92,14 @@ T __shfl_xor_sync(unsigned mask, T value, int distance, int width = 32) {
 }
 
 template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned distance) {
+  const unsigned lane = threadIdx.x % 32;
+  return emulation::exchange('-', distance, 32, mask, value, lane < distance ? lane : lane - distance);
+}
+
+inline void __syncthreads() { emulation::meet(); }
+
+template <typename T>
 T __ldg(const T* address) {
   emulation::check_alignment(address, sizeof(T));
   return *address;
@@ -109,6 +124,11 @@ inline void atomicAdd(float4* address, const float4& summand) {
   address->y += summand.y;
   address->z += summand.z;
   address->w += summand.w;
+}
+inline unsigned atomicAdd(unsigned* address, unsigned summand) {
+  const unsigned before = *address;
+  *address += summand;
+  return before;
 }
 inline void atomicMax(unsigned* address, unsigned value) { *address = *address < value ? value : *address; }
 

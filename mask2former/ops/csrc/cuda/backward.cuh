@@ -3,7 +3,7 @@
 
 #include "lanes.cuh"
 #include "samples.cuh"
-#include "value_gradient.cuh"
+#include "sums.cuh"
 
 namespace mask2former {
 namespace cuda {
@@ -24,45 +24,16 @@ MASK2FORMER_DEVICE void store_attention(const Problem& problem, const Item& item
   }
 }
 
-// For one corner, whose row starts `bytes` after the value for this lane: the lane's part of the product of its value
-// with the output's gradient. Adds to the value's gradient.
-template <typename Sums, typename Scalar, int kVectors>
-MASK2FORMER_DEVICE float differentiate_corner(const Problem& problem, const Sums& sums, uint32_t bytes, float weight,
-                                              const Channels<Scalar, kLanes, kVectors>& grad) {
+// The gradients of offsets and attention, for the sizes that Mask2Former has, as in forward_kernel.
+template <typename Scalar, int kVectors>
+__global__ void __launch_bounds__(kThreads) sample_gradient_kernel(const __grid_constant__ Problem problem) {
   using Row = Channels<Scalar, kLanes, kVectors>;
-  Row corner;
-  corner.load(problem.value, bytes);
-  float product = 0.0f;
-#pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
-#pragma unroll
-    for (int c = 0; c < Row::kWidth; ++c) product += grad.vector[v][c] * corner.vector[v][c];
-  }
-  if (weight != 0.0f) {  // most corners outside a level would burden the pixels at its edge
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-#pragma unroll
-      for (int c = 0; c < Row::kWidth; c += 4) {
-        const float4 summands = {weight * grad.vector[v][c], weight * grad.vector[v][c + 1],
-                                 weight * grad.vector[v][c + 2], weight * grad.vector[v][c + 3]};
-        sums.add(bytes / static_cast<uint32_t>(sizeof(Scalar)) + v * Row::kStride + c, summands);
-      }
-    }
-  }
-  return product;
-}
-
-// The sizes that Mask2Former has, as in forward_kernel.
-template <typename Scalar, typename Sums, int kVectors>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constant__ Problem problem) {
-  using Row = Channels<Scalar, kLanes, kVectors>;
-  const Sums sums(problem);
   const Item item = item_of_tile(problem);
   const Slots slots(problem, item);
   const uint32_t row_bytes = row_bytes_of<Scalar>(problem);
   const uint32_t first = first_byte_of<Scalar>(problem, item);
   Row grad;
-  grad.load(problem.grad_output, static_cast<uint32_t>(item.number * problem.head_dim * sizeof(Scalar)) + item.lane * 16);
+  grad.load(problem.grad_output, grad_byte_of<Scalar>(problem, item));
   float grad_attention[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
@@ -70,20 +41,17 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
     const Level& level = problem.levels[index];
     const Frame frame = frame_of(problem, item, index);
     const Sample sample = locate(frame, level, Slots::offset(problem, item, i));
-    Corners own(sample, level, slots.attention[i], row_bytes);
-    if (!item.exists) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) own.weight[k] = 0.0f;
-    }
+    const Places own = Places::of(sample, level, row_bytes);
     float products[4][kLanes];  // of this lane's channels
 #pragma unroll
     for (int owner = 0; owner < kLanes; ++owner) {
-      const Corners corners = broadcast(own, owner);
       uint32_t at[4];
-      corners.locate(level, row_bytes, at);
+      broadcast(own, owner).unpack(level, row_bytes, at);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        products[k][owner] = differentiate_corner(problem, sums, first + at[k], corners.weight[k], grad);
+        Row corner;
+        corner.load(problem.value, first + at[k]);
+        products[k][owner] = grad.dot(corner);
       }
     }
     float product[4];  // of all channels, for the lane's own sample
@@ -118,9 +86,10 @@ __global__ void __launch_bounds__(kThreads) backward_any_kernel(const __grid_con
     const Frame frame = frame_of(problem, item, s / problem.num_points);
     const float attention = samples.weight(problem, item, s);
     const Sample sample = locate(frame, level, samples.offset(problem, item, s));
-    const Corners corners(sample, level, attention, 4);
+    float weight[4];
+    weigh_corners(sample, attention, weight);
     uint32_t at[4];
-    corners.locate(level, 4, at);
+    Places::of(sample, level, 4).unpack(level, 4, at);
     float product[4] = {};
     for (int32_t channel = item.lane; channel < problem.head_dim; channel += kAnyLanes) {
       const float grad = static_cast<float>(grad_output[channel]);
@@ -128,8 +97,8 @@ __global__ void __launch_bounds__(kThreads) backward_any_kernel(const __grid_con
       for (int k = 0; k < 4; ++k) {
         const int64_t place = first_row + static_cast<int64_t>(at[k] / 4) * row_stride + channel;
         product[k] += grad * static_cast<float>(value[place]);
-        if (item.exists && corners.weight[k] != 0.0f)
-          sums.add(place, corners.weight[k] * grad);
+        if (item.exists && weight[k] != 0.0f)
+          sums.add(place, weight[k] * grad);
       }
     }
 #pragma unroll

@@ -22,21 +22,23 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
     const int index = i * kLanes / kPoints;  // the points of a level are a multiple of kLanes: a slot has one level
     const Level& level = problem.levels[index];
     const Sample sample = locate(frame_of(problem, item, index), level, Slots::offset(problem, item, i));
-    const Corners own(sample, level, slots.attention[i], row_bytes);
+    const Places own = Places::of(sample, level, row_bytes);
+    float own_weight[4];
+    weigh_corners(sample, slots.attention[i], own_weight);
 #pragma unroll
     for (int owner = 0; owner < kLanes; ++owner) {
-      const Corners corners = broadcast(own, owner);
       uint32_t at[4];
-      corners.locate(level, row_bytes, at);
+      broadcast(own, owner).unpack(level, row_bytes, at);
       Row corner[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) corner[k].load(problem.value, first + at[k]);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
+        const float weight = broadcast<kLanes>(own_weight[k], owner);
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
 #pragma unroll
-          for (int c = 0; c < Row::kWidth; ++c) result.vector[v][c] += corners.weight[k] * corner[k].vector[v][c];
+          for (int c = 0; c < Row::kWidth; ++c) result.vector[v][c] += weight * corner[k].vector[v][c];
         }
       }
     }
@@ -62,10 +64,11 @@ __global__ void __launch_bounds__(kThreads) forward_any_kernel(const __grid_cons
     for (int32_t s = 0; s < problem.num_samples; ++s) {
       const Level& level = problem.levels[s / problem.num_points];
       const Frame frame = frame_of(problem, item, s / problem.num_points);
-      const Corners corners(locate(frame, level, samples.offset(problem, item, s)), level,
-                            samples.weight(problem, item, s), 4);
+      const Sample sample = locate(frame, level, samples.offset(problem, item, s));
+      float weight[4];
+      weigh_corners(sample, samples.weight(problem, item, s), weight);
       uint32_t at[4];
-      corners.locate(level, 4, at);
+      Places::of(sample, level, 4).unpack(level, 4, at);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const Scalar* row = value + static_cast<int64_t>(at[k] / 4) * row_stride;
@@ -73,7 +76,7 @@ __global__ void __launch_bounds__(kThreads) forward_any_kernel(const __grid_cons
         for (int i = 0; i < kBlock; ++i) {
           const int32_t channel = first + i * kAnyLanes;
           if (channel < problem.head_dim)
-            sums[i] += corners.weight[k] * static_cast<float>(row[channel]);
+            sums[i] += weight[k] * static_cast<float>(row[channel]);
         }
       }
     }

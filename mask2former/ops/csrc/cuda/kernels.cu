@@ -6,6 +6,7 @@
 #include "backward.cuh"
 #include "forward.cuh"
 #include "problem.h"
+#include "value_gradient.cuh"
 
 namespace mask2former {
 namespace cuda {
@@ -62,8 +63,12 @@ cudaError_t forward(const Problem& problem, cudaStream_t stream) {
 template <typename Scalar, typename Sums>
 cudaError_t backward(const Problem& problem, cudaStream_t stream) {
   constexpr int kVectors = kVectorsOf<Scalar>;
-  if (is_fast<Scalar, kVectors>(problem))
-    return launch(tile_blocks(problem), stream, backward_kernel<Scalar, Sums, kVectors>, problem);
+  if (is_fast<Scalar, kVectors>(problem)) {
+    const cudaError_t error = launch(tile_blocks(problem), stream, sample_gradient_kernel<Scalar, kVectors>, problem);
+    if (error != cudaSuccess)
+      return error;
+    return launch(tile_blocks(problem), stream, value_gradient_kernel<Scalar, Sums, kVectors>, problem);
+  }
   return launch(any_blocks(problem), stream, backward_any_kernel<Scalar, Sums>, problem);
 }
 

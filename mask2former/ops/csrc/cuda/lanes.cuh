@@ -49,6 +49,16 @@ MASK2FORMER_DEVICE float largest(float value) {
   return reduce<kLanes>(value, [](float a, float b) { return fmaxf(a, b); });
 }
 
+// The sum of what the lanes of the warp up to this one have.
+MASK2FORMER_DEVICE uint32_t sum_up_to(uint32_t value, unsigned lane_of_warp) {
+#pragma unroll
+  for (unsigned distance = 1; distance < 32; distance *= 2) {
+    const uint32_t lower = __shfl_up_sync(kWarp, value, distance);
+    value += lane_of_warp >= distance ? lower : 0;
+  }
+  return value;
+}
+
 // Lane i gets the sum of all lanes' values[i]; `values` is overwritten. This takes kLanes - 1 exchanges, not the
 // kLanes * log2(kLanes) of as many sums: with every exchange, each half of the lanes gives away half of its work.
 template <int kLanes>
@@ -109,6 +119,16 @@ struct Channels {
       const char* from = static_cast<const char*>(base) + (bytes + v * kStride * static_cast<uint32_t>(sizeof(Scalar)));
       widen(__ldg(reinterpret_cast<const uint4*>(from)), vector[v], Scalar());
     }
+  }
+
+  MASK2FORMER_DEVICE float dot(const Channels& other) const {
+    float result = 0.0f;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) result += vector[v][i] * other.vector[v][i];
+    }
+    return result;
   }
 
   MASK2FORMER_DEVICE void store(Scalar* row) const {

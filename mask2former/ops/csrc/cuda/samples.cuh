@@ -79,26 +79,28 @@ MASK2FORMER_DEVICE Sample locate(const Frame& frame, const Level& level, float2 
           locate_on_axis(frame.start_y + frame.scale_y * offset.y, level.height)};
 }
 
-// What all lanes need of a sample, in five words. Corner k is (row k / 2, column k % 2) of the 2 x 2 pixels around it.
-// Where it lies in an array is counted in any unit, `unit` for each pixel: a multiple of 4.
-struct Corners {
-  float weight[4];  // bilinear, times attention; 0 outside the level
+// Corner k of a sample is (row k / 2, column k % 2) of the 2 x 2 pixels around it. Its weight is bilinear, times
+// attention; 0 outside the level.
+MASK2FORMER_DEVICE void weigh_corners(const Sample& sample, float attention, float (&weight)[4]) {
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    const float row_weight = attention * sample.y.weight[row];
+    weight[2 * row] = row_weight * sample.x.weight[0];
+    weight[2 * row + 1] = row_weight * sample.x.weight[1];
+  }
+}
+
+// Where a sample's corners lie in an array, in one word for all lanes. It is counted in any unit, `unit` for each pixel:
+// a multiple of 4.
+struct Places {
   uint32_t packed;  // where the first corner is, + 2 if the second row is another one, + 1 if the second column is
 
-  Corners() = default;
-  MASK2FORMER_DEVICE Corners(const Sample& sample, const Level& level, float attention, uint32_t unit) {
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const float row_weight = attention * sample.y.weight[row];
-      weight[2 * row] = row_weight * sample.x.weight[0];
-      weight[2 * row + 1] = row_weight * sample.x.weight[1];
-    }
+  MASK2FORMER_DEVICE static Places of(const Sample& sample, const Level& level, uint32_t unit) {
     const uint32_t pixel = level.first_pixel + sample.y.pixel[0] * level.width + sample.x.pixel[0];
-    packed = unit * pixel + 2 * (sample.y.pixel[1] - sample.y.pixel[0]) + (sample.x.pixel[1] - sample.x.pixel[0]);
+    return {unit * pixel + 2 * (sample.y.pixel[1] - sample.y.pixel[0]) + (sample.x.pixel[1] - sample.x.pixel[0])};
   }
 
-  // Where the corners are.
-  MASK2FORMER_DEVICE void locate(const Level& level, uint32_t unit, uint32_t (&at)[4]) const {
+  MASK2FORMER_DEVICE void unpack(const Level& level, uint32_t unit, uint32_t (&at)[4]) const {
     at[0] = packed & ~3u;
     at[1] = at[0] + ((packed & 1u) != 0 ? unit : 0u);
     const uint32_t down = (packed & 2u) != 0 ? unit * level.width : 0u;
@@ -107,12 +109,8 @@ struct Corners {
   }
 };
 
-MASK2FORMER_DEVICE Corners broadcast(const Corners& corners, int owner) {
-  Corners result;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) result.weight[k] = broadcast<kLanes>(corners.weight[k], owner);
-  result.packed = broadcast<kLanes>(corners.packed, owner);
-  return result;
+MASK2FORMER_DEVICE Places broadcast(const Places& places, int owner) {
+  return {broadcast<kLanes>(places.packed, owner)};
 }
 
 // From the products of the output's gradient with the value of every corner, summed over channels, to the gradients
@@ -234,6 +232,11 @@ template <typename Scalar>
 MASK2FORMER_DEVICE uint32_t first_byte_of(const Problem& problem, const Item& item) {
   const uint32_t channel = static_cast<uint32_t>(item.head * problem.head_dim);
   return item.image * problem.num_pixels * row_bytes_of<Scalar>(problem) + channel * sizeof(Scalar) + item.lane * 16;
+}
+
+template <typename Scalar>
+MASK2FORMER_DEVICE uint32_t grad_byte_of(const Problem& problem, const Item& item) {
+  return static_cast<uint32_t>(item.number * problem.head_dim * sizeof(Scalar)) + item.lane * 16;
 }
 
 // In the kernels for any sizes: items one after the other.

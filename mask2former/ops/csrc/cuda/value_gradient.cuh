@@ -1,119 +1,144 @@
-// How the summands of the value's gradient are added up: many (query, head)s add to the same pixel.
+// The gradient of the value, for the sizes that Mask2Former has.
+//
+// A corner's pixel gets its weight times the gradient of the query's output. The queries of a block are neighbours, so
+// most of what it has to add goes to the same few pixels. Atomic additions to memory are what takes time on a GPU;
+// therefore a block sorts what it has by pixel, and adds to memory about once for each pixel and head.
 #pragma once
 
 #include "lanes.cuh"
-#include "problem.h"
-
-// Whether four floats can be added to memory at once.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define MASK2FORMER_VECTOR_ATOMICS 1
-#elif !defined(MASK2FORMER_VECTOR_ATOMICS)
-#define MASK2FORMER_VECTOR_ATOMICS 0
-#endif
+#include "samples.cuh"
+#include "sums.cuh"
 
 namespace mask2former {
 namespace cuda {
 
-// In float32, in the order in which they come: fast, but not the same bits every time.
-struct FloatSums {
-  float* sums;
+// What a pixel gets from a corner: weight times the output's gradient of a query of the block.
+struct Summand {
+  float weight;
+  uint32_t place;  // pixel * kQueriesPerBlock + query: that of the fast kernels' sizes has 32 bits
 
-  MASK2FORMER_DEVICE explicit FloatSums(const Problem& problem) : sums(problem.grad_value) {}
-
-  MASK2FORMER_DEVICE void add(int64_t index, float summand) const { atomicAdd(sums + index, summand); }
-
-  // Four neighbours, of which the first is aligned. Four times the index are 32 bits too.
-  MASK2FORMER_DEVICE void add(uint32_t index, const float4& summands) const {
-#if MASK2FORMER_VECTOR_ATOMICS
-    atomicAdd(reinterpret_cast<float4*>(reinterpret_cast<char*>(sums) + 4 * index), summands);
-#else
-    add(index, summands.x);
-    add(index + 1, summands.y);
-    add(index + 2, summands.z);
-    add(index + 3, summands.w);
-#endif
-  }
+  MASK2FORMER_DEVICE uint32_t pixel() const { return place / kQueriesPerBlock; }
+  MASK2FORMER_DEVICE uint32_t query() const { return place % kQueriesPerBlock; }
 };
 
-// In 64-bit fixed point, for deterministic results: sums of integers do not depend on their order.
-struct FixedSums {
-  unsigned long long* sums;
-  uint32_t* magnitudes;
-  float scale;  // of the fixed-point numbers
+// By counting: a pixel's bin is its place in a square of 32 x 32 pixels. Within one bin, pixels 32 apart may take
+// turns, which costs additions to memory but is no less right.
+constexpr uint32_t kBinSide = 32, kBins = kBinSide * kBinSide, kSummands = 4 * kThreads, kWarps = kThreads / 32;
+static_assert(kBins == 4 * kThreads, "a thread has four bins");
+static_assert(kQueriesPerBlock <= 128, "a summand's place has 32 bits");
 
-  MASK2FORMER_DEVICE explicit FixedSums(const Problem& problem)
-      : sums(reinterpret_cast<unsigned long long*>(problem.fixed_grad_value)),
-        magnitudes(problem.magnitudes),
-        scale(power_of_2(scale_exponent(problem))) {}
+MASK2FORMER_DEVICE uint32_t bin_of(int32_t x, int32_t y) { return y % kBinSide * kBinSide + x % kBinSide; }
 
-  MASK2FORMER_DEVICE void add(int64_t index, float summand) const {
-    if (fabsf(summand) <= 3.402823466e38f) {
-      // The power of two changes no bits of the summand, and rounding is to an absolute unit, far below float32's.
-      atomicAdd(sums + index, static_cast<unsigned long long>(llrintf(summand * scale)));
-    } else {
-      atomicMax(magnitudes + 2, 1u);
-    }
-  }
+// The block's memory.
+template <int kChannels>
+struct Shared {
+  float4 grads[kQueriesPerBlock][kChannels / 4];  // of the output
+  Summand summands[kSummands];
+  uint4 counts[2][kThreads];  // of summands in a bin, then of those in the bins before it; another one every round
+  uint32_t warps[kWarps];
 
-  MASK2FORMER_DEVICE void add(uint32_t index, const float4& summands) const {
-    add(index, summands.x);
-    add(index + 1, summands.y);
-    add(index + 2, summands.z);
-    add(index + 3, summands.w);
-  }
-
-  // What a sum is in fixed point, as a float. NaN everywhere if there was an infinity or a NaN anywhere.
-  static MASK2FORMER_DEVICE float to_float(const Problem& problem, int64_t sum) {
-    const uint32_t infinity = 0x7f800000u;
-    if (problem.magnitudes[0] >= infinity || problem.magnitudes[1] >= infinity || problem.magnitudes[2] != 0)
-      return __uint_as_float(0x7fc00000u);
-    return static_cast<float>(sum) * power_of_2(-scale_exponent(problem));
-  }
-
- private:
-  // The largest power of two with which no sum can overflow: it has at most one summand for each sample of each query,
-  // none larger than the largest gradient times the largest weight. The fused operator's weights add up to 1.
-  static MASK2FORMER_DEVICE int scale_exponent(const Problem& problem) {
-    int64_t count = problem.num_queries;
-    int exponent = 62 - exponent_above(problem.magnitudes[0]);
-    if (problem.reference == nullptr) {
-      count *= problem.num_samples;
-      exponent -= exponent_above(problem.magnitudes[1]);
-    }
-    for (; count > 1; count = (count + 1) / 2) --exponent;
-    return exponent < -126 ? -126 : exponent > 126 ? 126 : exponent;
-  }
-
-  // e with |x| < 2^e, from x's bits without the sign.
-  static MASK2FORMER_DEVICE int exponent_above(uint32_t bits) { return static_cast<int>(bits >> 23) - 126; }
-
-  static MASK2FORMER_DEVICE float power_of_2(int exponent) {
-    return __uint_as_float(static_cast<uint32_t>(exponent + 127) << 23);
-  }
+  MASK2FORMER_DEVICE uint32_t* bins(int round) { return &counts[round % 2][0].x; }
 };
 
-// The largest |x| of an array: raises *result, which are its bits. An infinity is larger than all numbers, and a NaN
-// larger than that.
-template <typename Scalar>
-__global__ void __launch_bounds__(kThreads) magnitude_kernel(const Scalar* values, int64_t count, uint32_t* result) {
-  uint32_t bits = 0;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride) {
-    const uint32_t next = __float_as_uint(fabsf(static_cast<float>(values[i])));
-    bits = bits < next ? next : bits;
+// From the numbers of summands in the bins to where each bin begins. Returns how many summands there are.
+template <int kChannels>
+MASK2FORMER_DEVICE uint32_t begin_bins(Shared<kChannels>& shared, int round) {
+  const unsigned thread = threadIdx.x;
+  uint4& own = shared.counts[round % 2][thread];
+  const uint4 count = own;
+  const uint32_t up_to = sum_up_to(count.x + count.y + count.z + count.w, thread % 32);
+  if (thread % 32 == 31)
+    shared.warps[thread / 32] = up_to;
+  __syncthreads();
+  uint32_t total = 0, before = 0;
+#pragma unroll
+  for (unsigned i = 0; i < kWarps; ++i) {
+    before += i < thread / 32 ? shared.warps[i] : 0;
+    total += shared.warps[i];
   }
-  bits = reduce<32>(bits, [](uint32_t a, uint32_t b) { return a < b ? b : a; });
-  if (threadIdx.x % 32 == 0)
-    atomicMax(result, bits);
+  uint4 begin;
+  begin.w = before + up_to - count.w;
+  begin.z = begin.w - count.z;
+  begin.y = begin.z - count.y;
+  begin.x = begin.y - count.x;
+  own = begin;
+  __syncthreads();
+  return total;
 }
 
-// From the sums in fixed point to the gradient of the value.
-template <typename Scalar>
-__global__ void __launch_bounds__(kThreads) round_kernel(const __grid_constant__ Problem problem, int64_t count) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < count) {
-    static_cast<Scalar*>(problem.rounded_grad_value)[i] =
-        static_cast<Scalar>(FixedSums::to_float(problem, problem.fixed_grad_value[i]));
+// Adds sorted summands up, as many in each group of lanes as in any other, four channels in a lane.
+template <typename Sums, int kChannels>
+MASK2FORMER_DEVICE void add_summands(const Problem& problem, const Sums& sums, const Item& item,
+                                     const Shared<kChannels>& shared, uint32_t count) {
+  constexpr uint32_t kWide = kChannels / 4, kGroups = kThreads / kWide;
+  const uint32_t group = threadIdx.x / kWide, lane = threadIdx.x % kWide;
+  const uint32_t row_stride = problem.num_heads * kChannels;
+  const uint32_t first = item.image * problem.num_pixels * row_stride + item.head * kChannels + 4 * lane;
+  const uint32_t begin = count * group / kGroups, end = count * (group + 1) / kGroups;
+  typename Sums::Subtotal subtotal;
+  uint32_t pixel = 0;
+  for (uint32_t i = begin; i < end; ++i) {
+    const Summand summand = shared.summands[i];
+    if (i > begin && summand.pixel() != pixel) {
+      subtotal.store(sums, first + pixel * row_stride);
+      subtotal = {};
+    }
+    pixel = summand.pixel();
+    subtotal.add(sums, summand.weight, shared.grads[summand.query()][lane]);
+  }
+  if (begin < end)
+    subtotal.store(sums, first + pixel * row_stride);
+}
+
+template <typename Scalar, typename Sums, int kVectors>
+__global__ void __launch_bounds__(kThreads) value_gradient_kernel(const __grid_constant__ Problem problem) {
+  using Row = Channels<Scalar, kLanes, kVectors>;
+  constexpr int kChannels = kVectors * Row::kStride;
+  __shared__ Shared<kChannels> shared;
+  const Sums sums(problem);
+  const Item item = item_of_tile(problem);
+  const Slots slots(problem, item);
+  const uint32_t query = threadIdx.x / kLanes;
+  Row grad;
+  grad.load(problem.grad_output, grad_byte_of<Scalar>(problem, item));
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+#pragma unroll
+    for (int c = 0; c < Row::kWidth; c += 4) {
+      const float* from = grad.vector[v] + c;
+      shared.grads[query][(v * Row::kStride + item.lane * Row::kWidth + c) / 4] = {from[0], from[1], from[2], from[3]};
+    }
+  }
+  shared.counts[0][threadIdx.x] = {0, 0, 0, 0};
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const int index = i * kLanes / kPoints;
+    const Level& level = problem.levels[index];
+    const Sample sample = locate(frame_of(problem, item, index), level, Slots::offset(problem, item, i));
+    float weight[4];
+    weigh_corners(sample, slots.attention[i], weight);
+    uint32_t* const bins = shared.bins(i);
+    uint32_t rank[4];  // among those in the same bin
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (!item.exists)
+        weight[k] = 0.0f;
+      if (weight[k] != 0.0f)
+        rank[k] = atomicAdd(bins + bin_of(sample.x.pixel[k % 2], sample.y.pixel[k / 2]), 1u);
+    }
+    __syncthreads();
+    shared.counts[(i + 1) % 2][threadIdx.x] = {0, 0, 0, 0};
+    const uint32_t count = begin_bins(shared, i);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int32_t x = sample.x.pixel[k % 2], y = sample.y.pixel[k / 2];
+      const uint32_t pixel = level.first_pixel + y * level.width + x;
+      if (weight[k] != 0.0f)
+        shared.summands[bins[bin_of(x, y)] + rank[k]] = {weight[k], pixel * kQueriesPerBlock + query};
+    }
+    __syncthreads();
+    add_summands(problem, sums, item, shared, count);
   }
 }
 
