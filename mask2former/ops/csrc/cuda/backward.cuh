@@ -25,15 +25,19 @@ MASK2FORMER_DEVICE void store_attention(const Problem& problem, const Item& item
 }
 
 // The gradients of offsets and attention, for the sizes that Mask2Former has, as in forward_kernel.
-template <typename Scalar, int kVectors>
+template <typename Scalar>
 __global__ void __launch_bounds__(kThreads) sample_gradient_kernel(const __grid_constant__ Problem problem) {
-  using Row = Channels<Scalar, kLanes, kVectors>;
+  constexpr int kAll = kRowLanes<Scalar>;
   const Item item = item_of_tile(problem);
   const Slots slots(problem, item);
   const uint32_t row_bytes = row_bytes_of<Scalar>(problem);
   const uint32_t first = first_byte_of<Scalar>(problem, item);
-  Row grad;
-  grad.load(problem.grad_output, grad_byte_of<Scalar>(problem, item));
+  Channels<Scalar> grads[kRowItems<Scalar>];
+#pragma unroll
+  for (int i = 0; i < kRowItems<Scalar>; ++i) {
+    const Item row = item_of_lane<Scalar>(problem, item, i * kLanes);
+    grads[i].load(problem.grad_output, output_byte_of<Scalar>(row) + row_lane<Scalar>() * 16);
+  }
   float grad_attention[kSlots];
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
@@ -42,21 +46,21 @@ __global__ void __launch_bounds__(kThreads) sample_gradient_kernel(const __grid_
     const Frame frame = frame_of(problem, item, index);
     const Sample sample = locate(frame, level, Slots::offset(problem, item, i));
     const Places own = Places::of(sample, level, row_bytes);
-    float products[4][kLanes];  // of this lane's channels
+    float products[4][kAll];  // of this lane's channels
 #pragma unroll
-    for (int owner = 0; owner < kLanes; ++owner) {
+    for (int owner = 0; owner < kAll; ++owner) {
       uint32_t at[4];
-      broadcast(own, owner).unpack(level, row_bytes, at);
+      broadcast<kAll>(own, owner).unpack(level, row_bytes, at);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        Row corner;
+        Channels<Scalar> corner;
         corner.load(problem.value, first + at[k]);
-        products[k][owner] = grad.dot(corner);
+        products[k][owner] = grads[owner / kLanes].dot(corner);
       }
     }
     float product[4];  // of all channels, for the lane's own sample
 #pragma unroll
-    for (int k = 0; k < 4; ++k) product[k] = sum_to_owners<kLanes>(products[k], item.lane);
+    for (int k = 0; k < 4; ++k) product[k] = sum_to_owners<kAll>(products[k], row_lane<Scalar>());
     const SampleGradient result(sample, frame, slots.attention[i], product);
     grad_attention[i] = result.attention;
     if (item.exists) {

@@ -7,16 +7,15 @@
 namespace mask2former {
 namespace cuda {
 
-// The sizes that Mask2Former has: kLevels levels, kPoints points, rows of kLanes * kVectors * 16 bytes. Every lane locates
-// kSlots samples, tells the others of them, and interpolates its own channels of all.
-template <typename Scalar, int kVectors>
+// The sizes that Mask2Former has. Every lane locates kSlots samples, tells the others of them, and interpolates its own
+// channels of all.
+template <typename Scalar>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ Problem problem) {
-  using Row = Channels<Scalar, kLanes, kVectors>;
   const Item item = item_of_tile(problem);
   const Slots slots(problem, item);
   const uint32_t row_bytes = row_bytes_of<Scalar>(problem);
   const uint32_t first = first_byte_of<Scalar>(problem, item);
-  Row result = {};
+  Channels<Scalar> results[kRowItems<Scalar>] = {};
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     const int index = i * kLanes / kPoints;  // the points of a level are a multiple of kLanes: a slot has one level
@@ -26,25 +25,23 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
     float own_weight[4];
     weigh_corners(sample, slots.attention[i], own_weight);
 #pragma unroll
-    for (int owner = 0; owner < kLanes; ++owner) {
+    for (int owner = 0; owner < kRowLanes<Scalar>; ++owner) {
       uint32_t at[4];
-      broadcast(own, owner).unpack(level, row_bytes, at);
-      Row corner[4];
+      broadcast<kRowLanes<Scalar>>(own, owner).unpack(level, row_bytes, at);
+      Channels<Scalar> corner[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) corner[k].load(problem.value, first + at[k]);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const float weight = broadcast<kLanes>(own_weight[k], owner);
-#pragma unroll
-        for (int v = 0; v < kVectors; ++v) {
-#pragma unroll
-          for (int c = 0; c < Row::kWidth; ++c) result.vector[v][c] += weight * corner[k].vector[v][c];
-        }
+        results[owner / kLanes].add(broadcast<kRowLanes<Scalar>>(own_weight[k], owner), corner[k]);
       }
     }
   }
-  if (item.exists) {
-    result.store(static_cast<Scalar*>(problem.output) + item.number * problem.head_dim + item.lane * Row::kWidth);
+#pragma unroll
+  for (int i = 0; i < kRowItems<Scalar>; ++i) {
+    const Item row = item_of_lane<Scalar>(problem, item, i * kLanes);
+    if (row.exists)
+      results[i].store(problem.output, output_byte_of<Scalar>(row) + row_lane<Scalar>() * 16);
   }
 }
 

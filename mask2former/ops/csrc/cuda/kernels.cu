@@ -27,20 +27,14 @@ dim3 blocks_for(int64_t threads) { return dim3(static_cast<unsigned>((threads + 
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// The 32 channels of a head, in multiples of 16 bytes for each lane.
-template <typename Scalar>
-constexpr int kVectorsOf = 32 * sizeof(Scalar) / (16 * kLanes);
-
 // Whether the sizes are those of the fast kernels, the memory is aligned for them, and arrays of Scalar or float in the
 // shapes of value and output have less than 2^32 bytes. A grid has at most 65535 blocks in y and z.
-template <typename Scalar, int kVectors>
 bool is_fast(const Problem& problem) {
   const int64_t rows = static_cast<int64_t>(problem.num_images) * std::max(problem.num_pixels, problem.num_queries);
   const int64_t rows_in_reach = (int64_t{1} << 30) / problem.num_heads / problem.head_dim;
-  return problem.head_dim * sizeof(Scalar) == 16 * kVectors * kLanes && problem.num_levels == kLevels &&
-         problem.num_points == kPoints && is_aligned(problem.value) && is_aligned(problem.offsets) &&
-         is_aligned(problem.grad_output) && rows < rows_in_reach && problem.num_tiles <= 65535 &&
-         problem.num_images <= 65535;
+  return problem.head_dim == kHeadDim && problem.num_levels == kLevels && problem.num_points == kPoints &&
+         is_aligned(problem.value) && is_aligned(problem.offsets) && is_aligned(problem.grad_output) &&
+         rows < rows_in_reach && problem.num_tiles <= 65535 && problem.num_images <= 65535;
 }
 
 dim3 tile_blocks(const Problem& problem) {
@@ -54,20 +48,18 @@ dim3 any_blocks(const Problem& problem) {
 
 template <typename Scalar>
 cudaError_t forward(const Problem& problem, cudaStream_t stream) {
-  constexpr int kVectors = kVectorsOf<Scalar>;
-  if (is_fast<Scalar, kVectors>(problem))
-    return launch(tile_blocks(problem), stream, forward_kernel<Scalar, kVectors>, problem);
+  if (is_fast(problem))
+    return launch(tile_blocks(problem), stream, forward_kernel<Scalar>, problem);
   return launch(any_blocks(problem), stream, forward_any_kernel<Scalar>, problem);
 }
 
 template <typename Scalar, typename Sums>
 cudaError_t backward(const Problem& problem, cudaStream_t stream) {
-  constexpr int kVectors = kVectorsOf<Scalar>;
-  if (is_fast<Scalar, kVectors>(problem)) {
-    const cudaError_t error = launch(tile_blocks(problem), stream, sample_gradient_kernel<Scalar, kVectors>, problem);
+  if (is_fast(problem)) {
+    const cudaError_t error = launch(tile_blocks(problem), stream, sample_gradient_kernel<Scalar>, problem);
     if (error != cudaSuccess)
       return error;
-    return launch(tile_blocks(problem), stream, value_gradient_kernel<Scalar, Sums, kVectors>, problem);
+    return launch(tile_blocks(problem), stream, value_gradient_kernel<Scalar, Sums>, problem);
   }
   return launch(any_blocks(problem), stream, backward_any_kernel<Scalar, Sums>, problem);
 }

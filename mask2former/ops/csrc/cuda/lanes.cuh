@@ -1,6 +1,6 @@
-// The lanes that work on one (query, head) together, and their channels of a row.
+// Lanes, which work on a (query, head) or read a row together, and their channels of a row.
 //
-// kLanes neighbouring threads of a warp are one group of lanes. Whole warps call these functions: no thread may have
+// Lanes are neighbouring threads of a warp: a group of as many as the template says. Whole warps call these functions: no thread may have
 // left, or be in another branch.
 #pragma once
 
@@ -104,43 +104,37 @@ MASK2FORMER_DEVICE void widen(uint4 bits, float (&channels)[8], Half) {
   }
 }
 
-// A lane's channels of a row: kVectors times 16 bytes, where those of all lanes follow each other.
-template <typename Scalar, int kLanes, int kVectors>
+// A lane's channels of a row: 16 bytes, where those of all lanes follow each other.
+template <typename Scalar>
 struct Channels {
   static constexpr int kWidth = 16 / sizeof(Scalar);
-  static constexpr int kStride = kLanes * kWidth;
-  float vector[kVectors][kWidth];
+  float channel[kWidth];
 
   // From the lane's first channel on, which is `bytes` after `base`. With a base that is the same for all threads and 32
   // bits for the rest, an address takes no arithmetic.
   MASK2FORMER_DEVICE void load(const void* base, uint32_t bytes) {
+    widen(__ldg(reinterpret_cast<const uint4*>(static_cast<const char*>(base) + bytes)), channel, Scalar());
+  }
+
+  MASK2FORMER_DEVICE void add(float weight, const Channels& other) {
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const char* from = static_cast<const char*>(base) + (bytes + v * kStride * static_cast<uint32_t>(sizeof(Scalar)));
-      widen(__ldg(reinterpret_cast<const uint4*>(from)), vector[v], Scalar());
-    }
+    for (int i = 0; i < kWidth; ++i) channel[i] += weight * other.channel[i];
   }
 
   MASK2FORMER_DEVICE float dot(const Channels& other) const {
     float result = 0.0f;
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) result += vector[v][i] * other.vector[v][i];
-    }
+    for (int i = 0; i < kWidth; ++i) result += channel[i] * other.channel[i];
     return result;
   }
 
-  MASK2FORMER_DEVICE void store(Scalar* row) const {
+  MASK2FORMER_DEVICE void store(void* base, uint32_t bytes) const {
+    alignas(16) Scalar narrow[kWidth];
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      alignas(16) Scalar narrow[kWidth];
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) narrow[i] = static_cast<Scalar>(vector[v][i]);
-      uint4 bits;
-      memcpy(&bits, narrow, sizeof(bits));
-      *reinterpret_cast<uint4*>(row + v * kStride) = bits;
-    }
+    for (int i = 0; i < kWidth; ++i) narrow[i] = static_cast<Scalar>(channel[i]);
+    uint4 bits;
+    memcpy(&bits, narrow, sizeof(bits));
+    *reinterpret_cast<uint4*>(static_cast<char*>(base) + bytes) = bits;
   }
 };
 

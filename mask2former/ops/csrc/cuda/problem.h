@@ -13,15 +13,23 @@ namespace cuda {
 constexpr int kMaxLevels = 64;
 constexpr int kThreads = 256;  // of a block
 
-// Lanes that share a (query, head) where its sizes suit the fast kernels, and where they do not. Four times 16 bytes
-// are the 32 channels of a head in half precision.
+// Lanes that locate the samples of a (query, head) where its sizes suit the fast kernels, and where they do not.
 #ifndef MASK2FORMER_LANES
 #define MASK2FORMER_LANES 4
 #endif
 constexpr int kLanes = MASK2FORMER_LANES, kAnyLanes = 8;
 
-// The samples of the fast kernels: sample kLanes * i + lane of a (query, head) is slot i of the lane.
-constexpr int kLevels = 3, kPoints = 4, kSlots = kLevels * kPoints / kLanes;
+// The sizes of the fast kernels. Sample kLanes * i + lane of a (query, head) is slot i of the lane.
+constexpr int kLevels = 3, kPoints = 4, kHeadDim = 32, kSlots = kLevels * kPoints / kLanes;
+
+// They read a head's channels of a pixel at once, 16 bytes a lane: half precision with the lanes of one (query, head),
+// float32 with those of two. For a GPU's cache, that is one access to one line.
+template <typename Scalar>
+constexpr uint32_t kHeadBytes = kHeadDim * sizeof(Scalar);
+template <typename Scalar>
+constexpr int kRowLanes = kHeadBytes<Scalar> / 16;
+template <typename Scalar>
+constexpr int kRowItems = kRowLanes<Scalar> / kLanes;
 
 // If the queries are the levels' pixels, a block of the fast kernels takes a rectangle of them.
 constexpr int kQueriesPerBlock = kThreads / kLanes, kTileWidth = 8, kTileHeight = kQueriesPerBlock / kTileWidth;

@@ -10,7 +10,7 @@
 namespace mask2former {
 namespace cuda {
 
-// A (query, head) and the group of lanes that works on it.
+// A (query, head) and one of the kLanes lanes that locate its samples.
 struct Item {
   int32_t image, query, head;
   int64_t number;  // among all of the call
@@ -109,8 +109,9 @@ struct Places {
   }
 };
 
+template <int kGroup>
 MASK2FORMER_DEVICE Places broadcast(const Places& places, int owner) {
-  return {broadcast<kLanes>(places.packed, owner)};
+  return {broadcast<kGroup>(places.packed, owner)};
 }
 
 // From the products of the output's gradient with the value of every corner, summed over channels, to the gradients
@@ -221,22 +222,35 @@ MASK2FORMER_DEVICE Item item_of_tile(const Problem& problem) {
   return Item(problem, image, level.first_pixel + (exists ? y * level.width + x : 0), head, lane, exists);
 }
 
-// In the fast kernels, where the whole value is small enough for that: bytes from row to row, and up to the first
-// channel of the item's head and lane.
+// In the fast kernels the lanes of kRowItems items read rows together: the one that lane `owner` of these works on.
+template <typename Scalar>
+MASK2FORMER_DEVICE Item item_of_lane(const Problem& problem, const Item& item, int owner) {
+  const int32_t query = broadcast<kRowLanes<Scalar>>(item.query, owner);
+  const int32_t exists = broadcast<kRowLanes<Scalar>>(static_cast<int32_t>(item.exists), owner);
+  return Item(problem, item.image, query, item.head, item.lane, exists != 0);
+}
+
+template <typename Scalar>
+MASK2FORMER_DEVICE int row_lane() {
+  return static_cast<int>(threadIdx.x) % kRowLanes<Scalar>;
+}
+
+// In the fast kernels, where the whole value is small enough for that: bytes from row to row of the value, up to the
+// first channel of a head and lane, and up to an item's row of the output or its gradient.
 template <typename Scalar>
 MASK2FORMER_DEVICE uint32_t row_bytes_of(const Problem& problem) {
-  return static_cast<uint32_t>(problem.num_heads * problem.head_dim * sizeof(Scalar));
+  return problem.num_heads * kHeadBytes<Scalar>;
 }
 
 template <typename Scalar>
 MASK2FORMER_DEVICE uint32_t first_byte_of(const Problem& problem, const Item& item) {
-  const uint32_t channel = static_cast<uint32_t>(item.head * problem.head_dim);
-  return item.image * problem.num_pixels * row_bytes_of<Scalar>(problem) + channel * sizeof(Scalar) + item.lane * 16;
+  return item.image * problem.num_pixels * row_bytes_of<Scalar>(problem) + item.head * kHeadBytes<Scalar> +
+         row_lane<Scalar>() * 16;
 }
 
 template <typename Scalar>
-MASK2FORMER_DEVICE uint32_t grad_byte_of(const Problem& problem, const Item& item) {
-  return static_cast<uint32_t>(item.number * problem.head_dim * sizeof(Scalar)) + item.lane * 16;
+MASK2FORMER_DEVICE uint32_t output_byte_of(const Item& item) {
+  return static_cast<uint32_t>(item.number) * kHeadBytes<Scalar>;
 }
 
 // In the kernels for any sizes: items one after the other.

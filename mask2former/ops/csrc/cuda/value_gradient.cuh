@@ -30,9 +30,8 @@ static_assert(kQueriesPerBlock <= 128, "a summand's place has 32 bits");
 MASK2FORMER_DEVICE uint32_t bin_of(int32_t x, int32_t y) { return y % kBinSide * kBinSide + x % kBinSide; }
 
 // The block's memory.
-template <int kChannels>
 struct Shared {
-  float4 grads[kQueriesPerBlock][kChannels / 4];  // of the output
+  float4 grads[kQueriesPerBlock][kHeadDim / 4];  // of the output
   Summand summands[kSummands];
   uint4 counts[2][kThreads];  // of summands in a bin, then of those in the bins before it; another one every round
   uint32_t warps[kWarps];
@@ -41,8 +40,7 @@ struct Shared {
 };
 
 // From the numbers of summands in the bins to where each bin begins. Returns how many summands there are.
-template <int kChannels>
-MASK2FORMER_DEVICE uint32_t begin_bins(Shared<kChannels>& shared, int round) {
+MASK2FORMER_DEVICE uint32_t begin_bins(Shared& shared, int round) {
   const unsigned thread = threadIdx.x;
   uint4& own = shared.counts[round % 2][thread];
   const uint4 count = own;
@@ -67,13 +65,13 @@ MASK2FORMER_DEVICE uint32_t begin_bins(Shared<kChannels>& shared, int round) {
 }
 
 // Adds sorted summands up, as many in each group of lanes as in any other, four channels in a lane.
-template <typename Sums, int kChannels>
-MASK2FORMER_DEVICE void add_summands(const Problem& problem, const Sums& sums, const Item& item,
-                                     const Shared<kChannels>& shared, uint32_t count) {
-  constexpr uint32_t kWide = kChannels / 4, kGroups = kThreads / kWide;
-  const uint32_t group = threadIdx.x / kWide, lane = threadIdx.x % kWide;
-  const uint32_t row_stride = problem.num_heads * kChannels;
-  const uint32_t first = item.image * problem.num_pixels * row_stride + item.head * kChannels + 4 * lane;
+template <typename Sums>
+MASK2FORMER_DEVICE void add_summands(const Problem& problem, const Sums& sums, const Item& item, const Shared& shared,
+                                     uint32_t count) {
+  constexpr uint32_t kGroupLanes = kHeadDim / 4, kGroups = kThreads / kGroupLanes;
+  const uint32_t group = threadIdx.x / kGroupLanes, lane = threadIdx.x % kGroupLanes;
+  const uint32_t row_stride = problem.num_heads * kHeadDim;
+  const uint32_t first = item.image * problem.num_pixels * row_stride + item.head * kHeadDim + 4 * lane;
   const uint32_t begin = count * group / kGroups, end = count * (group + 1) / kGroups;
   typename Sums::Subtotal subtotal;
   uint32_t pixel = 0;
@@ -90,26 +88,30 @@ MASK2FORMER_DEVICE void add_summands(const Problem& problem, const Sums& sums, c
     subtotal.store(sums, first + pixel * row_stride);
 }
 
-template <typename Scalar, typename Sums, int kVectors>
+// Reads the gradient of the output for all queries of the block.
+template <typename Scalar>
+MASK2FORMER_DEVICE void share_grads(const Problem& problem, const Item& item, float4 (&row)[kHeadDim / 4]) {
+#pragma unroll
+  for (int piece = item.lane; piece < kRowLanes<Scalar>; piece += kLanes) {
+    Channels<Scalar> grad;
+    grad.load(problem.grad_output, output_byte_of<Scalar>(item) + piece * 16);
+#pragma unroll
+    for (int i = 0; i < grad.kWidth; i += 4) {
+      const float* from = grad.channel + i;
+      row[(piece * grad.kWidth + i) / 4] = make_float4(from[0], from[1], from[2], from[3]);
+    }
+  }
+}
+
+template <typename Scalar, typename Sums>
 __global__ void __launch_bounds__(kThreads) value_gradient_kernel(const __grid_constant__ Problem problem) {
-  using Row = Channels<Scalar, kLanes, kVectors>;
-  constexpr int kChannels = kVectors * Row::kStride;
-  __shared__ Shared<kChannels> shared;
+  __shared__ Shared shared;
   const Sums sums(problem);
   const Item item = item_of_tile(problem);
   const Slots slots(problem, item);
   const uint32_t query = threadIdx.x / kLanes;
-  Row grad;
-  grad.load(problem.grad_output, grad_byte_of<Scalar>(problem, item));
-#pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
-#pragma unroll
-    for (int c = 0; c < Row::kWidth; c += 4) {
-      const float* from = grad.vector[v] + c;
-      shared.grads[query][(v * Row::kStride + item.lane * Row::kWidth + c) / 4] = {from[0], from[1], from[2], from[3]};
-    }
-  }
-  shared.counts[0][threadIdx.x] = {0, 0, 0, 0};
+  share_grads<Scalar>(problem, item, shared.grads[query]);
+  shared.counts[0][threadIdx.x] = make_uint4(0, 0, 0, 0);
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
@@ -128,7 +130,7 @@ __global__ void __launch_bounds__(kThreads) value_gradient_kernel(const __grid_c
         rank[k] = atomicAdd(bins + bin_of(sample.x.pixel[k % 2], sample.y.pixel[k / 2]), 1u);
     }
     __syncthreads();
-    shared.counts[(i + 1) % 2][threadIdx.x] = {0, 0, 0, 0};
+    shared.counts[(i + 1) % 2][threadIdx.x] = make_uint4(0, 0, 0, 0);
     const uint32_t count = begin_bins(shared, i);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
