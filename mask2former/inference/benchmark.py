@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -109,23 +110,21 @@ def _watched(segmenter: Segmenter, *, own_predictions: bool) -> Iterator[list[tu
         vars(owner).update(before)
 
 
-_made: dict[tuple[Any, ...], dict[str, Tensor]] = {}
-
-
 def _made_sure(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Other predictions of the same shapes; each made once, so that making them is in no figure."""
+    """Other predictions of the same shapes."""
     logits, masks = outputs["pred_logits"], outputs["pred_masks"]
-    key = (logits.shape, masks.shape, masks.device)
-    if key not in _made:
-        _made[key] = sure_predictions(logits.shape[1], logits.shape[2] - 1, masks.shape[-2:], masks.device)
-    made = {name: tensor.expand(len(logits), *tensor.shape[1:]) for name, tensor in _made[key].items()}
+    sure = sure_predictions(logits.shape[1], logits.shape[2] - 1, masks.shape[-2:], masks.device)
+    made = {name: tensor.expand(len(logits), *tensor.shape[1:]) for name, tensor in sure.items()}
     return {**outputs, **made}
 
 
+@lru_cache(maxsize=8)
 def sure_predictions(
     num_queries: int, num_classes: int, size: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
     """Predictions as of a trained model: discs, of which every fourth is sure of its class.
+
+    They are kept, and not to be written into: making them is in no figure but the first.
 
     Returns:
         ``pred_logits`` (1, Q, K + 1) and ``pred_masks`` (1, Q, *size).

@@ -120,9 +120,10 @@ def start(script: str, known: Sequence[str], arguments: argparse.Namespace) -> d
 
     environment = {"OMP_NUM_THREADS": str(arguments.threads), **ALLOCATORS[arguments.allocator]}
     names = known if "all" in arguments.contenders else arguments.contenders
-    if "all" in arguments.contenders and arguments.device == "cpu" and not cpu_has_bfloat16():
-        print("without bfloat16, for which this processor has no units; name such a contender to time it all the same")
-        names = [name for name in known if "bfloat16" not in name]
+    if "all" in arguments.contenders and arguments.device == "cpu":
+        without = ["CUDA graphs"] if cpu_has_bfloat16() else ["CUDA graphs", "bfloat16"]
+        print(f"without {' and '.join(without)}, which are not for this processor; name a contender to time it all the same")
+        names = [name for name in names if not any(x in name for x in without)]
     return {name: Contender(script, [*sys.argv[1:], "--serve", name], environment) for name in names}
 
 

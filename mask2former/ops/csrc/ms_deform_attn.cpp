@@ -30,14 +30,12 @@ const Kernels& kernels() {
 class ThreadScratch {
  public:
   ThreadScratch(const Problem& problem, int64_t floats_per_pixel)
-      : groups_per_query_((problem.num_samples + kGroup - 1) / kGroup),
-        groups_(allocate<Group>(kBatch * groups_per_query_)),
+      : groups_(allocate<Group>(kBatch * ((problem.num_samples + kGroup - 1) / kGroup))),
         row_(allocate<float>(problem.head_dim)),
         head_(allocate<float>(problem.num_pixels * floats_per_pixel)) {}
-  Scratch get() const { return {groups_.get(), groups_per_query_, row_.get(), head_.get()}; }
+  Scratch get() const { return {groups_.get(), row_.get(), head_.get()}; }
 
  private:
-  int64_t groups_per_query_;
   std::unique_ptr<Group[], Free> groups_;
   std::unique_ptr<float[], Free> row_, head_;
 };

@@ -56,9 +56,8 @@ struct Problem {
 // Memory of one thread, aligned for vectors.
 struct Scratch {
   Group* groups;  // the samples of kBatch queries for one head
-  int64_t groups_per_query;
-  float* row;   // D
-  float* head;  // S * D forward, S * 2 * D backward: what a head needs of all pixels
+  float* row;     // D
+  float* head;    // S * D forward, S * 2 * D backward: what a head needs of all pixels
 };
 
 // The kernels for one instruction set, indexed by whether Scalar is bfloat16.

@@ -11,10 +11,32 @@
 #include "samples.h"
 #include "vector.h"
 
+#include <type_traits>
+
 namespace mask2former {
 namespace {
 
-constexpr int kMaxChannels = 2 * kLanes;  // of one Channels
+constexpr int kMaxChannels = 4 * kLanes;  // of one Channels
+
+// ---- Sizes ----
+
+// D and L * P: of types that hold them where the compiler shall know them, so that loops over them have known lengths.
+template <typename HeadDim, typename Samples>
+struct Sizes {
+  HeadDim head_dim;
+  Samples samples;
+  MASK2FORMER_INLINE int64_t groups() const { return (samples + kGroup - 1) / kGroup; }
+};
+
+// Calls body(sizes).
+template <typename Body>
+MASK2FORMER_INLINE void with_sizes(const Problem& problem, const Body& body) {
+  if (problem.head_dim == 32 && problem.num_samples == 12) {  // Mask2Former's
+    body(Sizes<std::integral_constant<int64_t, 32>, std::integral_constant<int64_t, 12>>{});
+  } else {
+    body(Sizes<int64_t, int64_t>{problem.head_dim, problem.num_samples});
+  }
+}
 
 // ---- Memory ----
 
@@ -73,18 +95,23 @@ template <typename Scalar, int kChannels>
 MASK2FORMER_INLINE void interpolate(const Group* groups, int64_t num_samples, const Scalar* value, int64_t row_stride,
                                     Scalar* output) {
   using Block = Channels<Scalar, kChannels>;
-  typename Block::Part sums[4][Block::kParts] = {};  // one per corner, so that additions need not wait for each other
+  constexpr int kSums = Block::kParts < 4 ? 4 : 2;  // so that additions need not wait for each other
+  typename Block::Part sums[kSums][Block::kParts] = {};
   for (const Group* group = groups; num_samples > 0; ++group, num_samples -= kGroup) {
     const int count = static_cast<int>(min(num_samples, kGroup));
     for (int i = 0; i < count; ++i) {
       for (int k = 0; k < 4; ++k) {
         const Block corner(value + group->pixel[k][i] * row_stride);
-        for (int p = 0; p < Block::kParts; ++p) sums[k][p] += group->weight[k][i] * corner.part[p];
+        for (int p = 0; p < Block::kParts; ++p) sums[k % kSums][p] += group->weight[k][i] * corner.part[p];
       }
     }
   }
   Block result;
-  for (int p = 0; p < Block::kParts; ++p) result.part[p] = (sums[0][p] + sums[1][p]) + (sums[2][p] + sums[3][p]);
+  for (int p = 0; p < Block::kParts; ++p) {
+    result.part[p] = sums[0][p] + sums[1][p];
+    if constexpr (kSums == 4)
+      result.part[p] += sums[2][p] + sums[3][p];
+  }
   result.store_to(output);
 }
 
@@ -102,40 +129,56 @@ MASK2FORMER_INLINE void pack_rows(const Scalar* value, int64_t row_stride, int64
   }
 }
 
-template <typename Scalar>
-void forward(const Problem& problem, int64_t begin, int64_t end, const Scratch& scratch) {
-  const int64_t queries = problem.num_queries, heads = problem.num_heads, head_dim = problem.head_dim;
-  const int64_t pixels = problem.num_pixels, samples = problem.num_samples;
+// Interpolates queries first_query..last_query of one head. `value` is that of its first pixel and channel.
+template <typename Scalar, typename Sizes>
+MASK2FORMER_INLINE void interpolate_queries(const Problem& problem, const Sizes& sizes, int64_t image, int64_t head,
+                                            int64_t first_query, int64_t last_query, const Scalar* value,
+                                            int64_t row_stride, Group* groups) {
+  const auto head_dim = sizes.head_dim;
+  const auto samples = sizes.samples;
   Scalar* all_output = static_cast<Scalar*>(problem.output);
+  for_batches(first_query, last_query, [&](int64_t query, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t ahead = item_of(problem, image, query + i + kQueriesAhead, head);
+      prefetch(problem.offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
+      prefetch(problem.attention + ahead * samples, samples * sizeof(float));
+      prefetch_to_write(all_output + ahead * head_dim, head_dim * sizeof(Scalar));
+      locate<false>(problem, samples, image, query + i, head, groups + i * sizes.groups());
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      Scalar* output = all_output + item_of(problem, image, query + i, head) * head_dim;
+      for_channels<kMaxChannels>(0, head_dim, [&](int64_t channel, auto channels) {
+        interpolate<Scalar, decltype(channels)::value>(groups + i * sizes.groups(), samples, value + channel, row_stride,
+                                                       output + channel);
+      });
+    }
+  });
+}
+
+template <typename Scalar, typename Sizes>
+MASK2FORMER_INLINE void run_forward(const Problem& problem, const Sizes& sizes, int64_t begin, int64_t end,
+                                    const Scratch& scratch) {
+  const int64_t queries = problem.num_queries, heads = problem.num_heads, pixels = problem.num_pixels;
+  const auto head_dim = sizes.head_dim;
   while (begin < end) {  // one head a turn
     const int64_t image = begin / queries / heads, head = begin / queries % heads;
     const int64_t first_query = begin % queries, last_query = min(queries, first_query + end - begin);
     begin += last_query - first_query;
     const Scalar* value = static_cast<const Scalar*>(problem.value) + (image * pixels * heads + head) * head_dim;
-    int64_t row_stride = heads * head_dim;
-    if ((last_query - first_query) * samples >= pixels) {  // else most rows would be copied in vain
+    if ((last_query - first_query) * sizes.samples >= pixels) {
       Scalar* rows = reinterpret_cast<Scalar*>(scratch.head);
-      pack_rows(value, row_stride, pixels, head_dim, rows);
-      value = rows;
-      row_stride = head_dim;
+      pack_rows(value, heads * head_dim, pixels, head_dim, rows);
+      interpolate_queries<Scalar>(problem, sizes, image, head, first_query, last_query, rows, head_dim, scratch.groups);
+    } else {  // most rows would be copied in vain
+      interpolate_queries<Scalar>(problem, sizes, image, head, first_query, last_query, value, heads * head_dim,
+                                  scratch.groups);
     }
-    for_batches(first_query, last_query, [&](int64_t query, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t ahead = item_of(problem, image, query + i + kQueriesAhead, head);
-        prefetch(problem.offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
-        prefetch(problem.attention + ahead * samples, samples * sizeof(float));
-        prefetch_to_write(all_output + ahead * head_dim, head_dim * sizeof(Scalar));
-        locate<false>(problem, image, query + i, head, scratch.groups + i * scratch.groups_per_query);
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        Scalar* output = all_output + item_of(problem, image, query + i, head) * head_dim;
-        for_channels<kMaxChannels>(0, head_dim, [&](int64_t channel, auto channels) {
-          interpolate<Scalar, decltype(channels)::value>(scratch.groups + i * scratch.groups_per_query, samples,
-                                                         value + channel, row_stride, output + channel);
-        });
-      }
-    });
   }
+}
+
+template <typename Scalar>
+void forward(const Problem& problem, int64_t begin, int64_t end, const Scratch& scratch) {
+  with_sizes(problem, [&](const auto& sizes) { run_forward<Scalar>(problem, sizes, begin, end, scratch); });
 }
 
 // ---- Backward ----
@@ -160,8 +203,7 @@ MASK2FORMER_INLINE void differentiate(const Group& group, int count, const float
       const Block corner(row + head_dim);
       const float weight = group.weight[k][i];  // the compiler would read it again after each store
       Part product = grad.part[0] * corner.part[0];
-      if constexpr (Block::kParts == 2)
-        product += grad.part[1] * corner.part[1];
+      for (int p = 1; p < Block::kParts; ++p) product += grad.part[p] * corner.part[p];
       partial[k][i] = product;
       for (int p = 0; p < Block::kParts; ++p) {
         store(row + p * kWidth, load<Part>(row + p * kWidth) + weight * grad.part[p]);
@@ -213,9 +255,11 @@ MASK2FORMER_INLINE void softmax_backward(const Group* groups, int64_t num_sample
 }
 
 // Adds one (query, head), the number `item` of all, to the gradient of the value, and writes its other gradients.
-MASK2FORMER_INLINE void differentiate_query(const Problem& problem, int64_t item, const Group* groups,
-                                            const float* grad, float* rows) {
-  const int64_t head_dim = problem.head_dim, samples = problem.num_samples;
+template <typename Sizes>
+MASK2FORMER_INLINE void differentiate_query(const Problem& problem, const Sizes& sizes, int64_t item,
+                                            const Group* groups, const float* grad, float* rows) {
+  const auto head_dim = sizes.head_dim;
+  const auto samples = sizes.samples;
   for (int64_t sample = 0, g = 0; sample < samples; sample += kGroup, ++g) {
     const int count = static_cast<int>(min(samples - sample, kGroup));
     Products products = {};
@@ -228,10 +272,12 @@ MASK2FORMER_INLINE void differentiate_query(const Problem& problem, int64_t item
     softmax_backward(groups, samples, problem.grad_attention + item * samples);
 }
 
-template <typename Scalar>
-void backward(const Problem& problem, int64_t begin, int64_t end, const Scratch& scratch) {
-  const int64_t heads = problem.num_heads, head_dim = problem.head_dim, samples = problem.num_samples;
-  const int64_t pixels = problem.num_pixels, row_stride = heads * head_dim;
+template <typename Scalar, typename Sizes>
+MASK2FORMER_INLINE void run_backward(const Problem& problem, const Sizes& sizes, int64_t begin, int64_t end,
+                                     const Scratch& scratch) {
+  const auto head_dim = sizes.head_dim;
+  const auto samples = sizes.samples;
+  const int64_t heads = problem.num_heads, pixels = problem.num_pixels, row_stride = heads * head_dim;
   const Scalar* all_grad_output = static_cast<const Scalar*>(problem.grad_output);
   float* rows = scratch.head;
   for (; begin < end; ++begin) {
@@ -252,12 +298,12 @@ void backward(const Problem& problem, int64_t begin, int64_t end, const Scratch&
         prefetch(problem.attention + ahead * samples, samples * sizeof(float));
         prefetch_to_write(problem.grad_offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
         prefetch_to_write(problem.grad_attention + ahead * samples, samples * sizeof(float));
-        locate<true>(problem, image, query + i, head, scratch.groups + i * scratch.groups_per_query);
+        locate<true>(problem, samples, image, query + i, head, scratch.groups + i * sizes.groups());
       }
       for (int64_t i = 0; i < count; ++i) {
         const int64_t item = item_of(problem, image, query + i, head);
         widen_row(all_grad_output + item * head_dim, scratch.row, head_dim);
-        differentiate_query(problem, item, scratch.groups + i * scratch.groups_per_query, scratch.row, rows);
+        differentiate_query(problem, sizes, item, scratch.groups + i * sizes.groups(), scratch.row, rows);
       }
     });
     Scalar* grad_value = static_cast<Scalar*>(problem.grad_value) + first_row;
@@ -265,6 +311,11 @@ void backward(const Problem& problem, int64_t begin, int64_t end, const Scratch&
       narrow_row(rows + pixel * 2 * head_dim, grad_value + pixel * row_stride, head_dim);
     }
   }
+}
+
+template <typename Scalar>
+void backward(const Problem& problem, int64_t begin, int64_t end, const Scratch& scratch) {
+  with_sizes(problem, [&](const auto& sizes) { run_backward<Scalar>(problem, sizes, begin, end, scratch); });
 }
 
 }  // namespace

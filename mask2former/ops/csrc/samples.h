@@ -140,8 +140,8 @@ MASK2FORMER_INLINE const float* readable(const float* array, int64_t first, int6
 
 // Locates the samples of one (query, head).
 template <bool kForGradient>
-MASK2FORMER_INLINE void locate(const Problem& problem, int64_t image, int64_t query, int64_t head, Group* groups) {
-  const int64_t samples = problem.num_samples;
+MASK2FORMER_INLINE void locate(const Problem& problem, int64_t samples, int64_t image, int64_t query, int64_t head,
+                               Group* groups) {
   const int64_t begin = item_of(problem, image, query, head) * samples;
   const int64_t end = problem.num_images * problem.num_queries * problem.num_heads * samples;
   float padded[2 * kGroup];

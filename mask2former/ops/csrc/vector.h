@@ -132,13 +132,13 @@ MASK2FORMER_INLINE Float exp_of_negative(Float x) {
   return x < -80.0f ? Float{} : result;
 }
 
-// kChannels channels as one or two vectors of floats ("parts"), in an order that only load and store need to know.
+// kChannels channels as one or more vectors of floats ("parts"), in an order that only load and store need to know.
 template <typename Scalar, int kChannels>
 struct Channels;
 
 template <int kChannels>
 struct Channels<float, kChannels> {
-  static constexpr int kParts = kChannels > kLanes ? 2 : 1;
+  static constexpr int kParts = kChannels > kLanes ? kChannels / kLanes : 1;
   static constexpr int kWidth = kChannels / kParts;
   using Part = typename Vector<kWidth>::Float;
   Part part[kParts];
@@ -162,22 +162,27 @@ MASK2FORMER_INLINE Bits round_to_bfloat16(Part part) {
   return part == part ? rounded : Bits{} + 0x7fc00000u;
 }
 
-// Two neighbouring bfloat16 are one 32-bit lane: even channels in part 0, odd ones in part 1, without a shuffle.
+// Two neighbouring bfloat16 are one 32-bit lane: even channels in one part, odd ones in the next, without a shuffle.
 template <int kChannels>
 struct Channels<BFloat16, kChannels> {
-  static constexpr int kParts = 2;
-  static constexpr int kWidth = kChannels / 2;
+  static constexpr int kParts = kChannels > 2 * kLanes ? kChannels / kLanes : 2;
+  static constexpr int kWidth = kChannels / kParts;
   using Part = typename Vector<kWidth>::Float;
   using Bits = typename Vector<kWidth>::Bits;
   Part part[kParts];
 
   MASK2FORMER_INLINE explicit Channels(const BFloat16* from) {
-    const Bits pairs = load<Bits>(from);
-    part[0] = bit_cast<Part>(pairs << 16);
-    part[1] = bit_cast<Part>(pairs & 0xffff0000u);
+    for (int i = 0; i < kParts; i += 2) {
+      const Bits pairs = load<Bits>(from + i * kWidth);
+      part[i] = bit_cast<Part>(pairs << 16);
+      part[i + 1] = bit_cast<Part>(pairs & 0xffff0000u);
+    }
   }
   MASK2FORMER_INLINE void store_to(BFloat16* to) const {
-    store(to, (round_to_bfloat16<Bits>(part[0]) >> 16) | (round_to_bfloat16<Bits>(part[1]) & 0xffff0000u));
+    for (int i = 0; i < kParts; i += 2) {
+      const Bits even = round_to_bfloat16<Bits>(part[i]), odd = round_to_bfloat16<Bits>(part[i + 1]);
+      store(to + i * kWidth, (even >> 16) | (odd & 0xffff0000u));
+    }
   }
   Channels() = default;
 };

@@ -46,7 +46,7 @@ struct Results {
     const Array<float> both_rows = scratch_array<float>(2 * problem.num_pixels * problem.head_dim);
     constexpr bool kBFloat16 = std::is_same<Scalar, uint16_t>::value;
     const auto run = [&](auto function, int64_t count, float* head) {
-      const Scratch scratch = {all_groups.begin(), groups, row.begin(), head};
+      const Scratch scratch = {all_groups.begin(), row.begin(), head};
       function(problem, 0, count / 2, scratch);
       function(problem, count / 2, count, scratch);
     };
