@@ -29,37 +29,28 @@ const Kernels& kernels() {
 // Memory of one thread for `kernels`.
 class ThreadScratch {
  public:
-  ThreadScratch(const Problem& problem, int64_t floats_per_pixel)
-      : groups_(allocate<Group>(kBatch * ((problem.num_samples + kGroup - 1) / kGroup))),
+  ThreadScratch(const Problem& problem, bool backward)
+      : samples_(allocate<float>(problem.num_samples * kVectorsPerSample * kMaxLanes)),
+        products_(allocate<float>(backward ? kMaxLanes * (4 * problem.num_samples + kMaxLanes) : 0)),
         row_(allocate<float>(problem.head_dim)),
-        head_(allocate<float>(problem.num_pixels * floats_per_pixel)) {}
-  Scratch get() const { return {groups_.get(), row_.get(), head_.get()}; }
+        head_(allocate<float>(problem.num_pixels * problem.head_dim * (backward ? 2 : 1))) {}
+  Scratch get() const { return {samples_.get(), products_.get(), row_.get(), head_.get()}; }
 
  private:
-  std::unique_ptr<Group[], Free> groups_;
-  std::unique_ptr<float[], Free> row_, head_;
+  std::unique_ptr<float[], Free> samples_, products_, row_, head_;
 };
 
 using Shapes = std::vector<int64_t>;  // height, width of each level
 
-std::vector<GroupLevels> make_levels(const Shapes& shapes, int64_t num_points, bool fused) {
-  const int64_t num_samples = static_cast<int64_t>(shapes.size()) / 2 * num_points;
-  std::vector<GroupLevels> groups((num_samples + kGroup - 1) / kGroup);
+std::vector<Level> make_levels(const Shapes& shapes) {
+  std::vector<Level> levels;
   int64_t first_pixel = 0;
-  for (int64_t sample = 0; sample < static_cast<int64_t>(groups.size()) * kGroup; ++sample) {
-    GroupLevels& group = groups[sample / kGroup];
-    const int64_t lane = sample % kGroup, level = sample / num_points;
-    const bool exists = sample < num_samples;
-    group.height[lane] = exists ? static_cast<float>(shapes[2 * level]) : 1.0f;
-    group.width[lane] = exists ? static_cast<float>(shapes[2 * level + 1]) : 1.0f;
-    group.scale_x[lane] = fused ? 1.0f : group.width[lane];
-    group.scale_y[lane] = fused ? 1.0f : group.height[lane];
-    group.first_pixel[lane] = exists ? static_cast<int32_t>(first_pixel) : 0;
-    group.level[lane] = exists ? static_cast<int32_t>(level) : 0;
-    if (exists && sample % num_points == num_points - 1)
-      first_pixel += shapes[2 * level] * shapes[2 * level + 1];
+  for (size_t i = 0; i < shapes.size(); i += 2) {
+    levels.push_back({static_cast<float>(shapes[i]), static_cast<float>(shapes[i + 1]),
+                      static_cast<int32_t>(first_pixel)});
+    first_pixel += shapes[i] * shapes[i + 1];
   }
-  return groups;
+  return levels;
 }
 
 void check(const Tensor& value, const Shapes& shapes, const Tensor& offsets, const Tensor& attention) {
@@ -104,7 +95,7 @@ void check_reference(const Tensor& reference, const Tensor& offsets) {
 // operator.
 struct Inputs {
   Tensor value, offsets, attention, reference;
-  std::vector<GroupLevels> levels;
+  std::vector<Level> levels;
   Problem problem = {};
 
   Inputs(const Tensor& value_, const Shapes& shapes, const Tensor* reference_, const Tensor& offsets_,
@@ -114,13 +105,15 @@ struct Inputs {
         attention(torch::stable::contiguous(attention_)),
         reference(reference_ ? torch::stable::contiguous(*reference_) : offsets) {
     check(value, shapes, offsets, attention);
-    levels = make_levels(shapes, offsets.size(4), reference_ != nullptr);
+    levels = make_levels(shapes);
     problem.num_images = value.size(0);
     problem.num_pixels = value.size(1);
     problem.num_heads = value.size(2);
     problem.head_dim = value.size(3);
     problem.num_queries = offsets.size(1);
-    problem.num_samples = offsets.size(3) * offsets.size(4);
+    problem.num_levels = offsets.size(3);
+    problem.num_points = offsets.size(4);
+    problem.num_samples = problem.num_levels * problem.num_points;
     problem.levels = levels.data();
     problem.value = value.const_data_ptr();
     problem.offsets = static_cast<const float*>(offsets.const_data_ptr());
@@ -144,7 +137,7 @@ Tensor run_forward(Inputs inputs) {
   problem.output = output.mutable_data_ptr();
   const int64_t all_queries = problem.num_images * problem.num_heads * problem.num_queries;
   torch::stable::parallel_for(0, all_queries, 64, [&](int64_t begin, int64_t end) {
-    const ThreadScratch scratch(problem, problem.head_dim);
+    const ThreadScratch scratch(problem, false);
     kernels().forward[inputs.is_bfloat16()](problem, begin, end, scratch.get());
   });
   return output;
@@ -166,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Tensor& grad_output, Input
   problem.grad_offsets = static_cast<float*>(grad_offsets.mutable_data_ptr());
   problem.grad_attention = static_cast<float*>(grad_attention.mutable_data_ptr());
   torch::stable::parallel_for(0, problem.num_images * problem.num_heads, 1, [&](int64_t begin, int64_t end) {
-    const ThreadScratch scratch(problem, 2 * problem.head_dim);
+    const ThreadScratch scratch(problem, true);
     kernels().backward[inputs.is_bfloat16()](problem, begin, end, scratch.get());
   });
   return {grad_value, grad_offsets, grad_attention};

@@ -1,7 +1,7 @@
 // Multi-scale deformable attention for one instruction set: compiled once for each, with the compiler's flags for it
 // and MASK2FORMER_KERNELS set to the name of its table of kernels.
 //
-// One (query, head) has L * P samples of four corners. Locating them is vectorised over samples, interpolating over
+// One (query, head) has L * P samples of four corners. Locating them is vectorised over queries, interpolating over
 // channels. There are no branches on where a sample lies: a corner outside its level has weight 0.
 //
 // A head's rows of D channels lie M * D apart in the value, which the sets of a cache hold badly. So heads are the
@@ -25,7 +25,6 @@ template <typename HeadDim, typename Samples>
 struct Sizes {
   HeadDim head_dim;
   Samples samples;
-  MASK2FORMER_INLINE int64_t groups() const { return (samples + kGroup - 1) / kGroup; }
 };
 
 // Calls body(sizes).
@@ -46,7 +45,7 @@ MASK2FORMER_INLINE void prefetch(const void* from, int64_t bytes) {
 MASK2FORMER_INLINE void prefetch_to_write(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 1);
 }
-constexpr int64_t kQueriesAhead = 8, kPixelsAhead = 16;  // by measurement; beyond an array a prefetch does nothing
+constexpr int64_t kPixelsAhead = 16;  // by measurement; beyond an array a prefetch does nothing
 
 // Calls body(channel, number of channels) for all channels: as many as possible at a time, the rest in halves of that.
 template <int kChannels, typename Body>
@@ -83,27 +82,17 @@ MASK2FORMER_INLINE void narrow_row(const float* from, Scalar* to, int64_t head_d
 
 // ---- Forward ----
 
-// Calls body(query, count) for batches of queries. Locating all samples of a batch first overlaps the latencies of its
-// queries, with no need to look beyond the long interpolation between them.
-template <typename Body>
-MASK2FORMER_INLINE void for_batches(int64_t first_query, int64_t last_query, const Body& body) {
-  for (int64_t query = first_query; query < last_query; query += kBatch) body(query, min(kBatch, last_query - query));
-}
-
 // Interpolates kChannels channels of one (query, head).
 template <typename Scalar, int kChannels>
-MASK2FORMER_INLINE void interpolate(const Group* groups, int64_t num_samples, const Scalar* value, int64_t row_stride,
-                                    Scalar* output) {
+MASK2FORMER_INLINE void interpolate(const Sample* samples, int64_t num_samples, int64_t lane, const Scalar* value,
+                                    int64_t row_stride, Scalar* output) {
   using Block = Channels<Scalar, kChannels>;
   constexpr int kSums = Block::kParts < 4 ? 4 : 2;  // so that additions need not wait for each other
   typename Block::Part sums[kSums][Block::kParts] = {};
-  for (const Group* group = groups; num_samples > 0; ++group, num_samples -= kGroup) {
-    const int count = static_cast<int>(min(num_samples, kGroup));
-    for (int i = 0; i < count; ++i) {
-      for (int k = 0; k < 4; ++k) {
-        const Block corner(value + group->pixel[k][i] * row_stride);
-        for (int p = 0; p < Block::kParts; ++p) sums[k % kSums][p] += group->weight[k][i] * corner.part[p];
-      }
+  for (int64_t i = 0; i < num_samples; ++i) {
+    for (int k = 0; k < 4; ++k) {
+      const Block corner(value + samples[i].pixel[k][lane] * row_stride);
+      for (int p = 0; p < Block::kParts; ++p) sums[k % kSums][p] += samples[i].weight[k][lane] * corner.part[p];
     }
   }
   Block result;
@@ -133,26 +122,23 @@ MASK2FORMER_INLINE void pack_rows(const Scalar* value, int64_t row_stride, int64
 template <typename Scalar, typename Sizes>
 MASK2FORMER_INLINE void interpolate_queries(const Problem& problem, const Sizes& sizes, int64_t image, int64_t head,
                                             int64_t first_query, int64_t last_query, const Scalar* value,
-                                            int64_t row_stride, Group* groups) {
+                                            int64_t row_stride, Sample* samples) {
   const auto head_dim = sizes.head_dim;
-  const auto samples = sizes.samples;
   Scalar* all_output = static_cast<Scalar*>(problem.output);
-  for_batches(first_query, last_query, [&](int64_t query, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t ahead = item_of(problem, image, query + i + kQueriesAhead, head);
-      prefetch(problem.offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
-      prefetch(problem.attention + ahead * samples, samples * sizeof(float));
+  for (int64_t first = first_query; first < last_query; first += kLanes) {
+    const Queries queries = {image, head, first, min(kLanes, last_query - first)};
+    locate<false>(problem, sizes.samples, queries, samples);
+    for (int64_t lane = 0; lane < queries.count; ++lane) {
+      const int64_t item = queries.item(problem, lane), ahead = item + kLanes * problem.num_heads;
+      prefetch(problem.offsets + ahead * 2 * sizes.samples, 2 * sizes.samples * sizeof(float));
+      prefetch(problem.attention + ahead * sizes.samples, sizes.samples * sizeof(float));
       prefetch_to_write(all_output + ahead * head_dim, head_dim * sizeof(Scalar));
-      locate<false>(problem, samples, image, query + i, head, groups + i * sizes.groups());
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      Scalar* output = all_output + item_of(problem, image, query + i, head) * head_dim;
       for_channels<kMaxChannels>(0, head_dim, [&](int64_t channel, auto channels) {
-        interpolate<Scalar, decltype(channels)::value>(groups + i * sizes.groups(), samples, value + channel, row_stride,
-                                                       output + channel);
+        interpolate<Scalar, decltype(channels)::value>(samples, sizes.samples, lane, value + channel, row_stride,
+                                                       all_output + item * head_dim + channel);
       });
     }
-  });
+  }
 }
 
 template <typename Scalar, typename Sizes>
@@ -160,6 +146,7 @@ MASK2FORMER_INLINE void run_forward(const Problem& problem, const Sizes& sizes, 
                                     const Scratch& scratch) {
   const int64_t queries = problem.num_queries, heads = problem.num_heads, pixels = problem.num_pixels;
   const auto head_dim = sizes.head_dim;
+  Sample* samples = reinterpret_cast<Sample*>(scratch.samples);
   while (begin < end) {  // one head a turn
     const int64_t image = begin / queries / heads, head = begin / queries % heads;
     const int64_t first_query = begin % queries, last_query = min(queries, first_query + end - begin);
@@ -168,10 +155,10 @@ MASK2FORMER_INLINE void run_forward(const Problem& problem, const Sizes& sizes, 
     if ((last_query - first_query) * sizes.samples >= pixels) {
       Scalar* rows = reinterpret_cast<Scalar*>(scratch.head);
       pack_rows(value, heads * head_dim, pixels, head_dim, rows);
-      interpolate_queries<Scalar>(problem, sizes, image, head, first_query, last_query, rows, head_dim, scratch.groups);
+      interpolate_queries<Scalar>(problem, sizes, image, head, first_query, last_query, rows, head_dim, samples);
     } else {  // most rows would be copied in vain
       interpolate_queries<Scalar>(problem, sizes, image, head, first_query, last_query, value, heads * head_dim,
-                                  scratch.groups);
+                                  samples);
     }
   }
 }
@@ -183,93 +170,97 @@ void forward(const Problem& problem, int64_t begin, int64_t end, const Scratch& 
 
 // ---- Backward ----
 
-// Per corner and sample of a group: the product of the output's gradient and the corner's value, summed over channels.
-struct Products {
-  float sum[4][kGroup];
-};
-
-// kChannels channels of one group. `rows` has the gradient of the value (D) and the value (D) of every pixel.
+// kChannels channels of one (query, head). `rows` has the gradient of the value (D) and the value (D) of every pixel. Adds
+// to `products` (L * P, 4): of the output's gradient and a corner's value, summed over channels. They need memory for
+// kLanes more than there are.
 template <int kChannels>
-MASK2FORMER_INLINE void differentiate(const Group& group, int count, const float* grad_output, float* rows,
-                                      int64_t head_dim, Products& products) {
+MASK2FORMER_INLINE void differentiate(const Sample* samples, int64_t num_samples, int64_t lane, const float* grad_output,
+                                      float* rows, int64_t head_dim, float* products) {
   using Block = Channels<float, kChannels>;
   using Part = typename Block::Part;
-  constexpr int kWidth = Block::kWidth;
+  constexpr int kWidth = Block::kWidth, kAtOnce = kWidth < 4 ? 1 : kWidth / 4;
   const Block grad(grad_output);
-  Part partial[4][kGroup];  // beyond `count` anything: it stays in lanes that are not used
-  for (int i = 0; i < count; ++i) {
-    for (int k = 0; k < 4; ++k) {
-      float* row = rows + group.pixel[k][i] * (2 * head_dim);
-      const Block corner(row + head_dim);
-      const float weight = group.weight[k][i];  // the compiler would read it again after each store
-      Part product = grad.part[0] * corner.part[0];
-      for (int p = 1; p < Block::kParts; ++p) product += grad.part[p] * corner.part[p];
-      partial[k][i] = product;
-      for (int p = 0; p < Block::kParts; ++p) {
-        store(row + p * kWidth, load<Part>(row + p * kWidth) + weight * grad.part[p]);
+  for (int64_t first = 0; first < num_samples; first += kAtOnce) {
+    Part partial[4 * kAtOnce] = {};
+    for (int64_t i = 0; i < min(kAtOnce, num_samples - first); ++i) {
+      for (int k = 0; k < 4; ++k) {
+        const Sample& sample = samples[first + i];
+        float* row = rows + sample.pixel[k][lane] * (2 * head_dim);
+        const Block corner(row + head_dim);
+        const float weight = sample.weight[k][lane];  // the compiler would read it again after each store
+        Part product = grad.part[0] * corner.part[0];
+        for (int p = 1; p < Block::kParts; ++p) product += grad.part[p] * corner.part[p];
+        partial[4 * i + k] = product;
+        for (int p = 0; p < Block::kParts; ++p) {
+          store(row + p * kWidth, load<Part>(row + p * kWidth) + weight * grad.part[p]);
+        }
       }
     }
-  }
-  for (int k = 0; k < 4; ++k) {
-    for (int i = 0; i < count; i += kWidth) {
-      const Part sums = sum_rows<kWidth, kWidth>(partial[k] + i);
-      store(products.sum[k] + i, load<Part>(products.sum[k] + i) + sums);
+    for (int i = 0; i < 4 * kAtOnce; i += kWidth) {
+      float* to = products + 4 * first + i;
+      store(to, load<Part>(to) + sum_rows<kWidth, kWidth>(partial + i));
     }
   }
 }
 
-// From the products of a group to the gradients of its offsets and attention; `first` counts all samples of the call.
-MASK2FORMER_INLINE void finish_group(const Problem& problem, int64_t first, int count, const GroupLevels& levels,
-                                     const Group& group, const Products& products) {
-  float grad_x[kGroup], grad_y[kGroup], grad_attention[kGroup];
-  for (int lane = 0; lane < count; lane += kLanes) {
-    const auto at = [lane](const float* values) { return load<Float>(values + lane); };
-    Float upper = {}, lower = {}, left = {}, right = {};  // the value in the row or column of corners
-    for (int i = 0; i < 2; ++i) {
-      upper += at(group.column_weight[i]) * at(products.sum[i]);
-      lower += at(group.column_weight[i]) * at(products.sum[2 + i]);
-      left += at(group.row_weight[i]) * at(products.sum[2 * i]);
-      right += at(group.row_weight[i]) * at(products.sum[2 * i + 1]);
+// From the products of a sample's corners to the gradients of its offset and attention.
+MASK2FORMER_INLINE void finish_sample(const Float (&product)[4], float scale_x, float scale_y, Sample& sample) {
+  const auto at = [](const float* values) { return load<Float>(values); };
+  Float upper = {}, lower = {}, left = {}, right = {};  // the value in the row or column of corners
+  for (int i = 0; i < 2; ++i) {
+    upper += at(sample.column_weight[i]) * product[i];
+    lower += at(sample.column_weight[i]) * product[2 + i];
+    left += at(sample.row_weight[i]) * product[2 * i];
+    right += at(sample.row_weight[i]) * product[2 * i + 1];
+  }
+  const Float slope_x = at(sample.column_inside[1]) * right - at(sample.column_inside[0]) * left;
+  const Float slope_y = at(sample.row_inside[1]) * lower - at(sample.row_inside[0]) * upper;
+  store(sample.grad_attention, at(sample.row_weight[0]) * upper + at(sample.row_weight[1]) * lower);
+  store(sample.offset[0], at(sample.attention) * scale_x * slope_x);
+  store(sample.offset[1], at(sample.attention) * scale_y * slope_y);
+}
+
+// From the gradients of the weights to those of their logits.
+MASK2FORMER_INLINE void softmax_backward(Sample* samples, int64_t num_samples) {
+  Float mean = {};
+  for (int64_t i = 0; i < num_samples; ++i) {
+    mean += load<Float>(samples[i].attention) * load<Float>(samples[i].grad_attention);
+  }
+  for (int64_t i = 0; i < num_samples; ++i) {
+    const Float grad = load<Float>(samples[i].attention) * (load<Float>(samples[i].grad_attention) - mean);
+    store(samples[i].grad_attention, grad);
+  }
+}
+
+// Writes the gradients of some queries' offsets and attention. `products` has a row of `stride` for each of them.
+MASK2FORMER_INLINE void finish(const Problem& problem, int64_t num_samples, const Queries& queries, const float* products,
+                               int64_t stride, Sample* samples) {
+  if (num_samples == 0)
+    return;
+  static_assert(kLanes % 4 == 0, "a block of columns has all corners of its samples");
+  for (int64_t first = 0; first < num_samples; first += kLanes / 4) {
+    Float columns[kLanes];
+#pragma GCC unroll 16
+    for (int lane = 0; lane < kLanes; ++lane) columns[lane] = load<Float>(products + lane * stride + 4 * first);
+    transpose(columns);
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kLanes / 4; ++i) {
+      if (first + i >= num_samples)
+        break;
+      const Level& level = problem.levels[(first + i) / problem.num_points];
+      const bool fused = problem.reference != nullptr;
+      const Float product[4] = {columns[4 * i], columns[4 * i + 1], columns[4 * i + 2], columns[4 * i + 3]};
+      finish_sample(product, fused ? 1.0f : level.width, fused ? 1.0f : level.height, samples[first + i]);
     }
-    const Float slope_x = at(group.column_inside[1]) * right - at(group.column_inside[0]) * left;
-    const Float slope_y = at(group.row_inside[1]) * lower - at(group.row_inside[0]) * upper;
-    store(grad_attention + lane, at(group.row_weight[0]) * upper + at(group.row_weight[1]) * lower);
-    store(grad_x + lane, at(group.attention) * at(levels.scale_x) * slope_x);
-    store(grad_y + lane, at(group.attention) * at(levels.scale_y) * slope_y);
-  }
-  for (int i = 0; i < count; ++i) {
-    problem.grad_attention[first + i] = grad_attention[i];
-    problem.grad_offsets[2 * (first + i)] = grad_x[i];
-    problem.grad_offsets[2 * (first + i) + 1] = grad_y[i];
-  }
-}
-
-// From the gradients of the weights of one (query, head) to those of their logits.
-MASK2FORMER_INLINE void softmax_backward(const Group* groups, int64_t num_samples, float* grad_attention) {
-  const auto attention = [groups](int64_t sample) { return groups[sample / kGroup].attention[sample % kGroup]; };
-  float mean = 0.0f;
-  for (int64_t sample = 0; sample < num_samples; ++sample) mean += attention(sample) * grad_attention[sample];
-  for (int64_t sample = 0; sample < num_samples; ++sample) {
-    grad_attention[sample] = attention(sample) * (grad_attention[sample] - mean);
-  }
-}
-
-// Adds one (query, head), the number `item` of all, to the gradient of the value, and writes its other gradients.
-template <typename Sizes>
-MASK2FORMER_INLINE void differentiate_query(const Problem& problem, const Sizes& sizes, int64_t item,
-                                            const Group* groups, const float* grad, float* rows) {
-  const auto head_dim = sizes.head_dim;
-  const auto samples = sizes.samples;
-  for (int64_t sample = 0, g = 0; sample < samples; sample += kGroup, ++g) {
-    const int count = static_cast<int>(min(samples - sample, kGroup));
-    Products products = {};
-    for_channels<kMaxChannels>(0, head_dim, [&](int64_t channel, auto channels) {
-      differentiate<decltype(channels)::value>(groups[g], count, grad + channel, rows + channel, head_dim, products);
-    });
-    finish_group(problem, item * samples + sample, count, problem.levels[g], groups[g], products);
   }
   if (problem.reference != nullptr)
-    softmax_backward(groups, samples, problem.grad_attention + item * samples);
+    softmax_backward(samples, num_samples);
+  store_columns(
+      queries.count, num_samples, [=](int64_t sample) { return samples[sample].grad_attention; },
+      [&](int64_t lane) { return problem.grad_attention + queries.item(problem, lane) * num_samples; });
+  store_columns(
+      queries.count, 2 * num_samples, [=](int64_t column) { return samples[column / 2].offset[column % 2]; },
+      [&](int64_t lane) { return problem.grad_offsets + queries.item(problem, lane) * 2 * num_samples; });
 }
 
 template <typename Scalar, typename Sizes>
@@ -279,6 +270,8 @@ MASK2FORMER_INLINE void run_backward(const Problem& problem, const Sizes& sizes,
   const auto samples = sizes.samples;
   const int64_t heads = problem.num_heads, pixels = problem.num_pixels, row_stride = heads * head_dim;
   const Scalar* all_grad_output = static_cast<const Scalar*>(problem.grad_output);
+  const int64_t stride = 4 * samples + kLanes;
+  Sample* located = reinterpret_cast<Sample*>(scratch.samples);
   float* rows = scratch.head;
   for (; begin < end; ++begin) {
     const int64_t image = begin / heads, head = begin % heads;
@@ -290,22 +283,25 @@ MASK2FORMER_INLINE void run_backward(const Problem& problem, const Sizes& sizes,
       __builtin_memset(row, 0, head_dim * sizeof(float));
       widen_row(value + pixel * row_stride, row + head_dim, head_dim);
     }
-    for_batches(0, problem.num_queries, [&](int64_t query, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t ahead = item_of(problem, image, query + i + kQueriesAhead, head);
+    for (int64_t first = 0; first < problem.num_queries; first += kLanes) {
+      const Queries queries = {image, head, first, min(kLanes, problem.num_queries - first)};
+      locate<true>(problem, samples, queries, located);
+      __builtin_memset(scratch.products, 0, kLanes * stride * sizeof(float));
+      for (int64_t lane = 0; lane < queries.count; ++lane) {
+        const int64_t item = queries.item(problem, lane), ahead = item + kLanes * heads;
         prefetch(all_grad_output + ahead * head_dim, head_dim * sizeof(Scalar));
         prefetch(problem.offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
         prefetch(problem.attention + ahead * samples, samples * sizeof(float));
         prefetch_to_write(problem.grad_offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
         prefetch_to_write(problem.grad_attention + ahead * samples, samples * sizeof(float));
-        locate<true>(problem, samples, image, query + i, head, scratch.groups + i * sizes.groups());
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t item = item_of(problem, image, query + i, head);
         widen_row(all_grad_output + item * head_dim, scratch.row, head_dim);
-        differentiate_query(problem, sizes, item, scratch.groups + i * sizes.groups(), scratch.row, rows);
+        for_channels<kMaxChannels>(0, head_dim, [&](int64_t channel, auto channels) {
+          differentiate<decltype(channels)::value>(located, samples, lane, scratch.row + channel, rows + channel, head_dim,
+                                                   scratch.products + lane * stride);
+        });
       }
-    });
+      finish(problem, samples, queries, scratch.products, stride, located);
+    }
     Scalar* grad_value = static_cast<Scalar*>(problem.grad_value) + first_row;
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
       narrow_row(rows + pixel * 2 * head_dim, grad_value + pixel * row_stride, head_dim);

@@ -1,5 +1,6 @@
-// From the offsets and attention of a (query, head) to the corners of its samples and their weights, many samples at a
-// time. Only for ms_deform_attn_kernels.cpp, and internal to it like vector.h.
+// From the offsets and attention of queries to the corners of their samples and the weights of these. One vector has one
+// number of kLanes queries, a lane each, so that no lane idles whatever the number of samples. Only for
+// ms_deform_attn_kernels.cpp, and internal to it like vector.h.
 #pragma once
 
 #include "ms_deform_attn.h"
@@ -10,6 +11,76 @@ namespace {
 
 MASK2FORMER_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// ---- Queries ----
+
+// Up to kLanes neighbouring queries of one head.
+struct Queries {
+  int64_t image, head, first, count;
+
+  // The number of a (query, head) among all of the call. Lanes without a query take part as the last one.
+  MASK2FORMER_INLINE int64_t item(const Problem& problem, int64_t lane) const {
+    return (image * problem.num_queries + first + min(lane, count - 1)) * problem.num_heads + head;
+  }
+};
+
+// Reads rows of `length` numbers, one for each lane: begin(lane) is where in an array, which ends before `end`. The
+// numbers of a column go to to(column).
+template <typename Begin, typename To>
+MASK2FORMER_INLINE void load_columns(const float* array, int64_t end, int64_t length, const Begin& begin, const To& to) {
+  for (int64_t column = 0; column < length; column += kLanes) {
+    Float rows[kLanes];
+#pragma GCC unroll 16
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int64_t first = begin(lane) + column;
+      if (first + kLanes <= end) {
+        rows[lane] = load<Float>(array + first);  // perhaps more than the row has
+      } else {
+        float padded[kLanes] = {};
+        for (int64_t i = 0; first + i < end; ++i) padded[i] = array[first + i];
+        rows[lane] = load<Float>(padded);
+      }
+    }
+    transpose(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if (column + i < length)
+        store(to(column + i), rows[i]);
+    }
+  }
+}
+
+// The inverse, for `count` lanes: from(column) are the numbers of a column, and the row of a lane goes to to(lane).
+template <typename From, typename To>
+MASK2FORMER_INLINE void store_columns(int64_t count, int64_t length, const From& from, const To& to) {
+  for (int64_t column = 0; column < length; column += kLanes) {
+    Float rows[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = load<Float>(from(min(column + i, length - 1)));
+    transpose(rows);
+    const int64_t bytes = sizeof(float) * min(kLanes, length - column);
+#pragma GCC unroll 16
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (lane < count)
+        __builtin_memcpy(to(lane) + column, &rows[lane], bytes);
+    }
+  }
+}
+
+// ---- Samples ----
+
+// One sample of kLanes queries. Corner k is (row k / 2, column k % 2) of the 2 x 2 pixels around it.
+struct Sample {
+  float offset[2][kLanes];   // x and y; after the gradient is known, that
+  float attention[kLanes];   // of the fused operator the logit, then the weight
+  float weight[4][kLanes];   // of a corner: bilinear, times attention; 0 outside the level
+  int32_t pixel[4][kLanes];  // row of the value; some pixel of the level where the corner is outside
+  // For the gradient, of a column or row of corners: 1 inside the level and 0 outside, and its bilinear weight.
+  float column_inside[2][kLanes], row_inside[2][kLanes];
+  float column_weight[2][kLanes], row_weight[2][kLanes];
+  float grad_attention[kLanes];
+};
+static_assert(sizeof(Sample) == sizeof(float) * kLanes * kVectorsPerSample && kLanes <= kMaxLanes, "as Scratch has it");
+
 // Along one axis: the two pixels around a sample, clamped to the level, and for each
 struct Axis {
   Int pixel[2];
@@ -17,7 +88,8 @@ struct Axis {
   Float weight[2];  // its share of the sample's value; 0 outside the level
 };
 
-MASK2FORMER_INLINE Axis locate_on_axis(Float position, Float size) {
+MASK2FORMER_INLINE Axis locate_on_axis(Float position, float length) {
+  const Float size = Float{} + length;
   // From two pixels beyond either end on nothing is read any more, and up to there the conversion to integers is safe.
   // A NaN goes on into the weights, and so into the output.
   position = position < -2.0f ? Float{} - 2.0f : position;
@@ -27,12 +99,12 @@ MASK2FORMER_INLINE Axis locate_on_axis(Float position, Float size) {
   const Float first = truncated > finite ? truncated - 1.0f : truncated;
   const Float fraction = position - first;
   const Float weight[2] = {1.0f - fraction, fraction};
-  const Int index = __builtin_convertvector(first, Int), count = __builtin_convertvector(size, Int);
+  const Int index = __builtin_convertvector(first, Int), last = Int{} + static_cast<int32_t>(length) - 1;
   Axis axis;
   for (int i = 0; i < 2; ++i) {
     const Int pixel = index + i;
     const Int at_least_0 = pixel < 0 ? Int{} : pixel;
-    axis.pixel[i] = at_least_0 < count ? at_least_0 : count - 1;
+    axis.pixel[i] = at_least_0 < last ? at_least_0 : last;
     // GCC makes one instruction of a comparison that is used at once, but many of masks that are kept and combined.
     axis.inside[i] = axis.pixel[i] == pixel ? Float{} + 1.0f : Float{};
     axis.weight[i] = axis.inside[i] * weight[i];
@@ -40,122 +112,83 @@ MASK2FORMER_INLINE Axis locate_on_axis(Float position, Float size) {
   return axis;
 }
 
-// Locates kLanes samples of a group from `lane` on. Its start and attention are set.
+// Where a level's offsets count from and in what: position in pixels = start + scale * offset.
+struct Frame {
+  Float start_x, start_y;
+  float scale_x, scale_y;
+};
+
+MASK2FORMER_INLINE Frame frame_of(const Problem& problem, const Queries& queries, int64_t level) {
+  const float width = problem.levels[level].width, height = problem.levels[level].height;
+  // Half a pixel, because positions count from the centre of the first pixel.
+  const Float half = Float{} + 0.5f;
+  if (problem.reference == nullptr)
+    return {-half, -half, width, height};
+  float x[kLanes], y[kLanes];
+  const float* points = problem.reference + queries.image * problem.reference_image_stride +
+                        queries.first * problem.reference_query_stride + level * problem.reference_level_stride;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const float* point = points + min(lane, queries.count - 1) * problem.reference_query_stride;
+    x[lane] = point[0];
+    y[lane] = point[1];
+  }
+  return {load<Float>(x) * width - half, load<Float>(y) * height - half, 1.0f, 1.0f};
+}
+
+// Its offset and attention are set.
 template <bool kForGradient>
-MASK2FORMER_INLINE void locate_lanes(const float* offsets, const GroupLevels& levels, int lane, Group& group) {
-  const auto lanes = std::make_integer_sequence<int, kLanes>{};
-  const Float low = load<Float>(offsets + 2 * lane);
-  const Float high = load<Float>(offsets + 2 * lane + kLanes);
-  const auto at = [lane](const float* values) { return load<Float>(values + lane); };
-  const Float width = at(levels.width);
-  const Float position_x = at(group.start_x) + at(levels.scale_x) * half_blocks<2, 0>(low, high, lanes);
-  const Float position_y = at(group.start_y) + at(levels.scale_y) * half_blocks<2, 1>(low, high, lanes);
-  const Axis x = locate_on_axis(position_x, width);
-  const Axis y = locate_on_axis(position_y, at(levels.height));
-  const Int first_pixel = load<Int>(levels.first_pixel + lane);
-  const Int stride = __builtin_convertvector(width, Int);
+MASK2FORMER_INLINE void locate_sample(const Frame& frame, const Level& level, Sample& sample) {
+  const Axis x = locate_on_axis(frame.start_x + frame.scale_x * load<Float>(sample.offset[0]), level.width);
+  const Axis y = locate_on_axis(frame.start_y + frame.scale_y * load<Float>(sample.offset[1]), level.height);
   for (int row = 0; row < 2; ++row) {
-    const Float row_weight = at(group.attention) * y.weight[row];
-    const Int row_pixel = first_pixel + y.pixel[row] * stride;
+    const Float row_weight = load<Float>(sample.attention) * y.weight[row];
+    const Int row_pixel = y.pixel[row] * static_cast<int32_t>(level.width) + level.first_pixel;
     for (int column = 0; column < 2; ++column) {
-      store(group.weight[2 * row + column] + lane, row_weight * x.weight[column]);
-      store(group.pixel[2 * row + column] + lane, row_pixel + x.pixel[column]);
+      store(sample.weight[2 * row + column], row_weight * x.weight[column]);
+      store(sample.pixel[2 * row + column], row_pixel + x.pixel[column]);
     }
   }
   if constexpr (kForGradient) {
     for (int i = 0; i < 2; ++i) {
-      store(group.column_inside[i] + lane, x.inside[i]);
-      store(group.column_weight[i] + lane, x.weight[i]);
-      store(group.row_inside[i] + lane, y.inside[i]);
-      store(group.row_weight[i] + lane, y.weight[i]);
+      store(sample.column_inside[i], x.inside[i]);
+      store(sample.column_weight[i], x.weight[i]);
+      store(sample.row_inside[i], y.inside[i]);
+      store(sample.row_weight[i], y.weight[i]);
     }
   }
 }
 
-// Turns the logits in the groups into weights that add up to 1.
-MASK2FORMER_INLINE void softmax(Group* groups, int64_t num_samples) {
-  const auto attention = [groups](int64_t sample) { return groups[sample / kGroup].attention + sample % kGroup; };
-  const Float nothing = Float{} - __builtin_inff();
-  Float max = nothing;
-  for (int64_t sample = 0; sample < num_samples; sample += kLanes) {
-    const Float logit = load<Float>(attention(sample));
-    const Float valid = count_from_zero() < static_cast<int32_t>(num_samples - sample) ? logit : nothing;
-    store(attention(sample), valid);
-    max = larger(max, valid);
-  }
-  max = reduce(max, larger);
-  Float sum = {};
-  for (int64_t sample = 0; sample < num_samples; sample += kLanes) {
-    const Float weight = exp_of_negative(load<Float>(attention(sample)) - max);
-    store(attention(sample), weight);
+// Turns the samples' logits into weights that add up to 1.
+MASK2FORMER_INLINE void softmax(Sample* samples, int64_t num_samples) {
+  Float max = load<Float>(samples[0].attention), sum = {};
+  for (int64_t i = 1; i < num_samples; ++i) max = larger(max, load<Float>(samples[i].attention));
+  for (int64_t i = 0; i < num_samples; ++i) {
+    const Float weight = exp_of_negative(load<Float>(samples[i].attention) - max);
+    store(samples[i].attention, weight);
     sum += weight;
   }
-  const Float scale = 1.0f / reduce(sum, add);
-  for (int64_t sample = 0; sample < num_samples; sample += kLanes) {
-    store(attention(sample), load<Float>(attention(sample)) * scale);
-  }
+  const Float scale = 1.0f / sum;
+  for (int64_t i = 0; i < num_samples; ++i) store(samples[i].attention, load<Float>(samples[i].attention) * scale);
 }
 
-// Sets where the offsets of a group start: at the edge of the level, or (fused) at the query's reference point.
-MASK2FORMER_INLINE void set_start(const Problem& problem, int64_t image, int64_t query, const GroupLevels& levels,
-                                  Group& group) {
-  // Half a pixel, because positions count from the centre of the first pixel.
-  if (problem.reference == nullptr) {
-    for (int lane = 0; lane < kGroup; lane += kLanes) {
-      store(group.start_x + lane, Float{} - 0.5f);
-      store(group.start_y + lane, Float{} - 0.5f);
-    }
-    return;
-  }
-  const float* points =
-      problem.reference + image * problem.reference_image_stride + query * problem.reference_query_stride;
-  if (problem.reference_level_stride == 0) {
-    for (int lane = 0; lane < kGroup; lane += kLanes) {
-      store(group.start_x + lane, load<Float>(levels.width + lane) * points[0] - 0.5f);
-      store(group.start_y + lane, load<Float>(levels.height + lane) * points[1] - 0.5f);
-    }
-  } else {
-    for (int lane = 0; lane < kGroup; ++lane) {
-      const float* point = points + levels.level[lane] * problem.reference_level_stride;
-      group.start_x[lane] = levels.width[lane] * point[0] - 0.5f;
-      group.start_y[lane] = levels.height[lane] * point[1] - 0.5f;
-    }
-  }
-}
-
-// The number of a (query, head) among all of the call.
-MASK2FORMER_INLINE int64_t item_of(const Problem& problem, int64_t image, int64_t query, int64_t head) {
-  return (image * problem.num_queries + query) * problem.num_heads + head;
-}
-
-// kCount numbers from `first` on of an array that ends before `end`. Whole vectors can be read from the result: it is
-// `padded` where the array is too short for that.
-template <int kCount>
-MASK2FORMER_INLINE const float* readable(const float* array, int64_t first, int64_t end, float* padded) {
-  if (first + kCount <= end)
-    return array + first;
-  for (int64_t i = 0; i < kCount; ++i) padded[i] = first + i < end ? array[first + i] : 0.0f;
-  return padded;
-}
-
-// Locates the samples of one (query, head).
+// Locates all samples of some queries.
 template <bool kForGradient>
-MASK2FORMER_INLINE void locate(const Problem& problem, int64_t samples, int64_t image, int64_t query, int64_t head,
-                               Group* groups) {
-  const int64_t begin = item_of(problem, image, query, head) * samples;
-  const int64_t end = problem.num_images * problem.num_queries * problem.num_heads * samples;
-  float padded[2 * kGroup];
-  for (int64_t sample = 0, g = 0; sample < samples; sample += kGroup, ++g) {
-    set_start(problem, image, query, problem.levels[g], groups[g]);
-    const float* attention = readable<kGroup>(problem.attention, begin + sample, end, padded);
-    for (int i = 0; i < kGroup; i += kLanes) store(groups[g].attention + i, load<Float>(attention + i));
-  }
+MASK2FORMER_INLINE void locate(const Problem& problem, int64_t num_samples, const Queries& queries, Sample* samples) {
+  if (num_samples == 0)
+    return;
+  const int64_t end = problem.num_images * problem.num_queries * problem.num_heads * num_samples;
+  const auto begin = [&](int64_t lane) { return queries.item(problem, lane) * num_samples; };
+  load_columns(
+      problem.attention, end, num_samples, begin, [=](int64_t sample) { return samples[sample].attention; });
+  load_columns(
+      problem.offsets, 2 * end, 2 * num_samples, [&](int64_t lane) { return 2 * begin(lane); },
+      [=](int64_t column) { return samples[column / 2].offset[column % 2]; });
   if (problem.reference != nullptr)
-    softmax(groups, samples);
-  for (int64_t sample = 0, g = 0; sample < samples; sample += kGroup, ++g) {
-    const float* offsets = readable<2 * kGroup>(problem.offsets, 2 * (begin + sample), 2 * end, padded);
-    for (int lane = 0; lane < min(samples - sample, kGroup); lane += kLanes) {
-      locate_lanes<kForGradient>(offsets, problem.levels[g], lane, groups[g]);
+    softmax(samples, num_samples);
+  for (int64_t level = 0; level < problem.num_levels; ++level) {
+    const Frame frame = frame_of(problem, queries, level);
+    for (int64_t point = 0; point < problem.num_points; ++point) {
+      locate_sample<kForGradient>(frame, problem.levels[level], samples[level * problem.num_points + point]);
     }
   }
 }

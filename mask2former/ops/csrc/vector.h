@@ -85,6 +85,30 @@ MASK2FORMER_INLINE T sum_rows(const T* rows) {
   }
 }
 
+// From blocks of `kHalf` lanes: every other block of a and b, from the first (kSecond = 0) or second (kSecond = 1) on.
+template <int kHalf, int kSecond, int... kLane>
+MASK2FORMER_INLINE Float every_other_block(Float a, Float b, std::integer_sequence<int, kLane...>) {
+  return shuffle(a, b, std::integer_sequence<int, ((kLane & kHalf) != 0 ? kLanes + kLane - (kSecond ? 0 : kHalf)
+                                                                        : kLane + (kSecond ? kHalf : 0))...>{});
+}
+
+// Lane i of vector j and lane j of vector i change places.
+template <int kHalf = kLanes / 2>
+MASK2FORMER_INLINE void transpose(Float (&rows)[kLanes]) {
+  if constexpr (kHalf > 0) {
+    const auto lanes = std::make_integer_sequence<int, kLanes>{};
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if ((i & kHalf) != 0)
+        continue;
+      const Float a = rows[i], b = rows[i + kHalf];
+      rows[i] = every_other_block<kHalf, 0>(a, b, lanes);
+      rows[i + kHalf] = every_other_block<kHalf, 1>(a, b, lanes);
+    }
+    transpose<kHalf / 2>(rows);
+  }
+}
+
 template <int kDistance, int... kLane>
 MASK2FORMER_INLINE Float rotate(Float vector, std::integer_sequence<int, kLane...>) {
   return shuffle(vector, vector, std::integer_sequence<int, ((kLane + kDistance) % kLanes)...>{});
