@@ -147,7 +147,7 @@ MASK2FORMER_INLINE int64_t threshold(const float* logits, Range columns, uint8_t
     if (any(positive))
       sum += positive ? sigmoid(logit) : Float{};
   }
-  probability += reduce(sum, add)[0];
+  probability += sum_lanes(sum);
   for (; x < columns.end; ++x) probability += logits[x] > 0.0f ? sigmoid(logits[x]) : 0.0f;
   return area;
 }

@@ -31,13 +31,14 @@ class ThreadScratch {
  public:
   ThreadScratch(const Problem& problem, bool backward)
       : samples_(allocate<float>(problem.num_samples * kVectorsPerSample * kMaxLanes)),
+        padded_(allocate<float>(kMaxLanes * (2 * problem.num_samples + kMaxLanes))),
         products_(allocate<float>(backward ? kMaxLanes * (4 * problem.num_samples + kMaxLanes) : 0)),
         row_(allocate<float>(problem.head_dim)),
         head_(allocate<float>(problem.num_pixels * problem.head_dim * (backward ? 2 : 1))) {}
-  Scratch get() const { return {samples_.get(), products_.get(), row_.get(), head_.get()}; }
+  Scratch get() const { return {samples_.get(), padded_.get(), products_.get(), row_.get(), head_.get()}; }
 
  private:
-  std::unique_ptr<float[], Free> samples_, products_, row_, head_;
+  std::unique_ptr<float[], Free> samples_, padded_, products_, row_, head_;
 };
 
 using Shapes = std::vector<int64_t>;  // height, width of each level

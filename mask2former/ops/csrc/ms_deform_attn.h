@@ -39,6 +39,7 @@ struct Problem {
 // Memory of one thread, aligned for vectors.
 struct Scratch {
   float* samples;   // L * P * kVectorsPerSample * kMaxLanes
+  float* padded;    // kMaxLanes * (2 * L * P + kMaxLanes)
   float* products;  // kMaxLanes * (4 * L * P + kMaxLanes), backward only
   float* row;       // D, backward only
   float* head;      // S * D forward, S * 2 * D backward: what a head needs of all pixels

@@ -122,12 +122,13 @@ MASK2FORMER_INLINE void pack_rows(const Scalar* value, int64_t row_stride, int64
 template <typename Scalar, typename Sizes>
 MASK2FORMER_INLINE void interpolate_queries(const Problem& problem, const Sizes& sizes, int64_t image, int64_t head,
                                             int64_t first_query, int64_t last_query, const Scalar* value,
-                                            int64_t row_stride, Sample* samples) {
+                                            int64_t row_stride, const Scratch& scratch) {
   const auto head_dim = sizes.head_dim;
+  Sample* samples = reinterpret_cast<Sample*>(scratch.samples);
   Scalar* all_output = static_cast<Scalar*>(problem.output);
   for (int64_t first = first_query; first < last_query; first += kLanes) {
     const Queries queries = {image, head, first, min(kLanes, last_query - first)};
-    locate<false>(problem, sizes.samples, queries, samples);
+    locate<false>(problem, sizes.samples, queries, scratch.padded, samples);
     for (int64_t lane = 0; lane < queries.count; ++lane) {
       const int64_t item = queries.item(problem, lane), ahead = item + kLanes * problem.num_heads;
       prefetch(problem.offsets + ahead * 2 * sizes.samples, 2 * sizes.samples * sizeof(float));
@@ -146,7 +147,6 @@ MASK2FORMER_INLINE void run_forward(const Problem& problem, const Sizes& sizes, 
                                     const Scratch& scratch) {
   const int64_t queries = problem.num_queries, heads = problem.num_heads, pixels = problem.num_pixels;
   const auto head_dim = sizes.head_dim;
-  Sample* samples = reinterpret_cast<Sample*>(scratch.samples);
   while (begin < end) {  // one head a turn
     const int64_t image = begin / queries / heads, head = begin / queries % heads;
     const int64_t first_query = begin % queries, last_query = min(queries, first_query + end - begin);
@@ -155,10 +155,10 @@ MASK2FORMER_INLINE void run_forward(const Problem& problem, const Sizes& sizes, 
     if ((last_query - first_query) * sizes.samples >= pixels) {
       Scalar* rows = reinterpret_cast<Scalar*>(scratch.head);
       pack_rows(value, heads * head_dim, pixels, head_dim, rows);
-      interpolate_queries<Scalar>(problem, sizes, image, head, first_query, last_query, rows, head_dim, samples);
+      interpolate_queries<Scalar>(problem, sizes, image, head, first_query, last_query, rows, head_dim, scratch);
     } else {  // most rows would be copied in vain
       interpolate_queries<Scalar>(problem, sizes, image, head, first_query, last_query, value, heads * head_dim,
-                                  samples);
+                                  scratch);
     }
   }
 }
@@ -198,7 +198,7 @@ MASK2FORMER_INLINE void differentiate(const Sample* samples, int64_t num_samples
     }
     for (int i = 0; i < 4 * kAtOnce; i += kWidth) {
       float* to = products + 4 * first + i;
-      store(to, load<Part>(to) + sum_rows<kWidth, kWidth>(partial + i));
+      store(to, load<Part>(to) + sum_rows<kWidth>(partial + i));
     }
   }
 }
@@ -285,7 +285,7 @@ MASK2FORMER_INLINE void run_backward(const Problem& problem, const Sizes& sizes,
     }
     for (int64_t first = 0; first < problem.num_queries; first += kLanes) {
       const Queries queries = {image, head, first, min(kLanes, problem.num_queries - first)};
-      locate<true>(problem, samples, queries, located);
+      locate<true>(problem, samples, queries, scratch.padded, located);
       __builtin_memset(scratch.products, 0, kLanes * stride * sizeof(float));
       for (int64_t lane = 0; lane < queries.count; ++lane) {
         const int64_t item = queries.item(problem, lane), ahead = item + kLanes * heads;

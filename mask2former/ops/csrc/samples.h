@@ -23,28 +23,35 @@ struct Queries {
   }
 };
 
-// Reads rows of `length` numbers, one for each lane: begin(lane) is where in an array, which ends before `end`. The
-// numbers of a column go to to(column).
-template <typename Begin, typename To>
-MASK2FORMER_INLINE void load_columns(const float* array, int64_t end, int64_t length, const Begin& begin, const To& to) {
-  for (int64_t column = 0; column < length; column += kLanes) {
-    Float rows[kLanes];
-#pragma GCC unroll 16
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int64_t first = begin(lane) + column;
-      if (first + kLanes <= end) {
-        rows[lane] = load<Float>(array + first);  // perhaps more than the row has
-      } else {
-        float padded[kLanes] = {};
-        for (int64_t i = 0; first + i < end; ++i) padded[i] = array[first + i];
-        rows[lane] = load<Float>(padded);
-      }
+// Where the rows of the queries are in an array that has a row of `length` numbers for every item of the call. Whole
+// vectors can be read up to the end of a row: one that the array does not go far enough for is copied to `padded`.
+MASK2FORMER_INLINE void find_rows(const Problem& problem, const Queries& queries, const float* array, int64_t length,
+                                  float* padded, const float* (&rows)[kLanes]) {
+  const int64_t readable = (length + kLanes - 1) / kLanes * kLanes;
+  const int64_t end = problem.num_images * problem.num_queries * problem.num_heads * length;
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    const int64_t begin = queries.item(problem, lane) * length;
+    rows[lane] = array + begin;
+    if (begin + readable > end) {
+      float* copy = padded + lane * readable;
+      for (int64_t i = 0; i < length; ++i) copy[i] = array[begin + i];
+      rows[lane] = copy;
     }
-    transpose(rows);
+  }
+}
+
+// Reads rows, of which the lanes have one each. The numbers of a column go to to(column).
+template <typename To>
+MASK2FORMER_INLINE void load_columns(const float* const (&rows)[kLanes], int64_t length, const To& to) {
+  for (int64_t column = 0; column < length; column += kLanes) {
+    Float block[kLanes];
+#pragma GCC unroll 16
+    for (int lane = 0; lane < kLanes; ++lane) block[lane] = load<Float>(rows[lane] + column);
+    transpose(block);
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) {
       if (column + i < length)
-        store(to(column + i), rows[i]);
+        store(to(column + i), block[i]);
     }
   }
 }
@@ -88,18 +95,17 @@ struct Axis {
   Float weight[2];  // its share of the sample's value; 0 outside the level
 };
 
-MASK2FORMER_INLINE Axis locate_on_axis(Float position, float length) {
-  const Float size = Float{} + length;
+MASK2FORMER_INLINE Axis locate_on_axis(Float position, Float size, Int last) {
   // From two pixels beyond either end on nothing is read any more, and up to there the conversion to integers is safe.
   // A NaN goes on into the weights, and so into the output.
-  position = position < -2.0f ? Float{} - 2.0f : position;
-  position = position > size ? size : position;
+  const Float least = Float{} - 2.0f;
+  position = least > position ? least : position;
+  position = size < position ? size : position;
   const Float finite = position == position ? position : Float{};
-  const Float truncated = __builtin_convertvector(__builtin_convertvector(finite, Int), Float);
-  const Float first = truncated > finite ? truncated - 1.0f : truncated;
-  const Float fraction = position - first;
+  const Int truncated = __builtin_convertvector(finite, Int);
+  const Int index = truncated + (__builtin_convertvector(truncated, Float) > finite);  // true is -1
+  const Float fraction = position - __builtin_convertvector(index, Float);
   const Float weight[2] = {1.0f - fraction, fraction};
-  const Int index = __builtin_convertvector(first, Int), last = Int{} + static_cast<int32_t>(length) - 1;
   Axis axis;
   for (int i = 0; i < 2; ++i) {
     const Int pixel = index + i;
@@ -107,7 +113,7 @@ MASK2FORMER_INLINE Axis locate_on_axis(Float position, float length) {
     axis.pixel[i] = at_least_0 < last ? at_least_0 : last;
     // GCC makes one instruction of a comparison that is used at once, but many of masks that are kept and combined.
     axis.inside[i] = axis.pixel[i] == pixel ? Float{} + 1.0f : Float{};
-    axis.weight[i] = axis.inside[i] * weight[i];
+    axis.weight[i] = axis.pixel[i] == pixel ? weight[i] : Float{};
   }
   return axis;
 }
@@ -138,11 +144,14 @@ MASK2FORMER_INLINE Frame frame_of(const Problem& problem, const Queries& queries
 // Its offset and attention are set.
 template <bool kForGradient>
 MASK2FORMER_INLINE void locate_sample(const Frame& frame, const Level& level, Sample& sample) {
-  const Axis x = locate_on_axis(frame.start_x + frame.scale_x * load<Float>(sample.offset[0]), level.width);
-  const Axis y = locate_on_axis(frame.start_y + frame.scale_y * load<Float>(sample.offset[1]), level.height);
+  const int32_t height = static_cast<int32_t>(level.height), width = static_cast<int32_t>(level.width);
+  const Axis x = locate_on_axis(frame.start_x + frame.scale_x * load<Float>(sample.offset[0]), Float{} + level.width,
+                                Int{} + (width - 1));
+  const Axis y = locate_on_axis(frame.start_y + frame.scale_y * load<Float>(sample.offset[1]), Float{} + level.height,
+                                Int{} + (height - 1));
   for (int row = 0; row < 2; ++row) {
     const Float row_weight = load<Float>(sample.attention) * y.weight[row];
-    const Int row_pixel = y.pixel[row] * static_cast<int32_t>(level.width) + level.first_pixel;
+    const Int row_pixel = y.pixel[row] * width + level.first_pixel;
     for (int column = 0; column < 2; ++column) {
       store(sample.weight[2 * row + column], row_weight * x.weight[column]);
       store(sample.pixel[2 * row + column], row_pixel + x.pixel[column]);
@@ -173,22 +182,23 @@ MASK2FORMER_INLINE void softmax(Sample* samples, int64_t num_samples) {
 
 // Locates all samples of some queries.
 template <bool kForGradient>
-MASK2FORMER_INLINE void locate(const Problem& problem, int64_t num_samples, const Queries& queries, Sample* samples) {
+MASK2FORMER_INLINE void locate(const Problem& problem, int64_t num_samples, const Queries& queries, float* padded,
+                               Sample* samples) {
   if (num_samples == 0)
     return;
-  const int64_t end = problem.num_images * problem.num_queries * problem.num_heads * num_samples;
-  const auto begin = [&](int64_t lane) { return queries.item(problem, lane) * num_samples; };
-  load_columns(
-      problem.attention, end, num_samples, begin, [=](int64_t sample) { return samples[sample].attention; });
-  load_columns(
-      problem.offsets, 2 * end, 2 * num_samples, [&](int64_t lane) { return 2 * begin(lane); },
-      [=](int64_t column) { return samples[column / 2].offset[column % 2]; });
+  const float* rows[kLanes];
+  find_rows(problem, queries, problem.attention, num_samples, padded, rows);
+  load_columns(rows, num_samples, [=](int64_t sample) { return samples[sample].attention; });
+  find_rows(problem, queries, problem.offsets, 2 * num_samples, padded, rows);
+  load_columns(rows, 2 * num_samples, [=](int64_t column) { return samples[column / 2].offset[column % 2]; });
   if (problem.reference != nullptr)
     softmax(samples, num_samples);
   for (int64_t level = 0; level < problem.num_levels; ++level) {
     const Frame frame = frame_of(problem, queries, level);
-    for (int64_t point = 0; point < problem.num_points; ++point) {
-      locate_sample<kForGradient>(frame, problem.levels[level], samples[level * problem.num_points + point]);
+    const Level copy = problem.levels[level];  // else the compiler would read it again after each store
+    const int64_t points = problem.num_points;
+    for (int64_t point = 0; point < points; ++point) {
+      locate_sample<kForGradient>(frame, copy, samples[level * points + point]);
     }
   }
 }

@@ -63,33 +63,12 @@ MASK2FORMER_INLINE T shuffle(T a, T b, std::integer_sequence<int, kIndices...>) 
 #endif
 }
 
-// From blocks of `kBlock` lanes in a and b: the first (kSecond = 0) or second (kSecond = 1) half of every block.
-template <int kBlock, int kSecond, typename T, int... kLane>
-MASK2FORMER_INLINE T half_blocks(T a, T b, std::integer_sequence<int, kLane...>) {
-  constexpr int kHalf = kBlock / 2;
-  return shuffle(a, b, std::integer_sequence<int, (kLane / kHalf * kBlock + kLane % kHalf + kSecond * kHalf)...>{});
-}
-
-// The sums of the lanes of each of `kRows` vectors, spread over equal blocks of lanes in the order of the vectors: one
-// lane each where there are as many vectors as lanes.
-template <int kRows, int kWidth, typename T>
-MASK2FORMER_INLINE T sum_rows(const T* rows) {
-  if constexpr (kRows == 1) {
-    return rows[0];
-  } else {
-    const T a = sum_rows<kRows / 2, kWidth>(rows);
-    const T b = sum_rows<kRows / 2, kWidth>(rows + kRows / 2);
-    constexpr int kBlock = 2 * kWidth / kRows;
-    const auto lanes = std::make_integer_sequence<int, kWidth>{};
-    return half_blocks<kBlock, 0>(a, b, lanes) + half_blocks<kBlock, 1>(a, b, lanes);
-  }
-}
-
-// From blocks of `kHalf` lanes: every other block of a and b, from the first (kSecond = 0) or second (kSecond = 1) on.
-template <int kHalf, int kSecond, int... kLane>
-MASK2FORMER_INLINE Float every_other_block(Float a, Float b, std::integer_sequence<int, kLane...>) {
-  return shuffle(a, b, std::integer_sequence<int, ((kLane & kHalf) != 0 ? kLanes + kLane - (kSecond ? 0 : kHalf)
-                                                                        : kLane + (kSecond ? kHalf : 0))...>{});
+// From blocks of `kHalf` lanes: every other block of a and b in turns, from the first (kSecond = 0) or second
+// (kSecond = 1) on.
+template <int kHalf, int kSecond, typename T, int... kLane>
+MASK2FORMER_INLINE T every_other_block(T a, T b, std::integer_sequence<int, kLane...>) {
+  constexpr int kWidth = sizeof...(kLane), kInA = kSecond * kHalf, kInB = kWidth + (kSecond - 1) * kHalf;
+  return shuffle(a, b, std::integer_sequence<int, (kLane + ((kLane & kHalf) != 0 ? kInB : kInA))...>{});
 }
 
 // Lane i of vector j and lane j of vector i change places.
@@ -109,6 +88,22 @@ MASK2FORMER_INLINE void transpose(Float (&rows)[kLanes]) {
   }
 }
 
+// Lane i of the result is the sum of the lanes of vector i, of as many vectors as they have lanes; these are overwritten.
+template <int kWidth, int kHalf = kWidth / 2, typename T>
+MASK2FORMER_INLINE T sum_rows(T* rows) {
+  if constexpr (kHalf == 0) {
+    return rows[0];
+  } else {
+    const auto lanes = std::make_integer_sequence<int, kWidth>{};
+#pragma GCC unroll 8
+    for (int i = 0; i < kHalf; ++i) {
+      const T a = rows[i], b = rows[i + kHalf];
+      rows[i] = every_other_block<kHalf, 0>(a, b, lanes) + every_other_block<kHalf, 1>(a, b, lanes);
+    }
+    return sum_rows<kWidth, kHalf / 2>(rows);
+  }
+}
+
 template <int kDistance, int... kLane>
 MASK2FORMER_INLINE Float rotate(Float vector, std::integer_sequence<int, kLane...>) {
   return shuffle(vector, vector, std::integer_sequence<int, ((kLane + kDistance) % kLanes)...>{});
@@ -118,22 +113,15 @@ MASK2FORMER_INLINE Float rotate(Float vector) {
   return rotate<kDistance>(vector, std::make_integer_sequence<int, kLanes>{});
 }
 
-template <int... kLane>
-MASK2FORMER_INLINE Int count_from_zero(std::integer_sequence<int, kLane...>) {
-  return Int{kLane...};
-}
-MASK2FORMER_INLINE Int count_from_zero() { return count_from_zero(std::make_integer_sequence<int, kLanes>{}); }
-
 MASK2FORMER_INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
-MASK2FORMER_INLINE Float add(Float a, Float b) { return a + b; }
 
-// Every lane of the result has all lanes of `vector`, combined pair by pair.
-template <int kDistance = kLanes / 2, typename Combine>
-MASK2FORMER_INLINE Float reduce(Float vector, Combine combine) {
+// The sum of all lanes, pair by pair.
+template <int kDistance = kLanes / 2>
+MASK2FORMER_INLINE float sum_lanes(Float vector) {
   if constexpr (kDistance == 0) {
-    return vector;
+    return vector[0];
   } else {
-    return reduce<kDistance / 2>(combine(vector, rotate<kDistance>(vector)), combine);
+    return sum_lanes<kDistance / 2>(vector + rotate<kDistance>(vector));
   }
 }
 

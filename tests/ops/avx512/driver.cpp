@@ -40,13 +40,14 @@ struct Results {
     problem.grad_offsets = grad_offsets.begin();
     problem.grad_attention = grad_attention.begin();
     const Array<float> samples = scratch_array<float>(problem.num_samples * kVectorsPerSample * kMaxLanes);
+    const Array<float> padded = scratch_array<float>(kMaxLanes * (2 * problem.num_samples + kMaxLanes));
     const Array<float> products = scratch_array<float>(kMaxLanes * (4 * problem.num_samples + kMaxLanes));
     const Array<float> row = scratch_array<float>(problem.head_dim);
     const Array<float> rows = scratch_array<float>(problem.num_pixels * problem.head_dim);
     const Array<float> both_rows = scratch_array<float>(2 * problem.num_pixels * problem.head_dim);
     constexpr bool kBFloat16 = std::is_same<Scalar, uint16_t>::value;
     const auto run = [&](auto function, int64_t count, float* head) {
-      const Scratch scratch = {samples.begin(), products.begin(), row.begin(), head};
+      const Scratch scratch = {samples.begin(), padded.begin(), products.begin(), row.begin(), head};
       function(problem, 0, count / 2, scratch);
       function(problem, count / 2, count, scratch);
     };
