@@ -122,7 +122,7 @@ def start(script: str, known: Sequence[str], arguments: argparse.Namespace) -> d
     names = known if "all" in arguments.contenders else arguments.contenders
     if "all" in arguments.contenders and arguments.device == "cpu":
         without = ["CUDA graphs"] if cpu_has_bfloat16() else ["CUDA graphs", "bfloat16"]
-        print(f"without {' and '.join(without)}, which are not for this processor; name a contender to time it all the same")
+        print(f"without {' and '.join(without)}, not for this processor; name a contender to time it all the same")
         names = [name for name in names if not any(x in name for x in without)]
     return {name: Contender(script, [*sys.argv[1:], "--serve", name], environment) for name in names}
 

@@ -13,7 +13,7 @@ namespace mask2former {
 namespace cuda {
 
 // What a pixel gets from a corner: weight times the output's gradient of a query of the block.
-struct Summand {
+struct alignas(8) Summand {
   float weight;
   uint32_t place;  // pixel * kQueriesPerBlock + query: that of the fast kernels' sizes has 32 bits
 
