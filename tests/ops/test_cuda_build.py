@@ -71,7 +71,7 @@ def test_compiles_without_warnings_and_spills(monkeypatch: pytest.MonkeyPatch, t
     assert sum("backward_kernel" in name for name, *_ in kernels) == 2 * 6  # dtypes, ways to add
     assert sum("forward_kernel" in name for name, *_ in kernels) == 2 * 3
     for name in ("resize", "binarise", "compete"):
-        assert sum(f"{name}_kernel" in kernel for kernel, *_ in kernels) == 2 * 3 * 2  # dtypes, numbers of taps
+        assert sum(f"{name}_kernel" in kernel for kernel, *_ in kernels) == 2 * 3 * 3  # dtypes, numbers of taps
     # Variables that do not fit into the registers would be in memory.
     assert [kernel for kernel in kernels if int(kernel[2])] == []
 

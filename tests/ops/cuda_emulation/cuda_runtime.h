@@ -113,6 +113,8 @@ inline unsigned __float_as_uint(float value) {
   return result;
 }
 
+inline float __fdividef(float a, float b) { return a / b; }
+
 inline void atomicAdd(float* address, float summand) { *address += summand; }
 inline void atomicAdd(unsigned long long* address, unsigned long long summand) { *address += summand; }
 inline void atomicAdd(float4* address, const float4& summand) {

@@ -1,6 +1,8 @@
 // Chooses and launches the kernels on masks.
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "launch.cuh"
 #include "masks.cuh"
 
@@ -8,13 +10,13 @@ namespace mask2former {
 namespace cuda {
 namespace {
 
-// The taps of masks that are made larger, at whatever side an image was padded: the threads keep that many rows.
-constexpr int kFewTaps = 3;
-
 using Kernel = void (*)(MaskProblem);
 
-bool has_few_taps(const MaskProblem& problem) {
-  return problem.rows.taps <= kFewTaps && problem.columns.taps <= kFewTaps;
+// The kernel for as many taps as there are. Masks that are made larger have two, and three if padding was cut off in
+// between, or the output is smaller than the network's input.
+Kernel choose(const MaskProblem& problem, Kernel for_two, Kernel for_three, Kernel for_any) {
+  const int32_t taps = std::max(problem.rows.taps, problem.columns.taps);
+  return taps <= 2 ? for_two : taps == 3 ? for_three : for_any;
 }
 
 int64_t threads_across(const MaskProblem& problem) { return (problem.columns.length + kPixels - 1) / kPixels; }
@@ -27,20 +29,23 @@ dim3 blocks_in_masks(const MaskProblem& problem) {
 
 template <typename Scalar>
 cudaError_t resize(const MaskProblem& problem, cudaStream_t stream) {
-  const Kernel kernel = has_few_taps(problem) ? resize_kernel<Scalar, kFewTaps> : resize_kernel<Scalar, 0>;
+  const Kernel kernel =
+      choose(problem, resize_kernel<Scalar, 2>, resize_kernel<Scalar, 3>, resize_kernel<Scalar, 0>);
   return launch(blocks_in_masks(problem), stream, kernel, problem);
 }
 
 template <typename Scalar>
 cudaError_t binarise(const MaskProblem& problem, cudaStream_t stream) {
-  const Kernel kernel = has_few_taps(problem) ? binarise_kernel<Scalar, kFewTaps> : binarise_kernel<Scalar, 0>;
+  const Kernel kernel =
+      choose(problem, binarise_kernel<Scalar, 2>, binarise_kernel<Scalar, 3>, binarise_kernel<Scalar, 0>);
   const cudaError_t error = launch(blocks_in_masks(problem), stream, kernel, problem);
   return error == cudaSuccess ? launch(blocks_for(problem.count), stream, measure_kernel, problem) : error;
 }
 
 template <typename Scalar>
 cudaError_t compete(const MaskProblem& problem, cudaStream_t stream) {
-  const Kernel kernel = has_few_taps(problem) ? compete_kernel<Scalar, kFewTaps> : compete_kernel<Scalar, 0>;
+  const Kernel kernel =
+      choose(problem, compete_kernel<Scalar, 2>, compete_kernel<Scalar, 3>, compete_kernel<Scalar, 0>);
   return launch(blocks_for(threads_across(problem) * problem.rows.length), stream, kernel, problem);
 }
 

@@ -16,9 +16,31 @@ MASK2FORMER_DEVICE int32_t first_of(const MaskAxis& axis, int32_t place) {
   return first < 0 ? 0 : first < last ? first : last;
 }
 
-// A thread's pixels of resized masks, row by row. kTaps is the most that an axis has, or 0: any number. kHolds is
-// whether what several rows of the output need of a mask's row is held for the next one. The arithmetic is that of
-// ../mask_kernels.cpp.
+// What a row of the output is made of. kTaps is the most that an axis has, or 0: any number.
+template <int kTaps>
+struct Row {
+  int32_t first;
+  float weight[kTaps];
+
+  MASK2FORMER_DEVICE Row(const MaskAxis& rows, int32_t row) : first(first_of(rows, row)) {
+#pragma unroll
+    for (int tap = 0; tap < kTaps; ++tap) weight[tap] = tap < rows.taps ? rows.weights[tap * rows.length + row] : 0.0f;
+  }
+  MASK2FORMER_DEVICE float weight_of(const MaskAxis&, int tap) const { return weight[tap]; }
+};
+
+template <>
+struct Row<0> {
+  int32_t first, row;
+
+  MASK2FORMER_DEVICE Row(const MaskAxis& rows, int32_t row_) : first(first_of(rows, row_)), row(row_) {}
+  MASK2FORMER_DEVICE float weight_of(const MaskAxis& rows, int tap) const {
+    return rows.weights[tap * rows.length + row];
+  }
+};
+
+// A thread's pixels of resized masks, row by row. kHolds is whether what several rows of the output need of a mask's row
+// is held for the next one. The arithmetic is that of ../mask_kernels.cpp.
 template <typename Scalar, int kTaps, bool kHolds>
 class Pixels {
   static_assert(kTaps > 0 || !kHolds, "there are registers for a few rows only");
@@ -43,23 +65,36 @@ class Pixels {
     first_held_ = kNone;
   }
 
+  // Whether anything is positive that the pixels of some rows are made of. If not, none of them is, for no weight is
+  // negative.
+  MASK2FORMER_DEVICE bool can_be_positive(int32_t begin, int32_t end) const {
+    const MaskAxis &rows = problem_.rows, &columns = problem_.columns;
+    const int32_t last_row = first_of(rows, end - 1) + rows.taps, last_column = first_[kPixels - 1] + columns.taps;
+    for (int32_t row = first_of(rows, begin); row < last_row; ++row) {
+      bool found = false;
+      for (int32_t column = first_[0]; column < last_column; ++column) {
+        found |= static_cast<float>(logits_[row * columns.size + column]) > 0.0f;
+      }
+      if (found)
+        return true;
+    }
+    return false;
+  }
+
   // The logits in a row of the output.
-  MASK2FORMER_DEVICE void row(int32_t output_row, float (&to)[kPixels]) {
+  MASK2FORMER_DEVICE void row(const Row<kTaps>& row, float (&to)[kPixels]) {
     const MaskAxis& rows = problem_.rows;
-    const int32_t first = first_of(rows, output_row);
     if (kHolds)
-      hold(first);
+      hold(row.first);
     const int32_t taps = kTaps > 0 ? kTaps : rows.taps;
 #pragma unroll(kTaps > 0 ? kTaps : 1)
     for (int32_t tap = 0; tap < taps; ++tap) {
-      if (tap >= rows.taps)
-        continue;
-      const float weight = rows.weights[tap * rows.length + output_row];
+      const float weight = row.weight_of(rows, tap);
       if (tap > 0 && weight == 0.0f)  // not to be multiplied, for what is there can be infinite
         continue;
       float wide[kPixels];
       if (!kHolds)
-        widen(first + tap, wide);
+        widen(row.first + tap, wide);
 #pragma unroll
       for (int i = 0; i < kPixels; ++i) {
         const float product = weight * (kHolds ? held_[kHolds ? tap : 0][i] : wide[i]);
@@ -124,7 +159,7 @@ class Pixels {
 MASK2FORMER_DEVICE float sigmoid(float x) {
   // Of the exponential of -|x|, which cannot overflow.
   const float small = expf(-fabsf(x));
-  return (x > 0.0f ? 1.0f : small) / (1.0f + small);
+  return __fdividef(x > 0.0f ? 1.0f : small, 1.0f + small);
 }
 
 // ---- Where a thread works ----
@@ -193,7 +228,7 @@ __global__ void __launch_bounds__(kThreads) resize_kernel(const __grid_constant_
 #pragma unroll 1
   for (int32_t row = place.row; row < end; ++row) {
     float logits[kPixels];
-    pixels.row(row, logits);
+    pixels.row(Row<kTaps>(problem.rows, row), logits);
     if (problem.sigmoid) {
 #pragma unroll
       for (int i = 0; i < kPixels; ++i) logits[i] = sigmoid(logits[i]);
@@ -242,20 +277,24 @@ __global__ void __launch_bounds__(kThreads) binarise_kernel(const __grid_constan
   Found found;
   uint32_t columns = 0;  // a bit for each that has a pixel of the mask
   const int32_t end = place.row + kRows < height ? place.row + kRows : height;
+  const bool is_empty = !place.exists || !pixels.can_be_positive(place.row, end);
+  bool* to = problem.binary + (static_cast<int64_t>(place.mask) * height + place.row) * width;
 #pragma unroll 1
-  for (int32_t row = place.row; row < end; ++row) {
-    float logits[kPixels];
-    pixels.row(row, logits);
-    bool positive[kPixels];
+  for (int32_t row = place.row; row < end; ++row, to += width) {
+    bool positive[kPixels] = {};
     uint32_t in_row = 0;
+    if (!is_empty) {
+      float logits[kPixels];
+      pixels.row(Row<kTaps>(problem.rows, row), logits);
 #pragma unroll
-    for (int i = 0; i < kPixels; ++i) {
-      positive[i] = logits[i] > 0.0f && place.column + i < width;
-      in_row |= positive[i] ? 1u << i : 0;
-      if (positive[i])
-        found.probability += static_cast<uint32_t>(sigmoid(logits[i]) * 16777216.0f);
+      for (int i = 0; i < kPixels; ++i) {
+        positive[i] = logits[i] > 0.0f && place.column + i < width;
+        in_row |= positive[i] ? 1u << i : 0;
+        if (positive[i])
+          found.probability += static_cast<uint32_t>(sigmoid(logits[i]) * 16777216.0f);
+      }
     }
-    store(positive, problem.binary + (static_cast<int64_t>(place.mask) * height + row) * width, place.column, width);
+    store(positive, to, place.column, width);
     if (in_row == 0)
       continue;
     columns |= in_row;
@@ -331,15 +370,17 @@ MASK2FORMER_DEVICE void add_wins(const MaskProblem& problem, int32_t (&claims)[k
   }
 }
 
-// Blocks that a multiprocessor holds at least: all threads of a picture find room on a large GPU at once, and they are
-// many enough to hide how long memory takes.
-constexpr int kBlocks = 4;
+// Blocks that a multiprocessor holds at least: with four, all threads of a picture find room on a large GPU at once, and
+// are many enough to hide how long memory takes. Three taps need more registers than that leaves.
+template <int kTaps>
+constexpr int kBlocks = kTaps == 3 ? 3 : 4;
 
 template <typename Scalar, int kTaps>
-__global__ void __launch_bounds__(kThreads, kBlocks) compete_kernel(const __grid_constant__ MaskProblem problem) {
+__global__ void __launch_bounds__(kThreads, kBlocks<kTaps>) compete_kernel(const __grid_constant__ MaskProblem problem) {
   const Place place = place_of_all(problem);
   const int32_t width = problem.columns.length;
   Pixels<Scalar, kTaps, false> pixels(problem, place.column);
+  const Row<kTaps> row(problem.rows, place.row);
   float best[kPixels];
   int32_t claims[kPixels];
   bool exists[kPixels];
@@ -356,7 +397,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) compete_kernel(const __grid
       continue;
     float logits[kPixels];
     pixels.start(mask);
-    pixels.row(place.row, logits);
+    pixels.row(row, logits);
     bool own[kPixels];
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
@@ -382,9 +423,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) compete_kernel(const __grid
       winner[i] = claims[i] / 2;
       inside[i] = claims[i] % 2 != 0;
     }
-    const int64_t row = static_cast<int64_t>(place.row) * width;
-    store(winner, problem.winner + row, place.column, width);
-    store(inside, problem.inside + row, place.column, width);
+    const int64_t first = static_cast<int64_t>(place.row) * width;
+    store(winner, problem.winner + first, place.column, width);
+    store(inside, problem.inside + first, place.column, width);
   }
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) claims[i] = exists[i] ? claims[i] : kNobody;

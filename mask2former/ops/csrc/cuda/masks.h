@@ -10,7 +10,7 @@ namespace mask2former {
 namespace cuda {
 
 constexpr int kPixels = 4;  // of a thread, beside each other
-constexpr int kRows = 8;    // of a thread, below each other, where it works on one mask
+constexpr int kRows = 16;   // of a thread, below each other, where it works on one mask
 
 struct MaskAxis {
   int32_t length, taps;
