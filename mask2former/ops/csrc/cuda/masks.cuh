@@ -58,7 +58,7 @@ class Pixels {
     }
   }
 
-  // Goes on to a mask.
+  // Goes on to a mask; before anything else.
   MASK2FORMER_DEVICE void start(int32_t mask) {
     logits_ = static_cast<const Scalar*>(problem_.logits) +
               static_cast<int64_t>(mask) * problem_.rows.size * problem_.columns.size;
@@ -149,10 +149,10 @@ class Pixels {
   }
 
   const MaskProblem& problem_;
-  const Scalar* logits_ = nullptr;
+  const Scalar* logits_;
   int32_t place_[kPixels], first_[kPixels];
   float weight_[kWeights][kPixels];
-  int32_t first_held_ = kNone;  // the mask's row that is held_[0]
+  int32_t first_held_;  // the mask's row that is held_[0]
   float held_[kHeld][kPixels];
 };
 
