@@ -16,7 +16,8 @@ from .activation_checkpointing import checkpoint_activations
 from .connected_parts import split_disconnected
 from .criterion import SetCriterion
 from .mask_geometry import MaskGeometry
-from .postprocessing import instance_inference, panoptic_inference, semantic_inference
+from .one_wait import Steps, finish
+from .postprocessing import instance_steps, panoptic_steps, semantic_inference
 from .query_merging import QueryPrediction
 from .targets import prepare_targets
 from .tiling import TiledInference, default_overlap
@@ -199,11 +200,12 @@ class MaskFormer(nn.Module):
             )
         if self.split_disconnected_things and (self.panoptic_on or self.instance_on):
             logits, masks = split_disconnected(logits, masks, self._instance_classes)
+        steps: dict[str, Steps[Any]] = {}
         if self.panoptic_on:
-            result["panoptic_seg"] = panoptic_inference(logits, masks, geometry, **self._panoptic_rules)
+            steps["panoptic_seg"] = panoptic_steps(logits, masks, geometry, **self._panoptic_rules)
         if self.instance_on:
-            result["instances"] = instance_inference(logits, masks, geometry, **self._instance_rules)
-        return result
+            steps["instances"] = instance_steps(logits, masks, geometry, **self._instance_rules)
+        return result | dict(zip(steps, finish(*steps.values()), strict=True))
 
     def run_network(self, images: Tensor) -> dict[str, Any]:
         """Normalised, padded images (N, 3, H, W) to the head's predictions."""
@@ -335,7 +337,7 @@ class MaskFormer(nn.Module):
 
     @property
     def _panoptic_rules(self) -> dict[str, Any]:
-        """What :func:`panoptic_inference` takes besides a prediction."""
+        """What :func:`panoptic_steps` takes besides a prediction."""
         return {
             "thing_classes": self._thing_classes,
             "object_mask_threshold": self.object_mask_threshold,
@@ -345,7 +347,7 @@ class MaskFormer(nn.Module):
 
     @property
     def _instance_rules(self) -> dict[str, Any]:
-        """What :func:`instance_inference` takes besides a prediction."""
+        """What :func:`instance_steps` takes besides a prediction."""
         return {"topk": self.test_topk_per_image, "allowed_classes": self._instance_classes}
 
     @property

@@ -38,8 +38,9 @@ class MaskGeometry:
         return self.padded_to_output(self.to_padded(maps))
 
     def resizing(self, maps: Tensor) -> Resizing:
-        """``to_output`` of ``maps`` (C, h, w), for the operators of :mod:`mask2former.ops.masks`."""
-        return make_resizing((maps.shape[-2], maps.shape[-1]), self.padded_size, self.image_size, self.output_size)
+        """``to_output`` of ``maps`` (C, h, w), on their device, for the operators of :mod:`mask2former.ops.masks`."""
+        size = (maps.shape[-2], maps.shape[-1])
+        return make_resizing(size, self.padded_size, self.image_size, self.output_size, maps.device)
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -34,13 +34,14 @@ def accept_segments(
     Returns:
         As :func:`~mask2former.modeling.postprocessing.panoptic_inference`.
     """
-    own_area, won_area, segment_area = areas.cpu()
-    accepted = (own_area > 0) & (segment_area > 0) & (won_area.double() / own_area >= overlap_threshold)
-    ids, segments = _number_segments(labels, accepted.tolist(), thing_classes)
+    accepted = [
+        own > 0 and both > 0 and won / own >= overlap_threshold for own, won, both in zip(*areas.tolist(), strict=True)
+    ]
+    ids, segments = _number_segments(labels, accepted, thing_classes)
     if scores is not None:
         _add_scores(segments, ids, scores)
     lookup = torch.tensor(ids, dtype=torch.int32).to(winner.device, non_blocking=True)
-    return lookup[winner.flatten()].view_as(winner) * inside, segments
+    return lookup.index_select(0, winner.flatten()).view_as(winner) * inside, segments
 
 
 def count_areas(winner: Tensor, inside: Tensor, own_area: Tensor) -> Tensor:

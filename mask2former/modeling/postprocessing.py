@@ -3,7 +3,10 @@
 Pure functions. They share the arguments ``mask_cls``, class logits (Q, K + 1) with "no object" last, ``mask_pred``,
 mask logits (Q, h, w) at the network's resolution, and ``geometry``, which says how to get from there to the output.
 Masks are resized a few at a time, and only those that can matter, so that no Q masks of the output's size ever exist in
-float32. On the CPU, native operators (:mod:`mask2former.ops.masks`) do it row by row.
+float32. Native operators (:mod:`mask2former.ops.masks`) do it row by row.
+
+The CPU decides which masks become segments and instances. ``panoptic_steps`` and ``instance_steps`` are for
+:func:`mask2former.modeling.one_wait.finish`, so that both together wait for a GPU once.
 """
 
 from collections.abc import Collection, Iterator
@@ -15,14 +18,17 @@ from torch import Tensor
 
 from ..ops.masks import binarise_masks, compete_masks, has_native_masks, resize_masks
 from .mask_geometry import MaskGeometry
+from .one_wait import Steps, finish
 from .panoptic_segments import accept_segments, count_areas
 
 __all__ = [
     "MaskGeometry",
     "instance_inference",
+    "instance_steps",
     "masks_to_boxes",
     "most_probable_pairs",
     "panoptic_inference",
+    "panoptic_steps",
     "semantic_inference",
 ]
 
@@ -30,6 +36,7 @@ __all__ = [
 _CHUNK = 16
 # Numbers in the rows of all masks that are resized together: they fit a processor's second-level cache or nearly.
 _BAND = 1 << 20
+_GPU_BAND = 1 << 23  # likewise, of large GPUs
 
 
 def semantic_inference(
@@ -84,23 +91,46 @@ def panoptic_inference(
         The id map (height, width) int32, where 0 is void, and its segments as ``id`` (from 1), ``isthing`` and
         ``category_id``.
     """
-    scores, labels = mask_cls.float().softmax(-1).max(-1)  # (Q,)
-    candidates = (labels != mask_cls.shape[-1] - 1) & (scores > object_mask_threshold)
-    kept = candidates.nonzero().flatten()
-    if len(kept) == 0:
+    steps = panoptic_steps(
+        mask_cls,
+        mask_pred,
+        geometry,
+        thing_classes=thing_classes,
+        object_mask_threshold=object_mask_threshold,
+        overlap_threshold=overlap_threshold,
+        with_scores=with_scores,
+    )
+    result: tuple[Tensor, list[dict[str, Any]]] = finish(steps)[0]
+    return result
+
+
+def panoptic_steps(
+    mask_cls: Tensor,
+    mask_pred: Tensor,
+    geometry: MaskGeometry,
+    *,
+    thing_classes: Collection[int],
+    object_mask_threshold: float,
+    overlap_threshold: float,
+    with_scores: bool = False,
+) -> Steps[tuple[Tensor, list[dict[str, Any]]]]:
+    """:func:`panoptic_inference`, for :func:`~mask2former.modeling.one_wait.finish`."""
+    if len(mask_cls) == 0:
+        yield ()
         return torch.zeros(geometry.output_size, dtype=torch.int32, device=mask_pred.device), []
 
-    winner, inside, areas = _compete(mask_pred, kept, scores, geometry)
-    # What the CPU has to know, in one copy, because a GPU is waited for.
-    table = torch.cat([areas.double(), labels[kept][None], scores[kept][None]]).cpu()
+    scores, labels = mask_cls.float().softmax(-1).max(-1)  # (Q,)
+    takes_part = (labels != mask_cls.shape[-1] - 1) & (scores > object_mask_threshold)
+    winner, inside, areas = _compete(mask_pred, scores * takes_part, geometry)
+    areas, labels, scores = yield areas, labels, scores
     return accept_segments(
         winner,
         inside,
-        table[:3],
-        table[3].long().tolist(),
+        areas,
+        labels.tolist(),
         thing_classes=thing_classes,
         overlap_threshold=overlap_threshold,
-        scores=table[4].tolist() if with_scores else None,
+        scores=scores.tolist() if with_scores else None,
     )
 
 
@@ -126,16 +156,31 @@ def instance_inference(
         boxes as (x0, y0, x1, y1) pixels, ``scores`` (N,) = class probability times mean mask probability inside the
         mask, and ``pred_classes`` (N,) int64.
     """
-    probabilities = mask_cls.float().softmax(-1)[:, :-1]
-    scores, queries, classes = most_probable_pairs(probabilities, topk, allowed_classes)
+    steps = instance_steps(mask_cls, mask_pred, geometry, topk=topk, allowed_classes=allowed_classes)
+    result: Instances = finish(steps)[0]
+    return result
 
-    used, rows = queries.unique(return_inverse=True)
-    masks, mask_scores, boxes = _binarise(mask_pred, used, geometry)
+
+def instance_steps(
+    mask_cls: Tensor,
+    mask_pred: Tensor,
+    geometry: MaskGeometry,
+    *,
+    topk: int,
+    allowed_classes: Collection[int] | None = None,
+) -> Steps[Instances]:
+    """:func:`instance_inference`, for :func:`~mask2former.modeling.one_wait.finish`."""
+    probabilities = mask_cls.float().softmax(-1)[:, :-1]
+    scores, pairs = yield _most_probable(probabilities, topk)
+    scores, queries, classes = _queries_and_classes(scores, pairs, probabilities.shape[1], allowed_classes)
+
+    device = mask_pred.device
+    masks, mask_scores, boxes = _binarise(mask_pred, queries, geometry)
     result = Instances(geometry.output_size)
-    result.pred_masks = masks[rows]
-    result.pred_boxes = Boxes(boxes[rows])
-    result.scores = scores * mask_scores[rows]
-    result.pred_classes = classes
+    result.pred_masks = masks
+    result.pred_boxes = Boxes(boxes)
+    result.scores = scores.to(device, non_blocking=True) * mask_scores
+    result.pred_classes = classes.to(device, non_blocking=True)
     return result
 
 
@@ -152,15 +197,26 @@ def most_probable_pairs(
     Returns:
         Probabilities, queries and classes, (N,) each, in no order.
     """
-    num_classes = probabilities.shape[1]
+    return _queries_and_classes(*_most_probable(probabilities, topk), probabilities.shape[1], allowed_classes)
+
+
+def _most_probable(probabilities: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    """The probabilities of the pairs, and their places among the Q * K; (N,) each."""
     # Unsorted, as in the official release, whose order of results this is.
     scores, pairs = probabilities.flatten().topk(min(topk, probabilities.numel()), sorted=False)
+    return scores, pairs
+
+
+def _queries_and_classes(
+    scores: Tensor, pairs: Tensor, num_classes: int, allowed_classes: Collection[int] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result of :func:`most_probable_pairs`."""
     queries, classes = pairs // num_classes, pairs % num_classes
     if allowed_classes is None:
         return scores, queries, classes
-    allowed = torch.zeros(num_classes, dtype=torch.bool)
-    allowed[list(allowed_classes)] = True
-    keep = allowed.to(classes.device, non_blocking=True)[classes].nonzero().flatten()
+    allowed = set(allowed_classes)
+    places = [place for place, label in enumerate(classes.tolist()) if label in allowed]
+    keep = torch.tensor(places, dtype=torch.int64).to(classes.device, non_blocking=True)
     return scores[keep], queries[keep], classes[keep]
 
 
@@ -185,43 +241,54 @@ def _mix_by_rows(probabilities: Tensor, mask_pred: Tensor, geometry: MaskGeometr
     """Class scores (K, height, width) of class probabilities (Q, K), some rows of all masks at a time."""
     height, width = geometry.output_size
     resizing = geometry.resizing(mask_pred)
-    scores = torch.empty((probabilities.shape[1], height, width))
-    step = max(1, _BAND // max(1, len(mask_pred) * width))
+    scores = mask_pred.new_empty((probabilities.shape[1], height, width), dtype=torch.float32)
+    band = _BAND if mask_pred.device.type == "cpu" else _GPU_BAND
+    step = max(1, band // max(1, len(mask_pred) * width))
     for begin in range(0, height, step):
         rows = range(begin, min(height, begin + step))
         inside = resize_masks(mask_pred, resizing, rows, sigmoid=True).flatten(1)  # (Q, len(rows) * width)
-        with torch.autocast("cpu", enabled=False):
-            scores[:, rows.start : rows.stop] = (probabilities.T @ inside).unflatten(1, (len(rows), width))
+        with torch.autocast(mask_pred.device.type, enabled=False):
+            torch.mm(probabilities.T, inside, out=scores.flatten(1)[:, begin * width : rows.stop * width])
     return scores
 
 
-def _compete(mask_pred: Tensor, kept: Tensor, scores: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor, Tensor]:
-    """Which of the ``kept`` queries wins each pixel.
+def _compete(mask_pred: Tensor, scores: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of the queries with a positive score wins each pixel.
 
     Returns:
-        The winner's position in ``kept`` (height, width), whether the pixel is inside the winner's own mask, and the
-        ``areas`` (3, len(kept)) of :func:`accept_segments`.
+        The winner (height, width), whether the pixel is inside the winner's own mask, and the ``areas`` (3, Q) of
+        :func:`accept_segments`.
     """
     if has_native_masks(mask_pred, scores):
-        return compete_masks(mask_pred[kept], scores[kept], geometry.resizing(mask_pred))
+        return compete_masks(mask_pred, scores, geometry.resizing(mask_pred))
     best = mask_pred.new_full(geometry.output_size, -1.0, dtype=torch.float32)
     winner = torch.zeros(geometry.output_size, dtype=torch.int64, device=mask_pred.device)
     inside = torch.zeros(geometry.output_size, dtype=torch.bool, device=mask_pred.device)
-    own_areas = []
-    for chunk in _chunks(torch.arange(len(kept), device=mask_pred.device)):
-        probabilities = geometry.to_output(mask_pred[kept[chunk]]).sigmoid_()  # (chunk, height, width)
+    own_areas = torch.zeros(len(mask_pred), dtype=torch.int64, device=mask_pred.device)
+    for queries in _chunks((scores > 0).nonzero().flatten()):
+        probabilities = geometry.to_output(mask_pred[queries]).sigmoid_()  # (chunk, height, width)
         own = probabilities >= 0.5
-        own_areas.append(own.sum(dim=(1, 2)))
-        chunk_best, index = (scores[kept[chunk]][:, None, None] * probabilities).max(dim=0)
+        own_areas[queries] = own.sum(dim=(1, 2))
+        chunk_best, index = (scores[queries][:, None, None] * probabilities).max(dim=0)
         better = chunk_best > best
         best = torch.where(better, chunk_best, best)
-        winner = torch.where(better, chunk[index], winner)
+        winner = torch.where(better, queries[index], winner)
         inside = torch.where(better, own.gather(0, index[None])[0], inside)
-    return winner, inside, count_areas(winner, inside, torch.cat(own_areas))
+    return winner, inside, count_areas(winner, inside, own_areas)
 
 
 def _binarise(mask_pred: Tensor, queries: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor, Tensor]:
-    """Binary masks (len(queries), height, width), the mean probability inside each, and their boxes."""
+    """Binary masks of ``queries`` (N,), which are on the CPU, the mean probability inside each, and their boxes."""
+    device = mask_pred.device
+    if device.type != "cpu" and has_native_masks(mask_pred):  # a GPU makes a mask again sooner than it copies one
+        return _binarise_each(mask_pred, queries.to(device, non_blocking=True), geometry)
+    used, rows = queries.unique(return_inverse=True)
+    masks, mask_scores, boxes = _binarise_each(mask_pred, used.to(device, non_blocking=True), geometry)
+    rows = rows.to(device, non_blocking=True)
+    return masks[rows], mask_scores[rows], boxes[rows]
+
+
+def _binarise_each(mask_pred: Tensor, queries: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor, Tensor]:
     if has_native_masks(mask_pred):
         masks, _, mask_scores, boxes = binarise_masks(mask_pred[queries], geometry.resizing(mask_pred))
         return masks, mask_scores, boxes

@@ -32,6 +32,8 @@ _INSTRUCTION_SETS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512",
 }
 
+_CUDA_BINDINGS = ("ms_deform_attn_cuda.cpp", "masks_cuda.cpp")
+_CUDA_KERNELS = ("kernels.cu", "mask_kernels.cu")
 _NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=2"]
 # Ampere, Hopper, and what can be compiled from Hopper's code when it is loaded.
 _CUDA_ARCHITECTURES = "8.0;9.0+PTX"
@@ -91,13 +93,9 @@ def build_cuda(folder: Path = _HERE) -> Path:
     torch_folder = _find_torch()
     nvcc = _find_nvcc()
     with _new_library(folder, cuda_library_name()) as linked:
-        bindings, kernels = linked.with_name("bindings.o"), linked.with_name("kernels.o")
-        include = f"-I{torch_folder / 'include'}"
-        source = str(_SOURCES / "cuda/ms_deform_attn_cuda.cpp")
-        _run([*compiler, *_FLAGS, "-DUSE_CUDA", _STABLE_ABI, include, "-c", source, "-o", str(bindings)])
-        _run([nvcc, *_NVCC_FLAGS, *_gpu_flags(), include, "-c", str(_SOURCES / "cuda/kernels.cu"), "-o", str(kernels)])
+        objects = _compile_cuda(compiler, nvcc, torch_folder, linked.parent)
         libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-ltorch_cuda"]
-        _run([nvcc, "-shared", str(bindings), str(kernels), "-o", str(linked), *libraries])
+        _run([nvcc, "-shared", *objects, "-o", str(linked), *libraries])
     return folder / cuda_library_name()
 
 
@@ -194,6 +192,18 @@ def _compile_source(compiler: list[str], source: str, name: str, options: list[s
     path = str(folder / f"{source}.{name}.o")
     _run([*compiler, *_FLAGS, *options, "-c", str(_SOURCES / source), "-o", path])
     return path
+
+
+def _compile_cuda(compiler: list[str], nvcc: str, torch_folder: Path, folder: Path) -> list[str]:
+    """Compiles every object file of the CUDA library."""
+    include = f"-I{torch_folder / 'include'}"
+    commands = {source: [*compiler, *_FLAGS, "-DUSE_CUDA", _STABLE_ABI, include] for source in _CUDA_BINDINGS}
+    commands |= {source: [nvcc, *_NVCC_FLAGS, *_gpu_flags(), include] for source in _CUDA_KERNELS}
+    objects = []
+    for source, command in commands.items():
+        objects.append(str(folder / f"{source}.o"))
+        _run([*command, "-c", str(_SOURCES / "cuda" / source), "-o", objects[-1]])
+    return objects
 
 
 def _run(command: list[str]) -> str:

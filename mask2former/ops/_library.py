@@ -228,7 +228,8 @@ def _resize_masks_fake(
     end: int,
     sigmoid: bool,
 ) -> Tensor:
-    return logits.new_empty(logits.shape[0], end - begin, first_column.shape[0])
+    shape = (logits.shape[0], end - begin, first_column.shape[0])
+    return logits.new_empty(shape, dtype=torch.float32)
 
 
 def _binarise_masks_fake(
@@ -236,7 +237,8 @@ def _binarise_masks_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count = logits.shape[0]
     masks = logits.new_empty((count, first_row.shape[0], first_column.shape[0]), dtype=torch.bool)
-    return masks, logits.new_empty(count, dtype=torch.int64), logits.new_empty(count), logits.new_empty(count, 4)
+    probabilities, boxes = (logits.new_empty(shape, dtype=torch.float32) for shape in (count, (count, 4)))
+    return masks, logits.new_empty(count, dtype=torch.int64), probabilities, boxes
 
 
 def _compete_masks_fake(

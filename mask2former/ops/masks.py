@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._library import load_library
+from ._library import load_cuda_library, load_library
 from .recording import is_recording
 
 __all__ = ["Axis", "Resizing", "binarise_masks", "compete_masks", "has_native_masks", "make_resizing", "resize_masks"]
@@ -33,7 +33,7 @@ class Axis(NamedTuple):
 
 
 class Resizing(NamedTuple):
-    """A linear map of masks (Q, h, w) to (Q, height, width), on the CPU."""
+    """A linear map of masks (Q, h, w) to (Q, height, width)."""
 
     rows: Axis
     columns: Axis
@@ -44,10 +44,31 @@ class Resizing(NamedTuple):
         return len(self.rows.first), len(self.columns.first)
 
 
-def make_resizing(mask_size: Size, padded_size: Size, image_size: Size, output_size: Size) -> Resizing:
-    """Bilinear to ``padded_size``, cut at ``image_size``, bilinear to ``output_size``; all (height, width)."""
-    rows, columns = (_axis(*sizes) for sizes in zip(mask_size, padded_size, image_size, output_size, strict=True))
+def make_resizing(
+    mask_size: Size,
+    padded_size: Size,
+    image_size: Size,
+    output_size: Size,
+    device: torch.device | None = None,
+) -> Resizing:
+    """Bilinear to ``padded_size``, cut at ``image_size``, bilinear to ``output_size``; all (height, width).
+
+    The result is kept for the next masks of these sizes, and not to be written into. None stands for the CPU; nothing
+    waits for another device.
+    """
+    device = torch.device("cpu") if device is None else device
+    # What a GPU's stream copies and frees is for that stream alone.
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    rows, columns = (
+        _axis_on(device, stream, *sizes) for sizes in zip(mask_size, padded_size, image_size, output_size, strict=True)
+    )
     return Resizing(rows, columns)
+
+
+@lru_cache(maxsize=64)
+def _axis_on(device: torch.device, stream: object, *sizes: int) -> Axis:
+    with torch.inference_mode(False):  # whose tensors could be used in it alone
+        return Axis(*(x.to(device, non_blocking=True) for x in _axis(*sizes)))
 
 
 @lru_cache(maxsize=64)
@@ -70,13 +91,19 @@ def _axis(size: int, padded: int, kept: int, output: int) -> Axis:
 
 
 def has_native_masks(masks: Tensor, *others: Tensor) -> bool:
-    """Whether the native operators below can take these: all is on the CPU, and nothing is traced or differentiated."""
+    """Whether the native operators below take these: libraries are there, nothing is traced or differentiated."""
     return (
-        masks.device.type == "cpu"
+        masks.device.type in ("cpu", "cuda")
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in (masks, *others)))
         and not is_recording()
         and load_library()
+        and (masks.device.type == "cpu" or load_cuda_library(masks.device.index))
     )
+
+
+def _logits(masks: Tensor) -> Tensor:
+    """The masks in a type that their device's operators take."""
+    return masks if masks.is_cuda and masks.dtype in (torch.float16, torch.bfloat16) else masks.float()
 
 
 def resize_masks(masks: Tensor, resizing: Resizing, rows: range, *, sigmoid: bool = False) -> Tensor:
@@ -92,7 +119,7 @@ def resize_masks(masks: Tensor, resizing: Resizing, rows: range, *, sigmoid: boo
         (Q, len(rows), width) float32.
     """
     result: Tensor = torch.ops.mask2former.resize_masks(
-        masks.float(), *resizing.rows, *resizing.columns, rows.start, rows.stop, sigmoid
+        _logits(masks), *resizing.rows, *resizing.columns, rows.start, rows.stop, sigmoid
     )
     return result
 
@@ -111,7 +138,7 @@ def binarise_masks(masks: Tensor, resizing: Resizing) -> tuple[Tensor, Tensor, T
         - Their tight boxes (Q, 4) float32 as (x0, y0, x1, y1) pixel edges, zeros for an empty one.
     """
     result: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.mask2former.binarise_masks(
-        masks.float(), *resizing.rows, *resizing.columns
+        _logits(masks), *resizing.rows, *resizing.columns
     )
     return result
 
@@ -121,15 +148,15 @@ def compete_masks(masks: Tensor, scores: Tensor, resizing: Resizing) -> tuple[Te
 
     Args:
         masks: (Q, h, w) logits, Q at least 1.
-        scores: (Q,) in 0..1.
+        scores: (Q,) in 0..1; masks whose score is not positive take no part.
         resizing: to the output.
 
     Returns:
-        - The winner of each pixel (height, width) int32.
+        - The winner of each pixel (height, width) int32; 0 where none wins, for all that take part are NaN there.
         - Whether its probability there is at least one half (height, width) bool.
         - Numbers of pixels (3, Q) int64: where a mask's own probability is at least one half, where it wins, and both.
     """
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.mask2former.compete_masks(
-        masks.float(), scores.float(), *resizing.rows, *resizing.columns
+        _logits(masks), scores.float(), *resizing.rows, *resizing.columns
     )
     return result

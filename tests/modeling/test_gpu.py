@@ -1,12 +1,15 @@
 """The whole model on a GPU: ``make test-gpu``. ``test_pretend_gpu.py`` has what needs none."""
 
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from detectron2.config import CfgNode
 
 from mask2former.modeling.optimize import optimize_for_inference
+from mask2former.ops.masks import has_native_masks
 from tests.modeling.sure_model import INFERENCE, build, make_batch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -60,6 +63,29 @@ def test_the_network_never_waits(tiny_cfg: CfgNode, optimised: bool) -> None:
         fast.run_network(images)  # position encodings may be made at the first image
         torch.cuda.set_sync_debug_mode("error")
         fast.run_network(images)
+
+
+@pytest.mark.usefixtures("_waiting_is_an_error")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_post_processing_waits_once(tiny_cfg: CfgNode, dtype: torch.dtype) -> None:
+    """And gives what PyTorch's operators give."""
+    model = build(tiny_cfg, {}).eval().to(GPU)
+    with torch.no_grad():
+        for prediction in model.predict_queries(make_batch()):
+            prediction = replace(prediction, mask_logits=prediction.mask_logits.to(dtype))
+            assert has_native_masks(prediction.mask_logits)
+            with warnings.catch_warnings(record=True) as waits:
+                warnings.simplefilter("always")
+                torch.cuda.set_sync_debug_mode("warn")
+                found = model.postprocess(prediction)
+                torch.cuda.set_sync_debug_mode("default")
+            assert sum("synchronizing" in str(wait.message) for wait in waits) == 1
+            on_cpu = {name: getattr(prediction, name).cpu() for name in ("class_logits", "mask_logits")}
+            expected = model.postprocess(replace(prediction, **on_cpu))
+            torch.testing.assert_close(found["sem_seg"].cpu(), expected["sem_seg"], atol=1e-4, rtol=0)
+            assert (found["panoptic_seg"][0].cpu() != expected["panoptic_seg"][0]).float().mean() < 0.01
+            scores = [x["instances"].scores.sort().values.cpu() for x in (found, expected)]
+            torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1)])

@@ -1,6 +1,7 @@
 """The whole model on another device than the CPU: the same results, and how often the CPU waits for them."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from torch import Tensor
 
+from mask2former.modeling import postprocessing
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import optimize_for_inference
 from mask2former.ops import _library, masks
@@ -84,11 +86,34 @@ def test_post_processing_waits_for_what_it_must_know(tiny_cfg: CfgNode) -> None:
         model(make_batch())
         images = len(make_batch())
         assert waits == {
-            "nonzero": 2 * images,  # how many queries compete, and how many pairs have a class that is allowed
+            "nonzero": images,  # which queries compete
             "bincount": images,
-            "copy to the CPU": images,  # the competitors' classes, scores and areas
-            "unique2": images,  # the queries of the pairs
+            "copy to the CPU": images,  # the classes, scores and areas of the queries, and the most probable pairs
         }
+
+
+@pytest.mark.skipif(not _library.load_library(), reason="the native library is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_post_processing_by_native_operators_waits_once(
+    tiny_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    model = build(tiny_cfg, {}).eval()
+    with torch.no_grad():
+        predictions = model.predict_queries(make_batch())
+        predictions = [replace(x, mask_logits=x.mask_logits.to(dtype)) for x in predictions]
+        expected = [model.postprocess(x) for x in predictions]
+        # Those of the CPU in place of CUDA's, which do not wait.
+        monkeypatch.setattr(postprocessing, "has_native_masks", lambda *_: True)
+        for prediction, wanted in zip(predictions, expected, strict=True):
+            with pretend_gpu() as waits:
+                tensors = {name: getattr(prediction, name).to(GPU) for name in ("class_logits", "mask_logits")}
+                waits.clear()
+                found = model.postprocess(replace(prediction, **tensors))
+                assert waits == {"copy to the CPU": 1}
+                assert torch.equal(found["sem_seg"].cpu(), wanted["sem_seg"])
+                assert torch.equal(found["panoptic_seg"][0].cpu(), wanted["panoptic_seg"][0])
+                assert found["panoptic_seg"][1] == wanted["panoptic_seg"][1]
+                same_instances(found["instances"], wanted["instances"])
 
 
 def same_instances(found: Instances, wanted: Instances) -> None:

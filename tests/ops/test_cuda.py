@@ -195,7 +195,9 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from deformable import make_fused_inputs, make_inputs, run
+from mask_cases import GEOMETRIES, flat, make_masks
 from mask2former.ops import fused_ms_deform_attn, ms_deform_attn
+from mask2former.ops.masks import make_resizing
 for deterministic in (False, True):
     torch.use_deterministic_algorithms(deterministic)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -203,6 +205,13 @@ for deterministic in (False, True):
             for function, make in ((ms_deform_attn, make_inputs), (fused_ms_deform_attn, make_fused_inputs)):
                 shapes, tensors = make(dtype, **sizes)
                 run(function, shapes, [x.cuda() for x in tensors])
+for sizes in GEOMETRIES:
+    axes = [x.cuda() for x in flat(make_resizing(*sizes))]
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        masks = make_masks(sizes[0]).to(dtype).cuda()
+        torch.ops.mask2former.resize_masks(masks, *axes, 0, sizes[-1][0], True)
+        torch.ops.mask2former.binarise_masks(masks, *axes)
+        torch.ops.mask2former.compete_masks(masks, torch.rand(len(masks)).cuda(), *axes)
 torch.cuda.synchronize()
 """
 

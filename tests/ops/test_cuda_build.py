@@ -18,9 +18,10 @@ import sys, torch
 for library in sys.argv[1:]:
     torch.ops.load_library(library)
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-for name in ("ms_deform_attn", "fused_ms_deform_attn"):
-    for operator in ("mask2former::" + name, "mask2former::" + name + "_backward"):
-        print(has_kernel(operator, "CPU"), has_kernel(operator, "CUDA"))
+attention = ("ms_deform_attn", "fused_ms_deform_attn")
+masks = ("resize_masks", "binarise_masks", "compete_masks")
+for name in (*attention, *(x + "_backward" for x in attention), *masks):
+    print(has_kernel("mask2former::" + name, "CPU"), has_kernel("mask2former::" + name, "CUDA"))
 """
 
 
@@ -69,13 +70,15 @@ def test_compiles_without_warnings_and_spills(monkeypatch: pytest.MonkeyPatch, t
     assert {architecture for _, architecture, _ in kernels} == {"sm_80", "sm_90"}
     assert sum("backward_kernel" in name for name, *_ in kernels) == 2 * 6  # dtypes, ways to add
     assert sum("forward_kernel" in name for name, *_ in kernels) == 2 * 3
+    for name in ("resize", "binarise", "compete"):
+        assert sum(f"{name}_kernel" in kernel for kernel, *_ in kernels) == 2 * 3 * 3  # dtypes, numbers of taps
     # Variables that do not fit into the registers would be in memory.
     assert [kernel for kernel in kernels if int(kernel[2])] == []
 
     cpu_library = build._HERE / build.library_name()
     if cpu_library.is_file():
         command = [sys.executable, "-c", LOAD, cpu_library, library]
-        assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == 4 * "True True\n"
+        assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == 7 * "True True\n"
 
 
 def test_says_what_is_missing(

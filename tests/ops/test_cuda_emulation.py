@@ -5,64 +5,24 @@ What this cannot show is what only a GPU has: its compiler's code, its memory, a
 
 import ctypes
 import math
-import os
-import shlex
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from deformable import SHAPES, Shapes, make_fused_inputs, make_inputs, relative_error, run
+from emulated import compile_emulation, guarded
 from torch import Tensor
 
-from mask2former.ops import _build, fused_ms_deform_attn, ms_deform_attn_reference
+from mask2former.ops import fused_ms_deform_attn, ms_deform_attn_reference
 
-HERE = Path(__file__).resolve().parent
-SOURCES = Path(_build.__file__).parent / "csrc"
 OPERATORS = {"ms_deform_attn": make_inputs, "fused_ms_deform_attn": make_fused_inputs}
 FAST = {"head_dim": 32, "points": 4, "queries": 3, "heads": 2}  # with three levels: the fast kernels
 
 names = pytest.mark.parametrize("name", OPERATORS)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-
-
-def compile_emulation(folder: Path, *flags: str) -> Path:
-    """The CUDA library for the CPU."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or shutil.which("clang++") or ""]
-    if not compiler[0]:
-        pytest.skip("no C++ compiler")
-    torch_folder = _build._find_torch()
-    sources = [
-        SOURCES / "cuda/kernels.cu",
-        SOURCES / "cuda/ms_deform_attn_cuda.cpp",
-        HERE / "cuda_emulation/emulation.cpp",
-    ]
-    flags = ("-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi", "-fno-strict-aliasing", *flags)
-    flags = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-DMASK2FORMER_EMULATION", _build._STABLE_ABI, *flags)
-    # First the headers that take CUDA's place.
-    include = [f"-I{x}" for x in (HERE / "cuda_emulation", SOURCES, torch_folder / "include")]
-    library = folder / "emulation.so"
-    command = [*compiler, "-shared", "-x", "c++", *map(str, sources), "-o", str(library), *flags, *include]
-    subprocess.run([*command, f"-L{torch_folder / 'lib'}", "-ltorch_cpu"], check=True)
-    return library
-
-
-@pytest.fixture(scope="session")
-def emulation(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The operators as ``torch.ops.mask2former_emulation``: four lanes, four atomic additions at once, as on Hopper."""
-    library = compile_emulation(tmp_path_factory.mktemp("emulation"), "-DMASK2FORMER_VECTOR_ATOMICS=1")
-    torch.ops.load_library(library)
-    return ctypes.CDLL(str(library))
-
-
-def guarded(tensor: Tensor) -> Tensor:
-    """The same numbers amid NaNs: what is read beyond the ends will show in the results."""
-    buffer = torch.full((tensor.numel() + 512,), math.nan, dtype=tensor.dtype)
-    buffer[256:-256] = tensor.flatten()
-    return buffer[256:-256].view(tensor.shape)
 
 
 def differentiate(
@@ -178,13 +138,6 @@ def test_a_wrong_location_shows_in_its_query_only(emulation: ctypes.CDLL, points
         finite = output.isfinite().unflatten(-1, (3, 32)).all(-1)
         assert finite.sum() >= finite.numel() - 1
         assert finite[1, 4, 2] == math.isinf(wrong)
-
-
-@pytest.fixture
-def backwards(emulation: ctypes.CDLL) -> Iterator[Callable[[], object]]:
-    """Runs the blocks in the other order from the first call on, until the test ends."""
-    yield lambda: emulation.emulation_backwards(1)
-    emulation.emulation_backwards(0)
 
 
 @names

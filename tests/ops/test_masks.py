@@ -5,13 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from mask_cases import (
+    GEOMETRIES,
+    Size,
+    check_binary_masks,
+    check_competition,
+    check_resized_masks,
+    flat,
+    make_masks,
+)
 from other_instructions import run_with_instructions
-from torch import Tensor
-from torch.nn import functional as F
 
 from mask2former.ops import _library
 from mask2former.ops.masks import (
-    Resizing,
     binarise_masks,
     compete_masks,
     has_native_masks,
@@ -23,85 +29,48 @@ pytestmark = pytest.mark.skipif(
     not _library.load_library(), reason="the native library is not built (python -m mask2former.ops.build)"
 )
 
-Size = tuple[int, int]
-GEOMETRIES = [  # mask, padded image, image, output
-    ((8, 10), (32, 40), (30, 33), (30, 33)),
-    ((8, 10), (32, 40), (30, 33), (61, 45)),  # on to a larger output
-    ((8, 10), (32, 40), (30, 33), (13, 7)),  # and to a smaller one, narrower than a vector
-    ((8, 10), (8, 10), (8, 10), (8, 10)),  # nothing to do
-    ((16, 70), (16, 70), (16, 70), (4, 20)),
-    ((33, 20), (7, 5), (6, 5), (40, 40)),  # down and up
-    ((1, 1), (4, 4), (3, 2), (5, 9)),
-    ((2, 50), (8, 200), (1, 199), (1, 1)),
-]
 geometries = pytest.mark.parametrize("sizes", GEOMETRIES)
-
-
-def _make_masks(size: Size, count: int = 7) -> Tensor:
-    """Smooth, some of them empty, none of them zero anywhere."""
-    coarse = 3 * torch.randn(count, 1, 3, 3, generator=torch.Generator().manual_seed(0))
-    masks = F.interpolate(coarse, size=size, mode="bicubic")[:, 0] - 0.5
-    masks[1] = -4.0
-    return masks
-
-
-def _resize(masks: Tensor, sizes: Sequence[Size]) -> Tensor:
-    """In float64."""
-    _, padded, (height, width), output = sizes
-    masks = F.interpolate(masks.double()[None], size=padded, mode="bilinear", align_corners=False)
-    return F.interpolate(masks[:, :, :height, :width], size=output, mode="bilinear", align_corners=False)[0]
 
 
 @geometries
 def test_resized_masks(sizes: Sequence[Size]) -> None:
-    masks, resizing = _make_masks(sizes[0]), make_resizing(*sizes)
-    expected = _resize(masks, sizes)
-    height = sizes[-1][0]
-    assert resizing.size == sizes[-1]
-    torch.testing.assert_close(resize_masks(masks, resizing, range(height)).double(), expected, rtol=0, atol=2e-5)
-    rows = range(height // 3, height // 3 + (height + 1) // 2)
-    actual = resize_masks(masks, resizing, rows, sigmoid=True).double()
-    torch.testing.assert_close(actual, expected[:, rows.start : rows.stop].sigmoid(), rtol=0, atol=1e-5)
+    check_resized_masks(resize_masks, make_masks(sizes[0]), sizes)
 
 
 @geometries
 def test_binary_masks(sizes: Sequence[Size]) -> None:
-    masks = _make_masks(sizes[0])
-    logits = _resize(masks, sizes)
-    assert logits.abs().min() > 1e-6, "rounding cannot decide"
-    wanted = logits > 0
-    binary, areas, probabilities, boxes = binarise_masks(masks, make_resizing(*sizes))
-    assert torch.equal(binary, wanted)
-    assert areas.tolist() == wanted.flatten(1).sum(1).tolist()
-    for index, mask in enumerate(wanted):
-        rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
-        if not len(rows):
-            assert probabilities[index] == 0
-            assert boxes[index].tolist() == [0, 0, 0, 0]
-            continue
-        assert probabilities[index] == pytest.approx(logits[index].sigmoid()[mask].mean().item(), rel=1e-5)
-        assert boxes[index].tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    check_binary_masks(binarise_masks, make_masks(sizes[0]), sizes)
 
 
 @geometries
 def test_competition(sizes: Sequence[Size]) -> None:
-    masks = _make_masks(sizes[0])
-    scores = torch.linspace(0.5, 0.9, len(masks))
-    logits = _resize(masks, sizes)
-    strengths = scores.double()[:, None, None] * logits.sigmoid()
-    best = strengths.topk(2, dim=0).values
-    assert (best[0] - best[1]).min() > 1e-7, "rounding cannot decide"
-    wanted, own = strengths.argmax(0), logits >= 0
-    winner, inside, areas = compete_masks(masks, scores, make_resizing(*sizes))
-    assert torch.equal(winner.long(), wanted)
-    assert torch.equal(inside, own.gather(0, wanted[None])[0])
-    wins = F.one_hot(wanted, len(masks)).permute(2, 0, 1).bool()
-    expected = torch.stack([own, wins, own & wins]).flatten(2).sum(2)
-    assert torch.equal(areas, expected)
+    check_competition(compete_masks, make_masks(sizes[0]), torch.linspace(0.5, 0.9, 7), sizes)
+
+
+@geometries
+def test_masks_without_a_score_take_no_part(sizes: Sequence[Size]) -> None:
+    scores = torch.tensor([0.0, 0.5, 0.7, -1.0, torch.nan, 0.6, 0.0])
+    check_competition(compete_masks, make_masks(sizes[0]), scores, sizes)
+    masks, resizing = make_masks(sizes[0])[[0, 2, 5]], make_resizing(*sizes)
+    winner, inside, areas = compete_masks(masks, torch.zeros(3), resizing)
+    assert not winner.any()
+    assert not inside.any()
+    assert areas.tolist() == [[0, 0, 0], [winner.numel(), 0, 0], [0, 0, 0]]
+
+
+def test_what_is_not_a_number_wins_nothing() -> None:
+    masks = make_masks((8, 10))
+    masks[2, 3, 4], masks[:, 5, 6] = torch.nan, torch.nan
+    resizing = make_resizing(*[(8, 10)] * 4)
+    winner, inside, areas = compete_masks(masks, torch.linspace(0.5, 0.9, 7), resizing)
+    assert winner[3, 4] != 2
+    assert (winner[5, 6], inside[5, 6]) == (0, False)
+    assert areas[1].sum() == 80
+    assert not binarise_masks(masks, resizing)[0][:, 5, 6].any()
 
 
 def test_the_first_of_equals_wins() -> None:
-    masks = _make_masks((8, 10))[[0, 0, 0]]
+    masks = make_masks((8, 10))[[0, 0, 0]]
     winner, _, areas = compete_masks(masks, torch.full((3,), 0.7), make_resizing((8, 10), (32, 40), (32, 40), (32, 40)))
     assert not winner.any()
     assert areas[1].tolist() == [32 * 40, 0, 0]
@@ -120,7 +89,7 @@ def test_huge_logits(huge: float) -> None:
 
 def test_threads_make_no_difference() -> None:
     sizes = ((50, 60), (200, 240), (200, 240), (200, 240))
-    masks, scores, resizing = _make_masks(sizes[0], count=30), torch.rand(30), make_resizing(*sizes)
+    masks, scores, resizing = make_masks(sizes[0], count=30), torch.rand(30), make_resizing(*sizes)
     threads = torch.get_num_threads()
     try:
         results = []
@@ -135,7 +104,7 @@ def test_threads_make_no_difference() -> None:
 
 def test_half_precision_and_strides() -> None:
     sizes = GEOMETRIES[0]
-    masks, resizing = _make_masks(sizes[0]), make_resizing(*sizes)
+    masks, resizing = make_masks(sizes[0]), make_resizing(*sizes)
     half = masks.bfloat16().transpose(1, 2).contiguous().transpose(1, 2)
     assert not half.is_contiguous()
     assert torch.equal(binarise_masks(half, resizing)[0], binarise_masks(masks.bfloat16().float(), resizing)[0])
@@ -150,23 +119,19 @@ def test_what_native_operators_are_for() -> None:
     assert not has_native_masks(masks.to("meta"))
 
 
-def _arguments(resizing: Resizing) -> tuple[Tensor, ...]:
-    return (*resizing.rows, *resizing.columns)
-
-
 def test_opcheck() -> None:
     sizes = GEOMETRIES[0]
-    masks, axes = _make_masks(sizes[0]), _arguments(make_resizing(*sizes))
+    masks, axes = make_masks(sizes[0]), flat(make_resizing(*sizes))
     operators = torch.ops.mask2former
     torch.library.opcheck(operators.resize_masks.default, (masks, *axes, 2, 9, True))
     torch.library.opcheck(operators.binarise_masks.default, (masks, *axes))
     torch.library.opcheck(operators.compete_masks.default, (masks, torch.rand(len(masks)), *axes))
 
 
-def test_wrong_arguments() -> None:
+def test_wrongflat() -> None:
     sizes = GEOMETRIES[0]
-    masks, resizing = _make_masks(sizes[0]), make_resizing(*sizes)
-    first_row, row_weights, first_column, column_weights = _arguments(resizing)
+    masks, resizing = make_masks(sizes[0]), make_resizing(*sizes)
+    first_row, row_weights, first_column, column_weights = flat(resizing)
     operators = torch.ops.mask2former
     with pytest.raises(RuntimeError, match="must not decrease, nor leave the mask"):
         binarise_masks(masks[:, :-1], resizing)
@@ -196,9 +161,9 @@ for masks, scores, axes, rows in calls:
 def test_other_instruction_sets(capability: str, tmp_path: Path) -> None:
     calls, expected = [], []
     for sizes in GEOMETRIES:
-        masks, resizing = _make_masks(sizes[0]), make_resizing(*sizes)
+        masks, resizing = make_masks(sizes[0]), make_resizing(*sizes)
         scores = torch.linspace(0.5, 0.9, len(masks))
-        calls.append((masks, scores, _arguments(resizing), sizes[-1][0]))
+        calls.append((masks, scores, flat(resizing), sizes[-1][0]))
         expected.append(resize_masks(masks, resizing, range(sizes[-1][0]), sigmoid=True))
         expected += [*binarise_masks(masks, resizing), *compete_masks(masks, scores, resizing)]
     actual_results = run_with_instructions(capability, OTHER_INSTRUCTIONS, calls, tmp_path)

@@ -200,6 +200,8 @@ void compete(const Masks& masks, const float* scores, int64_t begin, int64_t end
   for (int64_t i = 0; i < pixels; ++i) scratch.best[i] = -1.0f;
   __builtin_memset(winner, 0, pixels * sizeof(int32_t));
   for (int64_t mask = 0; mask < masks.count; ++mask) {
+    if (!(scores[mask] > 0.0f))
+      continue;
     const WideRows rows(masks, mask, {0, width}, scratch);
     for (int64_t row = 0; row < end - begin; ++row) {
       rows.add_up(begin + row, scratch.row);

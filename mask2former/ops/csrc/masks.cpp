@@ -1,6 +1,7 @@
 // The operators on masks of mask2former on CPU: checks and threads.
 #include "masks.h"
 #include "cpu.h"
+#include "schemas.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -167,17 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> compete_masks(Tensor logits, Tensor scores, T
 }  // namespace
 }  // namespace mask2former
 
-STABLE_TORCH_LIBRARY_FRAGMENT(mask2former, library) {
-  library.def(
-      "resize_masks(Tensor logits, Tensor first_row, Tensor row_weights, Tensor first_column, Tensor column_weights, "
-      "int begin, int end, bool sigmoid) -> Tensor");
-  library.def(
-      "binarise_masks(Tensor logits, Tensor first_row, Tensor row_weights, Tensor first_column, Tensor column_weights) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
-  library.def(
-      "compete_masks(Tensor logits, Tensor scores, Tensor first_row, Tensor row_weights, Tensor first_column, Tensor "
-      "column_weights) -> (Tensor, Tensor, Tensor)");
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(mask2former, library) { mask2former::define_mask_operators(library); }
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CPU, library) {
   library.impl("resize_masks", TORCH_BOX(&mask2former::resize_masks));

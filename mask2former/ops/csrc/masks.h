@@ -43,8 +43,9 @@ struct MaskKernels {
   // Writes a binary mask, 1 where its logit is positive, and measures it.
   void (*binarise)(const Masks&, int64_t mask, const MaskScratch&, uint8_t* to, Measures&);
   // For rows begin..end: which mask has the highest probability times score at a pixel, the first of equals, and whether
-  // its probability there is at least one half. Adds to areas (3, Q): pixels where a mask's own probability is so high,
-  // that it wins, and both.
+  // its probability there is at least one half. Masks whose score is not positive take no part; a pixel that none wins,
+  // for logits can be NaN, goes to the first mask of all, outside of it. Adds to areas (3, Q): pixels where a mask's own
+  // probability is so high, that it wins, and both.
   void (*compete)(const Masks&, const float* scores, int64_t begin, int64_t end, const MaskScratch&, int32_t* winner,
                   bool* inside, int64_t* areas);
 };

@@ -22,4 +22,18 @@ void define_operators(Library& library) {
       "(Tensor, Tensor, Tensor)");
 }
 
+// Of masks: logits (Q, h, w), and for rows and columns an int32 (length,) and a float32 (taps, length), see masks.h.
+template <typename Library>
+void define_mask_operators(Library& library) {
+  library.def(
+      "resize_masks(Tensor logits, Tensor first_row, Tensor row_weights, Tensor first_column, Tensor column_weights, "
+      "int begin, int end, bool sigmoid) -> Tensor");
+  library.def(
+      "binarise_masks(Tensor logits, Tensor first_row, Tensor row_weights, Tensor first_column, Tensor column_weights) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "compete_masks(Tensor logits, Tensor scores, Tensor first_row, Tensor row_weights, Tensor first_column, Tensor "
+      "column_weights) -> (Tensor, Tensor, Tensor)");
+}
+
 }  // namespace mask2former

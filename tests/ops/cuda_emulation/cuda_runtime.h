@@ -92,6 +92,18 @@ T __shfl_xor_sync(unsigned mask, T value, int distance, int width = 32) {
   return emulation::exchange('^', distance, width, mask, value, threadIdx.x % 32 ^ distance);
 }
 
+// A bit for each thread of the warp.
+inline unsigned __ballot_sync(unsigned mask, bool vote) {
+  unsigned votes = unsigned{vote} << threadIdx.x % 32;
+  for (int distance = 16; distance > 0; distance /= 2) {
+    votes |= emulation::exchange('v', distance, 32, mask, votes, threadIdx.x % 32 ^ distance);
+  }
+  return votes;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(unsigned bits) { return bits == 0 ? 32 : __builtin_clz(bits); }
+inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
+
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, unsigned distance) {
   const unsigned lane = threadIdx.x % 32;
@@ -116,6 +128,8 @@ inline unsigned __float_as_uint(float value) {
   std::memcpy(&result, &value, sizeof(result));
   return result;
 }
+
+inline float __fdividef(float a, float b) { return a / b; }
 
 inline void atomicAdd(float* address, float summand) { *address += summand; }
 inline void atomicAdd(unsigned long long* address, unsigned long long summand) { *address += summand; }

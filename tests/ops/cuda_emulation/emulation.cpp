@@ -7,7 +7,10 @@
 
 #include "schemas.h"
 
-STABLE_TORCH_LIBRARY(mask2former_emulation, library) { mask2former::define_operators(library); }
+STABLE_TORCH_LIBRARY(mask2former_emulation, library) {
+  mask2former::define_operators(library);
+  mask2former::define_mask_operators(library);
+}
 
 dim3 threadIdx, blockIdx, gridDim;
 

@@ -5,25 +5,13 @@
 
 #include "backward.cuh"
 #include "forward.cuh"
+#include "launch.cuh"
 #include "problem.h"
 #include "value_gradient.cuh"
 
 namespace mask2former {
 namespace cuda {
 namespace {
-
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch(dim3 blocks, cudaStream_t stream, void (*kernel)(Parameters...), const Arguments&... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = blocks;
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
-}
-
-const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
-
-dim3 blocks_for(int64_t threads) { return dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)); }
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 

@@ -1,8 +1,6 @@
 // The operators of ../ms_deform_attn.cpp on CUDA: checks, memory, the current stream.
 //
 // Only libtorch's stable ABI is used here too. The schemas are in the CPU's library, which is loaded first.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -13,16 +11,8 @@
 #include <tuple>
 #include <vector>
 
+#include "binding.h"
 #include "problem.h"
-
-// A test compiles this library for the CPU, as operators of another name.
-#ifdef MASK2FORMER_EMULATION
-#define MASK2FORMER_LIBRARY mask2former_emulation
-#define MASK2FORMER_DEVICE_KEY CPU
-#else
-#define MASK2FORMER_LIBRARY mask2former
-#define MASK2FORMER_DEVICE_KEY CUDA
-#endif
 
 namespace mask2former {
 namespace cuda {
@@ -32,26 +22,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Shapes = std::vector<int64_t>;  // height, width of each level
 
-bool is_on_device(const Tensor& tensor, const Tensor& other) {
-#ifdef MASK2FORMER_EMULATION
-  return tensor.is_cpu() && other.is_cpu();
-#else
-  return tensor.is_cuda() && other.is_cuda() && tensor.get_device_index() == other.get_device_index();
-#endif
-}
-
-Type type_of(const Tensor& value) {
-  switch (value.scalar_type()) {
-    case ScalarType::Float:
-      return Type::kFloat;
-    case ScalarType::Half:
-      return Type::kHalf;
-    case ScalarType::BFloat16:
-      return Type::kBFloat16;
-    default:
-      STD_TORCH_CHECK(false, "ms_deform_attn: value must be float32, float16 or bfloat16 on CUDA");
-  }
-}
+constexpr char kName[] = "ms_deform_attn";  // in messages
 
 void check_tensors(const Tensor& value, const Tensor& offsets, const Tensor& attention) {
   STD_TORCH_CHECK(is_on_device(value, offsets) && is_on_device(value, attention),
@@ -126,7 +97,7 @@ struct Inputs {
         offsets(torch::stable::contiguous(offsets_)),
         attention(torch::stable::contiguous(attention_)),
         reference(reference_ ? torch::stable::contiguous(*reference_) : offsets),
-        type(type_of(value)) {
+        type(type_of(value, kName)) {
     check_tensors(value, offsets, attention);
     problem.num_images = static_cast<int32_t>(value.size(0));
     problem.num_pixels = static_cast<int32_t>(value.size(1));
@@ -153,22 +124,6 @@ struct Inputs {
   bool is_empty() const { return attention.numel() == 0 || value.numel() == 0; }
 };
 
-// Calls run(stream) for the value's device and its current stream.
-template <typename Run>
-void enqueue(const Tensor& value, const Run& run) {
-#ifdef MASK2FORMER_EMULATION
-  const char* error = run(nullptr);
-  (void)value;
-#else
-  const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
-  void* stream = nullptr;
-  const AOTITorchError failure = aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream);
-  STD_TORCH_CHECK(failure == AOTI_TORCH_SUCCESS, "ms_deform_attn: there is no current CUDA stream");
-  const char* error = run(stream);
-#endif
-  STD_TORCH_CHECK(error == nullptr, "ms_deform_attn: CUDA says: ", error == nullptr ? "" : error);
-}
-
 Tensor zeros(const Tensor& like, std::optional<ScalarType> type = std::nullopt) {
   const auto sizes = like.sizes();
   return torch::stable::new_zeros(like, sizes, type);
@@ -182,7 +137,7 @@ Tensor run_forward(Inputs inputs) {
     return torch::stable::new_zeros(inputs.value, {shape, 3});
   Tensor output = torch::stable::new_empty(inputs.value, {shape, 3});
   problem.output = output.mutable_data_ptr();
-  enqueue(inputs.value, [&](void* stream) { return cuda::run_forward(problem, inputs.type, stream); });
+  enqueue(kName, inputs.value, [&](void* stream) { return cuda::run_forward(problem, inputs.type, stream); });
   return output;
 }
 
@@ -194,7 +149,7 @@ Tensor run_kernels(Inputs& inputs, bool deterministic) {
   if (!deterministic) {
     const Tensor sums = zeros(inputs.value, ScalarType::Float);
     problem.grad_value = static_cast<float*>(sums.mutable_data_ptr());
-    enqueue(inputs.value, run);
+    enqueue(kName, inputs.value, run);
     return type == ScalarType::Float ? sums : torch::stable::to(sums, type);
   }
   const Tensor sums = zeros(inputs.value, ScalarType::Long);
@@ -204,7 +159,7 @@ Tensor run_kernels(Inputs& inputs, bool deterministic) {
   problem.fixed_grad_value = static_cast<int64_t*>(sums.mutable_data_ptr());
   problem.magnitudes = static_cast<uint32_t*>(magnitudes.mutable_data_ptr());
   problem.rounded_grad_value = result.mutable_data_ptr();
-  enqueue(inputs.value, run);
+  enqueue(kName, inputs.value, run);
   return result;
 }
 

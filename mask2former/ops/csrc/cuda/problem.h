@@ -5,13 +5,12 @@
 // interpolated from four "corners".
 #pragma once
 
-#include <cstdint>
+#include "call.h"
 
 namespace mask2former {
 namespace cuda {
 
 constexpr int kMaxLevels = 64;
-constexpr int kThreads = 256;  // of a block
 
 // Lanes that locate the samples of a (query, head) where its sizes suit the fast kernels, and where they do not.
 #ifndef MASK2FORMER_LANES
@@ -66,8 +65,6 @@ struct Problem {
   uint32_t* magnitudes;       // the bits of max |grad_output| and max |weights|; whether a summand was not finite
   void* rounded_grad_value;   // (N, S, M, D) Scalar, the result
 };
-
-enum class Type { kFloat, kHalf, kBFloat16 };
 
 // Enqueue the kernels on a cudaStream_t. Return null, or what went wrong.
 const char* run_forward(const Problem& problem, Type type, void* stream);

@@ -1,0 +1,145 @@
+"""The CUDA operators on masks on a GPU: ``make test-gpu``."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from mask_cases import (
+    GEOMETRIES,
+    Size,
+    check_binary_masks,
+    check_competition,
+    check_resized_masks,
+    flat,
+    make_masks,
+)
+from torch import Tensor
+
+from mask2former.ops import _library
+from mask2former.ops.masks import (
+    Resizing,
+    binarise_masks,
+    compete_masks,
+    has_native_masks,
+    make_resizing,
+    resize_masks,
+)
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+REAL = ((160, 160), (640, 640), (640, 640), (640, 640))
+geometries = pytest.mark.parametrize("sizes", [*GEOMETRIES, ((50, 68), (200, 272), (200, 267), (480, 641))])
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _built() -> None:
+    """On a machine with a GPU, tests that skip because nothing is built would show nothing."""
+    assert _library.load_library(), "python -m mask2former.ops.build"
+    assert _library.load_cuda_library(0), "python -m mask2former.ops.build"
+
+
+@pytest.fixture
+def _waiting_is_an_error() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def on_gpu(resizing: Resizing) -> Resizing:
+    rows, columns = (type(axis)(*(x.cuda() for x in axis)) for axis in resizing)
+    return Resizing(rows, columns)
+
+
+def resize(masks: Tensor, resizing: Resizing, rows: range, *, sigmoid: bool) -> Tensor:
+    return resize_masks(masks.cuda(), on_gpu(resizing), rows, sigmoid=sigmoid)
+
+
+def binarise(masks: Tensor, resizing: Resizing) -> tuple[Tensor, ...]:
+    return binarise_masks(masks.cuda(), on_gpu(resizing))
+
+
+def compete(masks: Tensor, scores: Tensor, resizing: Resizing) -> tuple[Tensor, ...]:
+    return compete_masks(masks.cuda(), scores.cuda(), on_gpu(resizing))
+
+
+@geometries
+@dtypes
+def test_resized_masks(sizes: Sequence[Size], dtype: torch.dtype) -> None:
+    check_resized_masks(resize, make_masks(sizes[0]).to(dtype), sizes)
+
+
+@geometries
+@dtypes
+def test_binary_masks(sizes: Sequence[Size], dtype: torch.dtype) -> None:
+    check_binary_masks(binarise, make_masks(sizes[0]).to(dtype), sizes)
+
+
+@geometries
+@dtypes
+def test_competition(sizes: Sequence[Size], dtype: torch.dtype) -> None:
+    masks = make_masks(sizes[0]).to(dtype)
+    check_competition(compete, masks, torch.linspace(0.5, 0.9, 7), sizes)
+    check_competition(compete, masks, torch.tensor([0.0, 0.5, 0.7, -1.0, torch.nan, 0.6, 0.0]), sizes)
+
+
+@pytest.mark.parametrize("wrong", [1e4, torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("sizes", [GEOMETRIES[1], GEOMETRIES[6], [(8, 10)] * 4])
+def test_extreme_logits_are_as_on_the_cpu(sizes: Sequence[Size], wrong: float) -> None:
+    masks, resizing = make_masks(sizes[0]), make_resizing(*sizes)
+    masks[0, 2:4, 3:5] = masks[2, 1, 1] = masks[:, 5, 6] = wrong
+    scores = torch.linspace(0.5, 0.9, len(masks))
+    pairs = [
+        (binarise(masks, resizing), binarise_masks(masks, resizing)),
+        (compete(masks, scores, resizing), compete_masks(masks, scores, resizing)),
+    ]
+    for found, wanted in pairs:
+        for result, exact in zip(found, wanted, strict=True):
+            torch.testing.assert_close(result.cpu(), exact, rtol=1e-5, atol=0, equal_nan=True)
+
+
+def test_several_runs_are_equal() -> None:
+    masks, scores, resizing = make_masks(REAL[0], count=100), torch.rand(100), make_resizing(*REAL)
+    first = [*binarise(masks, resizing), *compete(masks, scores, resizing)]
+    for _ in range(5):
+        again = [*binarise(masks, resizing), *compete(masks, scores, resizing)]
+        assert all(map(torch.equal, again, first))
+
+
+@pytest.mark.usefixtures("_waiting_is_an_error")
+def test_nothing_waits_for_the_gpu() -> None:
+    device = torch.device("cuda:0")
+    masks, scores = make_masks(REAL[0]).to(device), torch.rand(7, device=device)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    resizing = make_resizing(*REAL[:3], (500, 333), device)  # a size that no other test keeps
+    assert has_native_masks(masks, scores)
+    resize_masks(masks, resizing, range(8), sigmoid=True)
+    binarise_masks(masks, resizing)
+    compete_masks(masks, scores, resizing)
+
+
+def test_what_is_kept_serves_outside_of_inference_mode() -> None:
+    device = torch.device("cuda:0")
+    with torch.inference_mode():
+        resizing = make_resizing((8, 10), (16, 20), (16, 20), (16, 20), device)
+    assert not any(x.is_inference() for x in flat(resizing))
+    assert make_resizing((8, 10), (16, 20), (16, 20), (16, 20), device).rows is resizing.rows
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert make_resizing((8, 10), (16, 20), (16, 20), (16, 20), device).rows is not resizing.rows
+
+
+def test_devices_do_not_mix() -> None:
+    masks, resizing = make_masks((8, 10)).cuda(), make_resizing(*GEOMETRIES[0])
+    with pytest.raises(RuntimeError, match="on the masks' device"):
+        binarise_masks(masks, resizing)
+    with pytest.raises(RuntimeError, match="scores of at least one mask on its device"):
+        compete_masks(masks, torch.rand(7), on_gpu(resizing))
+
+
+@dtypes
+def test_opcheck(dtype: torch.dtype) -> None:
+    masks, axes = make_masks((8, 10)).cuda().to(dtype), flat(on_gpu(make_resizing(*GEOMETRIES[0])))
+    operators = torch.ops.mask2former
+    torch.library.opcheck(operators.resize_masks.default, (masks, *axes, 2, 9, True))
+    torch.library.opcheck(operators.binarise_masks.default, (masks, *axes))
+    torch.library.opcheck(operators.compete_masks.default, (masks, torch.rand(len(masks)).cuda(), *axes))
