@@ -117,7 +117,8 @@ class SetCriterion(nn.Module):
         """Compute the unweighted terms.
 
         Args:
-            outputs: a decoder's ``pred_logits``, ``pred_masks`` and, for deep supervision, ``aux_outputs``.
+            outputs: a decoder's ``pred_logits``, ``pred_masks`` and, for deep supervision, ``aux_outputs``, which have
+                as many queries.
             targets: for each image ``labels`` (T,) int64, ``masks`` (T, H, W) bool over the area of ``pred_masks``, and
                 optionally ``ignore_mask`` (H, W) bool and ``name`` as in :class:`HungarianMatcher`. T may be 0, or more
                 than there are queries; then the worst matching targets have no query.
@@ -174,8 +175,8 @@ class SetCriterion(nn.Module):
             targets: of each image.
             matches: of each layer and image.
             groups: layers that are compared at once.
-            drawn: for each group random candidates (L, R, C, 2) and other points (L, R, U, 2) of importance sampling, for
-                as many masks as can be matched.
+            drawn: for each group random candidates (L, R, C, 2) and other points (L, R, U, 2) of importance sampling,
+                for as many masks as can be matched.
         """
         queries = [[queries for queries, _ in of_layer] for of_layer in matches]
         sums = [
@@ -196,26 +197,27 @@ class SetCriterion(nn.Module):
             return zeros, zeros
 
         logits, wanted, valid = self.compare(masks, targets, matches, drawn)  # (R, P) each
-        losses = self.mask_loss(logits, wanted, valid), dice_loss(logits, wanted, valid)
-        counts = [sum(len(queries) for queries, _ in of_layer) for of_layer in matches]
-        return tuple(torch.stack([x.sum() for x in loss.split(counts)]) for loss in losses)
+        counts = _count_pairs(matches)
+        return (
+            _sum_rows(self.mask_loss(logits, wanted, valid), counts),
+            _sum_rows(dice_loss(logits, wanted, valid), counts),
+        )
 
     def _draw_points(
         self, groups: Sequence[slice], num_queries: int, targets: Sequence[Mapping[str, Any]], device: torch.device
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Random points for matching, (L, N, P, 2), and those that :meth:`loss_masks` takes."""
-        sizes = importance_sampling_sizes(self.num_points, self.oversample_ratio, self.importance_sample_ratio)
-        if self.compare_on == "masks":
-            sizes = (0, 0)
+        num_points = self.num_points if self.compare_on == "points" else 0
+        sizes = importance_sampling_sizes(num_points, self.oversample_ratio, self.importance_sample_ratio)
         rows = sum(min(num_queries, len(target["labels"])) for target in targets)
         points = self.matcher.empty_points(groups[-1].stop, len(targets), device)
         drawn = []
         for group in groups:
             candidates, uniform = (torch.empty(len(points[group]), rows, size, 2, device=device) for size in sizes)
             drawn.append((candidates, uniform))
-            # In the order and by the numbers in which the official release draws, so that a seed gives the same points.
-            for of_layer in zip(points[group], candidates, uniform, strict=True):
-                for part in (*of_layer[0], *of_layer[1:]):
+            # One after the other as the official release draws them, so that a seed gives the same points.
+            for of_images, *of_masks in zip(points[group], candidates, uniform, strict=True):
+                for part in (*of_images, *of_masks):
                     part.uniform_()
         return points, drawn
 
@@ -223,8 +225,7 @@ class SetCriterion(nn.Module):
         self, masks: Tensor, targets: Sequence[Mapping[str, Any]], matches: Sequence[Matches], drawn: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         masks = masks.float()
-        counts = [sum(len(queries) for queries, _ in of_layer) for of_layer in matches]
-        candidates, uniform = (_first_rows(points, counts) for points in drawn)
+        candidates, uniform = (_first_rows(points, _count_pairs(matches)) for points in drawn)
         points = uncertain_points(masks, candidates, uniform, self.num_points)
         return sample_logits(masks[:, None], points)[:, 0], *_sample_targets(targets, matches, points)
 
@@ -255,11 +256,23 @@ def _by_image(matches: Sequence[Matches]) -> list[Matches]:
     return list(zip(*matches, strict=True))
 
 
+def _count_pairs(matches: Sequence[Matches]) -> list[int]:
+    """Of each layer; the same number in all but where costs are NaN."""
+    return [sum(len(queries) for queries, _ in of_layer) for of_layer in matches]
+
+
 def _first_rows(points: Tensor, counts: Sequence[int]) -> Tensor:
-    """The first rows of each layer (L, R, P, 2), all in one (sum(counts), P, 2)."""
-    if all(count == points.shape[1] for count in counts):  # but where costs are NaN
+    """That many rows of each layer (L, R, P, 2), in one: (sum(counts), P, 2)."""
+    if all(count == points.shape[1] for count in counts):
         return points.flatten(0, 1)
     return torch.cat([of_layer[:count] for of_layer, count in zip(points, counts, strict=True)])
+
+
+def _sum_rows(losses: Tensor, counts: Sequence[int]) -> Tensor:
+    """Sums (L,) of losses of that many rows of each layer, (sum(counts),)."""
+    if len(set(counts)) == 1:
+        return losses.view(len(counts), -1).sum(1)
+    return torch.stack([of_layer.sum() for of_layer in losses.split(counts)])
 
 
 def _sample_targets(
@@ -267,7 +280,7 @@ def _sample_targets(
 ) -> tuple[Tensor, Tensor | None]:
     """Matched target masks (R, P) at points (R, P, 2), and which points count."""
     lengths = [[len(matched) for _, matched in of_layer] for of_layer in matches]
-    pieces = points.split(sum(lengths, []))
+    pieces = points.split([length for of_layer in lengths for length in of_layer])
     wanted, valid = [], []
     for image, (target, pairs) in enumerate(zip(targets, _by_image(matches), strict=True)):
         of_image = torch.cat(pieces[image :: len(targets)])  # of all layers

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 __all__ = ["loss_pixels", "matching_pixels"]
 
 
-def matching_pixels(logits: Sequence[Tensor], target: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+def matching_pixels(
+    logits: Tensor | Sequence[Tensor], target: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """All predictions and all targets of an image, at the resolution of the predictions, which is the smaller one.
 
     Args:
@@ -21,7 +23,8 @@ def matching_pixels(logits: Sequence[Tensor], target: Mapping[str, Any]) -> tupl
         target: ``masks`` (T, H', W') bool, and optionally ``ignore_mask`` (H', W') bool.
 
     Returns:
-        Logits (L, Q, H * W) and targets (T, H * W), float32, and which pixels count, (1, H * W) 0 or 1, or None for all.
+        Logits (L, Q, H * W) and targets (T, H * W), float32, and which pixels count, (1, H * W) 0 or 1, or None for
+        all.
     """
     size = logits[0].shape[-2:]
     wanted = _shrink(target["masks"], size)

@@ -140,7 +140,7 @@ class HungarianMatcher(nn.Module):
         return list(zip(*by_image, strict=True))
 
     def _costs_of_image(
-        self, logits: Tensor, masks: Sequence[Tensor], target: Mapping[str, Any], points: Tensor
+        self, logits: Tensor, masks: Tensor | Sequence[Tensor], target: Mapping[str, Any], points: Tensor
     ) -> Tensor:
         """(L, Q, T) float32 of classes (L, Q, K + 1) and masks (L, Q, H, W) at points (L, P, 2)."""
         # Minus the probability, where the loss has minus its logarithm: bounded, like the mask costs.
@@ -154,7 +154,7 @@ class HungarianMatcher(nn.Module):
 
 
 def _sample_points(
-    masks: Sequence[Tensor], target: Mapping[str, Any], points: Tensor
+    masks: Tensor | Sequence[Tensor], target: Mapping[str, Any], points: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Predictions (L, Q, P) and targets (L, T, P) at the same points (L, P, 2), and which count, (L, 1, P)."""
     rows = torch.arange(len(target["labels"]), device=points.device)

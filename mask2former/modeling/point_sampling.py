@@ -3,10 +3,9 @@
 Points are (x, y) in 0..1; 0 and 1 are the outer edges of the mask, whatever its resolution.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +19,7 @@ def sample_logits(logits: Tensor | Sequence[Tensor], points: Tensor) -> Tensor:
     """Bilinear samples, differentiable.
 
     Args:
-        logits: (L, Q, H, W) mask logits.
+        logits: (L, Q, H, W) mask logits, or L tensors.
         points: (L, P, 2), the same for all Q masks.
 
     Returns:
@@ -32,7 +31,8 @@ def sample_logits(logits: Tensor | Sequence[Tensor], points: Tensor) -> Tensor:
         # Bilinear samples and products with embeddings are both linear, so they can be swapped.
         pixels = _sample_pixels(logits.features.float(), points)  # (L, P, C)
         return (logits.embeddings @ pixels.to(logits.dtype).mT).float()
-    return point_sample(logits.float(), points, align_corners=False)
+    grid = (2 * points).sub_(1)[:, None]  # (L, 1, P, 2); in place, for there may be ten million points
+    return F.grid_sample(logits.float(), grid, align_corners=False)[:, :, 0]
 
 
 def _sample_pixels(features: Tensor, points: Tensor) -> Tensor:
@@ -69,26 +69,28 @@ def sample_binary_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
     height, width = masks.shape[-2:]
     x, y = points[..., 0] * width + 0.5, points[..., 1] * height + 0.5  # from the centre of the first padded pixel
     left, top = x.floor(), y.floor()
-    index = top.long() * (width + 2) + left.long()  # floats are too coarse for large masks
-    look_up = _pixels_of_segments(masks, rows) if isinstance(masks, SegmentMasks) else _pixels_of_masks(masks, rows)
+    pixels, first, ids = _pixels_of_segments(masks, rows) if isinstance(masks, SegmentMasks) else _pixels(masks, rows)
+    index = first + top.long() * (width + 2) + left.long()  # floats are too coarse for large masks
+
+    def look_up(index: Tensor) -> Tensor:
+        values = _take(pixels, index)
+        return (values if ids is None else values == ids).float()
 
     def sample_row(index: Tensor) -> Tensor:
-        return torch.lerp(look_up(index).float(), look_up(index + 1).float(), x - left)
+        return torch.lerp(look_up(index), look_up(index + 1), x - left)
 
     return torch.lerp(sample_row(index), sample_row(index + width + 2), y - top)
 
 
-# Around the masks there is a pixel that is outside, so that all four neighbours of a point are there. These take the
-# numbers of pixels in the padded masks, (..., R, P) or (..., 1, P), to their values (..., R, P).
-def _pixels_of_masks(masks: Tensor, rows: Tensor) -> Callable[[Tensor], Tensor]:
+# Around the masks there is a pixel that is outside, so that all four neighbours of a point are there. These give such
+# masks, the number of the first pixel of each row's mask, and which pixels are in it, None for those that are True.
+def _pixels(masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | int, Tensor | None]:
     padded = F.pad(masks, (1, 1, 1, 1))  # (T, H + 2, W + 2)
-    first = rows[:, None] * padded.shape[1:].numel()
-    return lambda index: _take(padded, first + index)
+    return padded, rows[:, None] * padded.shape[1:].numel(), None
 
 
-def _pixels_of_segments(masks: SegmentMasks, rows: Tensor) -> Callable[[Tensor], Tensor]:
-    padded, ids = F.pad(masks.id_map, (1, 1, 1, 1)), masks.ids[rows, None]
-    return lambda index: _take(padded, index) == ids
+def _pixels_of_segments(masks: SegmentMasks, rows: Tensor) -> tuple[Tensor, Tensor | int, Tensor | None]:
+    return F.pad(masks.id_map, (1, 1, 1, 1)), 0, masks.ids[rows, None]
 
 
 def _take(pixels: Tensor, index: Tensor) -> Tensor:

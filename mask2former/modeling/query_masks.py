@@ -87,10 +87,10 @@ def group_layers(count: int, compare_on: str, device: torch.device) -> list[slic
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def masks_by_image(predictions: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+def masks_by_image(predictions: Sequence[Tensor]) -> list[Tensor | Sequence[Tensor]]:
     """For each image its masks of all layers, (L, Q, H, W), from those of each layer, (N, Q, H, W).
 
-    They are :class:`QueryMasks` where the layers have the per-pixel embedding in common.
+    They are :class:`QueryMasks` where the layers have the per-pixel embedding in common, and else L tensors.
     """
     joined = _join(predictions)
     if joined is None:
@@ -114,18 +114,20 @@ def select_masks(
         For each group (R, H, W), layer after layer, and in it image after image.
     """
     joined = _join(predictions)
-    if joined is None:
-        pieces = [
-            [mask.index_select(0, rows - layer * len(mask)) for mask, rows in zip(*of_layer, strict=True)]
-            for layer, of_layer in enumerate(zip(predictions, queries, strict=True))
-        ]
-    else:
-        pieces = _compute_some(joined, queries)
+    pieces = _look_up(predictions, queries) if joined is None else _compute(joined, queries)
     return [torch.cat([mask for of_layer in pieces[group] for mask in of_layer]) for group in groups]
 
 
-def _compute_some(masks: QueryMasks, queries: Sequence[Sequence[Tensor]]) -> list[Sequence[Tensor]]:
-    """Masks (R_i, H, W) of some queries of each layer and image."""
+def _look_up(predictions: Sequence[Tensor], queries: Sequence[Sequence[Tensor]]) -> list[Sequence[Tensor]]:
+    """Masks (R_i, H, W) of queries of each layer and image, from those of each layer."""
+    return [
+        [mask.index_select(0, rows - layer * len(mask)) for mask, rows in zip(masks, of_layer, strict=True)]
+        for layer, (masks, of_layer) in enumerate(zip(predictions, queries, strict=True))
+    ]
+
+
+def _compute(masks: QueryMasks, queries: Sequence[Sequence[Tensor]]) -> list[Sequence[Tensor]]:
+    """Masks (R_i, H, W) of queries of each layer and image, from those of all layers."""
     # One product for all of them, so that the gradient of the per-pixel embedding is made once. Every image has as many
     # rows in it as the one with the most, by embeddings of zeros, whose masks are cut off again.
     by_image = list(zip(*queries, strict=True))

@@ -9,7 +9,6 @@ and allocations. Kernels are somewhat more, for one operator may need several.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,11 +32,12 @@ LAYERS, CHANNELS = 10, 256
 MATCHING = "matching"
 PARTS = [MATCHING, "losses", "backward"]
 # Operators that give a GPU nothing to do.
-NO_KERNEL = (
-    "alias as_strided contiguous detach empty empty_like empty_strided expand expand_as flatten lift_fresh narrow permute"
-    " reshape resize_ select slice split split_with_sizes squeeze t transpose unbind unflatten unsqueeze view view_as"
-    " _reshape_alias _unsafe_view"
-).split()
+NO_KERNEL = {
+    "alias", "as_strided", "contiguous", "detach", "expand", "expand_as", "flatten", "lift_fresh", "mT", "narrow",
+    "numpy_T", "permute", "reshape", "resolve_conj", "resolve_neg", "select", "slice", "split", "split_with_sizes",
+    "squeeze", "t", "to", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as", "_reshape_alias",
+    "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_",
+}  # fmt: skip
 
 Predictions = Callable[[], dict[str, Any]]
 
