@@ -12,16 +12,24 @@ from torch.nn import functional as F
 from .full_masks import loss_pixels
 from .mask_losses import dice_loss, find_mask_loss
 from .matcher import HungarianMatcher, Matches
-from .point_sampling import draw_points, sample_binary_masks, sample_logits, sample_nearest, uncertain_points
-from .query_masks import select_masks
+from .point_sampling import (
+    importance_sampling_sizes,
+    sample_binary_masks,
+    sample_logits,
+    sample_nearest,
+    uncertain_points,
+)
+from .query_masks import group_layers, select_masks
 
 __all__ = ["SetCriterion"]
 
 LOSSES = ("labels", "masks")
 
-# Matched masks (R, H, W), the targets, and of each image which targets are matched; to logits and targets (R, P), and
-# which points count, (R, P) or None for all.
-Comparison = Callable[[Tensor, Sequence[Mapping[str, Any]], Sequence[Tensor]], tuple[Tensor, Tensor, Tensor | None]]
+# Matched masks (R, H, W), the targets, the matches of some layers, and random points for them; to logits and targets
+# (R, P), and which points count, (R, P) or None for all.
+Comparison = Callable[
+    [Tensor, Sequence[Mapping[str, Any]], Sequence[Matches], Sequence[Tensor]], tuple[Tensor, Tensor, Tensor | None]
+]
 
 
 class SetCriterion(nn.Module):
@@ -63,12 +71,13 @@ class SetCriterion(nn.Module):
         unknown = sorted(set(losses) - set(LOSSES))
         if unknown:
             raise ValueError(f"unknown losses {unknown}; the criterion has {list(LOSSES)}.")
-        comparisons = {"points": self._at_random_points, "masks": lambda *_: loss_pixels}
+        comparisons: dict[str, Comparison] = {"points": self._at_random_points, "masks": _everywhere}
         if compare_on not in comparisons:
             raise ValueError(
                 f"MODEL.MASK_FORMER.MASK_LOSS_ON is {compare_on!r}; expected one of {sorted(comparisons)}."
             )
-        self.make_comparison = comparisons[compare_on]
+        self.compare_on = compare_on
+        self.compare = comparisons[compare_on]
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = dict(weight_dict)
@@ -108,7 +117,8 @@ class SetCriterion(nn.Module):
         """Compute the unweighted terms.
 
         Args:
-            outputs: a decoder's ``pred_logits``, ``pred_masks`` and, for deep supervision, ``aux_outputs``.
+            outputs: a decoder's ``pred_logits``, ``pred_masks`` and, for deep supervision, ``aux_outputs``, which have
+                as many queries.
             targets: for each image ``labels`` (T,) int64, ``masks`` (T, H, W) bool over the area of ``pred_masks``, and
                 optionally ``ignore_mask`` (H, W) bool and ``name`` as in :class:`HungarianMatcher`. T may be 0, or more
                 than there are queries; then the worst matching targets have no query.
@@ -117,78 +127,107 @@ class SetCriterion(nn.Module):
             ``loss_ce``, ``loss_mask`` and ``loss_dice``, and the same with ``_0``, ``_1``, ... for auxiliary outputs.
         """
         predictions = [outputs, *outputs.get("aux_outputs", [])]
+        class_logits = torch.stack([prediction["pred_logits"] for prediction in predictions], dim=1)  # (N, L, Q, K + 1)
+        num_layers, num_queries = class_logits.shape[1:3]
+        groups = group_layers(num_layers, self.compare_on, class_logits.device)
+        points, drawn = self._draw_points(groups, num_queries, targets, class_logits.device)
+        costs = self.matcher.costs(predictions, targets, points)
+        matches = _to_device(self.matcher.assign(costs, targets), num_queries, class_logits.device)
+        terms: dict[str, Tensor] = {}  # (L,) each
+        if "labels" in self.losses:
+            terms |= self.loss_labels(class_logits, targets, matches)
+        if "masks" in self.losses:
+            masks = [prediction["pred_masks"] for prediction in predictions]
+            terms |= self.loss_masks(masks, targets, matches, groups, drawn)
         suffixes = ["", *(f"_{index}" for index in range(len(predictions) - 1))]
-        num_masks = self._mean_number_of_masks(targets, outputs["pred_logits"].device)
-        costs, comparisons = [], []
-        for prediction in predictions:  # in the order in which the official release draws its random numbers
-            costs.append(self.matcher.costs(prediction, targets))
-            comparisons.append(self.make_comparison(sum(min(cost.shape) for cost in costs[-1]), num_masks.device))
-        matches = _to_device(self.matcher.assign(costs, targets), num_masks.device)
-        matched_masks = select_masks(
-            [prediction["pred_masks"] for prediction in predictions],
-            [[queries for queries, _ in pairs] for pairs in matches],
-        )
-        losses: dict[str, Tensor] = {}
-        for suffix, prediction, masks, pairs, compare in zip(
-            suffixes, predictions, matched_masks, matches, comparisons, strict=True
-        ):
-            terms: dict[str, Tensor] = {}
-            if "labels" in self.losses:
-                terms |= self.loss_labels(prediction["pred_logits"], targets, pairs)
-            if "masks" in self.losses:
-                terms |= self.loss_masks(masks, targets, [matched for _, matched in pairs], num_masks, compare)
-            losses |= {name + suffix: value for name, value in terms.items()}
-        return losses
+        by_layer = zip(*(term.unbind() for term in terms.values()), strict=True)
+        # Copies, because callers multiply them by their weights in place, as the official release does.
+        return {
+            name + suffix: value.clone()
+            for suffix, values in zip(suffixes, by_layer, strict=True)
+            for name, value in zip(terms, values, strict=True)
+        }
 
-    def loss_labels(self, logits: Tensor, targets: Sequence[Mapping[str, Any]], matches: Matches) -> dict[str, Tensor]:
-        """Cross-entropy of all queries (N, Q, K + 1); those without a target should say "no object"."""
-        classes = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)  # (N, Q)
-        for row, target, (queries, matched) in zip(classes, targets, matches, strict=True):
-            row[queries] = target["labels"][matched]
-        return {"loss_ce": F.cross_entropy(logits.float().transpose(1, 2), classes, self.empty_weight)}
+    def loss_labels(
+        self, logits: Tensor, targets: Sequence[Mapping[str, Any]], matches: Sequence[Matches]
+    ) -> dict[str, Tensor]:
+        """Cross-entropy (L,) of all queries (N, L, Q, K + 1); those without a target should say "no object"."""
+        classes = torch.full(logits.shape[:-1], self.num_classes, dtype=torch.int64, device=logits.device)
+        for of_image, target, pairs in zip(classes, targets, _by_image(matches), strict=True):
+            queries, matched = map(torch.cat, zip(*pairs, strict=True))
+            of_image.view(-1)[queries] = target["labels"][matched]
+        losses = F.cross_entropy(logits.float().flatten(0, 2), classes.flatten(), self.empty_weight, reduction="none")
+        weights = self.empty_weight[classes]
+        return {"loss_ce": losses.view_as(classes).sum((0, 2)) / weights.sum((0, 2))}
 
     def loss_masks(
         self,
-        masks: Tensor,
+        masks: Sequence[Tensor],
         targets: Sequence[Mapping[str, Any]],
-        rows: Sequence[Tensor],
-        num_masks: Tensor,
-        compare: Comparison,
+        matches: Sequence[Matches],
+        groups: Sequence[slice],
+        drawn: Sequence[tuple[Tensor, Tensor]],
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy (or focal loss) and dice loss of matched masks, at points or everywhere.
+        """Binary cross-entropy (or focal loss) and dice loss (L,) of matched masks, at points or everywhere.
 
         Args:
-            masks: logits (R, H, W) of all images' matched queries.
+            masks: logits (N, Q, H, W) of each layer.
             targets: of each image.
-            rows: of each image, which of its targets they are matched with, (R_i,) int64.
-            num_masks: what sums are divided by.
-            compare: the first three to logits and targets at points, (R, P) each, and which points count.
+            matches: of each layer and image.
+            groups: layers that are compared at once.
+            drawn: for each group random candidates (L, R, C, 2) and other points (L, R, U, 2) of importance sampling,
+                for as many masks as can be matched.
         """
+        queries = [[queries for queries, _ in of_layer] for of_layer in matches]
+        sums = [
+            self._sum_mask_losses(selected, targets, matches[group], points)
+            for group, selected, points in zip(groups, select_masks(masks, queries, groups), drawn, strict=True)
+        ]
+        num_masks = self._mean_number_of_masks(targets, masks[0].device)
+        loss_mask, loss_dice = (torch.cat(of_groups) / num_masks for of_groups in zip(*sums, strict=True))
+        return {"loss_mask": loss_mask, "loss_dice": loss_dice}
+
+    def _sum_mask_losses(
+        self, masks: Tensor, targets: Sequence[Mapping[str, Any]], matches: Sequence[Matches], drawn: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Both losses (L,), summed over the matched masks (R, H, W) of each of some layers."""
         if len(masks) == 0:
             # The sum of nothing keeps every parameter in the graph, which DistributedDataParallel needs.
-            zero = masks.sum()
-            return {"loss_mask": zero, "loss_dice": zero}
+            zeros = masks.sum().expand(len(matches))
+            return zeros, zeros
 
-        logits, wanted, valid = compare(masks, targets, rows)  # (R, P) each
-        return {
-            "loss_mask": self.mask_loss(logits, wanted, valid).sum() / num_masks,
-            "loss_dice": dice_loss(logits, wanted, valid).sum() / num_masks,
-        }
-
-    def _at_random_points(self, max_rows: int, device: torch.device) -> Comparison:
-        """Draw points for that many matched masks at most, to compare masks and targets there."""
-        candidates, uniform = draw_points(
-            max_rows, self.num_points, self.oversample_ratio, self.importance_sample_ratio, device
+        logits, wanted, valid = self.compare(masks, targets, matches, drawn)  # (R, P) each
+        counts = _count_pairs(matches)
+        return (
+            _sum_rows(self.mask_loss(logits, wanted, valid), counts),
+            _sum_rows(dice_loss(logits, wanted, valid), counts),
         )
 
-        def compare(
-            masks: Tensor, targets: Sequence[Mapping[str, Any]], rows: Sequence[Tensor]
-        ) -> tuple[Tensor, Tensor, Tensor | None]:
-            count = len(masks)
-            points = uncertain_points(masks, candidates[:count], uniform[:count], self.num_points)
-            return sample_logits(masks, points), *_sample_targets(targets, rows, points)
+    def _draw_points(
+        self, groups: Sequence[slice], num_queries: int, targets: Sequence[Mapping[str, Any]], device: torch.device
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Random points for matching, (L, N, P, 2), and those that :meth:`loss_masks` takes."""
+        num_points = self.num_points if self.compare_on == "points" else 0
+        sizes = importance_sampling_sizes(num_points, self.oversample_ratio, self.importance_sample_ratio)
+        rows = sum(min(num_queries, len(target["labels"])) for target in targets)
+        points = self.matcher.empty_points(groups[-1].stop, len(targets), device)
+        drawn = []
+        for group in groups:
+            candidates, uniform = (torch.empty(len(points[group]), rows, size, 2, device=device) for size in sizes)
+            drawn.append((candidates, uniform))
+            # One after the other as the official release draws them, so that a seed gives the same points.
+            for of_images, *of_masks in zip(points[group], candidates, uniform, strict=True):
+                for part in (*of_images, *of_masks):
+                    part.uniform_()
+        return points, drawn
 
-        return compare
+    def _at_random_points(
+        self, masks: Tensor, targets: Sequence[Mapping[str, Any]], matches: Sequence[Matches], drawn: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        masks = masks.float()
+        candidates, uniform = (_first_rows(points, _count_pairs(matches)) for points in drawn)
+        points = uncertain_points(masks, candidates, uniform, self.num_points)
+        return sample_logits(masks[:, None], points)[:, 0], *_sample_targets(targets, matches, points)
 
     @staticmethod
     def _mean_number_of_masks(targets: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
@@ -200,27 +239,71 @@ class SetCriterion(nn.Module):
         return (count / comm.get_world_size()).clamp(min=1)
 
 
-def _to_device(matches: Sequence[Matches], device: torch.device) -> list[Matches]:
-    """Move all indices in one copy, which nothing waits for."""
-    indices = [index for of_prediction in matches for pair in of_prediction for index in pair]
+def _to_device(matches: Sequence[Matches], num_queries: int, device: torch.device) -> list[Matches]:
+    """Move all indices in one copy, which nothing waits for, and number queries through all layers."""
+    indices = [
+        index
+        for layer, of_layer in enumerate(matches)
+        for queries, matched in of_layer
+        for index in (queries + layer * num_queries, matched)
+    ]
     moved = iter(torch.cat(indices).to(device, non_blocking=True).split([len(index) for index in indices]))
-    return [[(next(moved), next(moved)) for _ in of_prediction] for of_prediction in matches]
+    return [[(next(moved), next(moved)) for _ in of_layer] for of_layer in matches]
+
+
+def _by_image(matches: Sequence[Matches]) -> list[Matches]:
+    """Of each image the matches of all layers."""
+    return list(zip(*matches, strict=True))
+
+
+def _count_pairs(matches: Sequence[Matches]) -> list[int]:
+    """Of each layer; the same number in all but where costs are NaN."""
+    return [sum(len(queries) for queries, _ in of_layer) for of_layer in matches]
+
+
+def _first_rows(points: Tensor, counts: Sequence[int]) -> Tensor:
+    """That many rows of each layer (L, R, P, 2), in one: (sum(counts), P, 2)."""
+    if all(count == points.shape[1] for count in counts):
+        return points.flatten(0, 1)
+    return torch.cat([of_layer[:count] for of_layer, count in zip(points, counts, strict=True)])
+
+
+def _sum_rows(losses: Tensor, counts: Sequence[int]) -> Tensor:
+    """Sums (L,) of losses of that many rows of each layer, (sum(counts),)."""
+    if len(set(counts)) == 1:
+        return losses.view(len(counts), -1).sum(1)
+    return torch.stack([of_layer.sum() for of_layer in losses.split(counts)])
 
 
 def _sample_targets(
-    targets: Sequence[Mapping[str, Any]], rows: Sequence[Tensor], points: Tensor
+    targets: Sequence[Mapping[str, Any]], matches: Sequence[Matches], points: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Matched target masks (R, P) at points (R, P, 2), and which points count."""
+    lengths = [[len(matched) for _, matched in of_layer] for of_layer in matches]
+    pieces = points.split([length for of_layer in lengths for length in of_layer])
     wanted, valid = [], []
-    points_by_image = points.split([len(matched) for matched in rows])
-    for target, matched, image_points in zip(targets, rows, points_by_image, strict=True):
-        wanted.append(sample_binary_masks(target["masks"], matched, image_points))
+    for image, (target, pairs) in enumerate(zip(targets, _by_image(matches), strict=True)):
+        of_image = torch.cat(pieces[image :: len(targets)])  # of all layers
+        wanted.append(sample_binary_masks(target["masks"], torch.cat([matched for _, matched in pairs]), of_image))
         if "ignore_mask" in target:
-            valid.append(~sample_nearest(target["ignore_mask"], image_points))
+            valid.append(~sample_nearest(target["ignore_mask"], of_image))
         else:
             valid.append(torch.ones_like(wanted[-1], dtype=torch.bool))
-    counts = torch.cat(valid).float() if any("ignore_mask" in target for target in targets) else None
-    return torch.cat(wanted), counts
+    counts = _layer_by_layer(valid, lengths).float() if any("ignore_mask" in target for target in targets) else None
+    return _layer_by_layer(wanted, lengths), counts
+
+
+def _layer_by_layer(by_image: Sequence[Tensor], lengths: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of each image, of all layers, to rows of each layer, of all images."""
+    pieces = [rows.split(of_image) for rows, of_image in zip(by_image, zip(*lengths, strict=True), strict=True)]
+    return torch.cat([piece for of_layer in zip(*pieces, strict=True) for piece in of_layer])
+
+
+def _everywhere(
+    masks: Tensor, targets: Sequence[Mapping[str, Any]], matches: Sequence[Matches], _: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    (of_layer,) = matches
+    return loss_pixels(masks, targets, [matched for _, matched in of_layer])
 
 
 def _fill_in_empty_weight(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

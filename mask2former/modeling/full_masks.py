@@ -13,26 +13,29 @@ from torch.nn import functional as F
 __all__ = ["loss_pixels", "matching_pixels"]
 
 
-def matching_pixels(logits: Tensor, target: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+def matching_pixels(
+    logits: Tensor | Sequence[Tensor], target: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """All predictions and all targets of an image, at the resolution of the predictions, which is the smaller one.
 
     Args:
-        logits: (Q, H, W) mask logits.
+        logits: (Q, H, W) mask logits of each of L layers.
         target: ``masks`` (T, H', W') bool, and optionally ``ignore_mask`` (H', W') bool.
 
     Returns:
-        Logits (Q, H * W) and targets (T, H * W), float32, and which pixels count, (H * W,) 0 or 1, or None for all.
+        Logits (L, Q, H * W) and targets (T, H * W), float32, and which pixels count, (1, H * W) 0 or 1, or None for
+        all.
     """
-    size = logits.shape[-2:]
+    size = logits[0].shape[-2:]
     wanted = _shrink(target["masks"], size)
-    valid = 1 - _shrink(target["ignore_mask"][None], size)[0] if "ignore_mask" in target else None
-    return logits.float().flatten(1), wanted, valid
+    valid = 1 - _shrink(target["ignore_mask"][None], size) if "ignore_mask" in target else None
+    return torch.stack([masks.float().flatten(1) for masks in logits]), wanted, valid
 
 
 def loss_pixels(
     logits: Tensor, targets: Sequence[Mapping[str, Any]], rows: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Matched pairs at the resolution of the targets.
+    """Matched pairs of a layer at the resolution of the targets.
 
     Args:
         logits: (R, H, W) mask logits of the matched predictions, image after image.

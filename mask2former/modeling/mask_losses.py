@@ -46,18 +46,18 @@ def pairwise_sigmoid_ce_loss(logits: Tensor, targets: Tensor, valid: Tensor | No
     """:func:`sigmoid_ce_loss` of every prediction with every target.
 
     Args:
-        logits: (Q, P).
-        targets: (T, P) in 0..1.
-        valid: (P,) 0 or 1.
+        logits: (..., Q, P).
+        targets: (..., T, P) in 0..1.
+        valid: (..., 1, P) 0 or 1.
 
     Returns:
-        (Q, T).
+        (..., Q, T).
     """
     # BCE(x, t) = softplus(x) - x t, so a matrix product and a term that does not depend on the target.
     softplus = F.softplus(logits)
     if valid is None:
-        return (softplus.sum(1, keepdim=True) - logits @ targets.T) / logits.shape[1]
-    return ((softplus @ valid)[:, None] - (logits * valid) @ targets.T) / valid.sum().clamp(min=1)
+        return (softplus.sum(-1, keepdim=True) - logits @ targets.mT) / logits.shape[-1]
+    return (softplus @ valid.mT - (logits * valid) @ targets.mT) / _count(valid)
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -76,8 +76,13 @@ def pairwise_sigmoid_focal_loss(logits: Tensor, targets: Tensor, valid: Tensor |
     """:func:`sigmoid_focal_loss` of every prediction with every target, as in :func:`pairwise_sigmoid_ce_loss`."""
     foreground, background = _focal_terms(logits)
     if valid is None:
-        return (foreground @ targets.T + background @ (1 - targets).T) / logits.shape[1]
-    return ((foreground * valid) @ targets.T + (background * valid) @ (1 - targets).T) / valid.sum().clamp(min=1)
+        return (foreground @ targets.mT + background @ (1 - targets).mT) / logits.shape[-1]
+    return ((foreground * valid) @ targets.mT + (background * valid) @ (1 - targets).mT) / _count(valid)
+
+
+def _count(valid: Tensor) -> Tensor:
+    """Points (..., 1, P) that count, at least 1: (..., 1, 1)."""
+    return valid.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _focal_terms(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,8 +107,9 @@ def pairwise_dice_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = N
     probabilities = logits.sigmoid()
     if valid is not None:
         probabilities, targets = probabilities * valid, targets * valid
-    overlap = probabilities @ targets.T
-    return 1 - (2 * overlap + 1) / (probabilities.sum(1)[:, None] + targets.sum(1)[None] + 1)
+    overlap = probabilities @ targets.mT
+    total = probabilities.sum(-1, keepdim=True) + targets.sum(-1, keepdim=True).mT
+    return 1 - (2 * overlap + 1) / (total + 1)
 
 
 # By MODEL.MASK_FORMER.MASK_LOSS: the loss of pairs, and of all pairs.

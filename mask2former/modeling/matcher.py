@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .full_masks import matching_pixels
 from .mask_losses import find_mask_loss, pairwise_dice_loss
 from .point_sampling import sample_binary_masks, sample_logits, sample_nearest
+from .query_masks import group_layers, masks_by_image
 
 __all__ = ["HungarianMatcher", "Matches"]
 
@@ -51,11 +52,12 @@ class HungarianMatcher(nn.Module):
         mask_loss: str = "cross_entropy",
     ) -> None:
         super().__init__()
-        comparisons = {"points": self._sample_points, "masks": matching_pixels}
+        comparisons = {"points": _sample_points, "masks": lambda masks, target, _: matching_pixels(masks, target)}
         if compare_on not in comparisons:
             raise ValueError(
                 f"MODEL.MASK_FORMER.MATCHING_COST_ON is {compare_on!r}; expected one of {sorted(comparisons)}."
             )
+        self.compare_on = compare_on
         self.compare = comparisons[compare_on]
         if cost_class == cost_mask == cost_dice == 0:
             raise ValueError("the matcher has nothing to compare: set at least one of its weights above 0.")
@@ -96,49 +98,69 @@ class HungarianMatcher(nn.Module):
             For each image the indices of matched queries and targets, two int64 tensors on the CPU of length min(Q, T);
             shorter where only pairs would be left whose cost is NaN or infinite, which are never matched.
         """
-        return self.assign([self.costs(outputs, targets)], targets)[0]
+        points = self.empty_points(1, len(targets), outputs["pred_masks"].device)
+        for of_image in points[0]:
+            of_image.uniform_()
+        return self.assign(self.costs([outputs], targets, points), targets)[0]
+
+    def empty_points(self, layers: int, images: int, device: torch.device) -> Tensor:
+        """Room for the random points at which masks are compared, (layers, images, P, 2); P is 0 for whole masks."""
+        return torch.empty(layers, images, self.num_points if self.compare_on == "points" else 0, 2, device=device)
 
     @torch.no_grad()
-    def costs(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-        """Matching costs of each image, (Q, T_i) float32 on the device of the predictions."""
+    def costs(
+        self, predictions: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Any]], points: Tensor
+    ) -> list[Tensor]:
+        """Matching costs of each image.
+
+        Args:
+            predictions: of each layer what :meth:`forward` takes.
+            targets: likewise.
+            points: (L, N, P, 2) in 0..1, where the masks of each layer and image are compared.
+
+        Returns:
+            (L, Q, T_i) float32 on the device of the predictions.
+        """
+        class_logits = torch.stack([prediction["pred_logits"] for prediction in predictions], dim=1)  # (N, L, Q, K + 1)
+        masks = masks_by_image([prediction["pred_masks"] for prediction in predictions])
+        groups = group_layers(len(predictions), self.compare_on, points.device)
         return [
-            self._cost_matrix(logits, masks, target)
-            for logits, masks, target in zip(outputs["pred_logits"], outputs["pred_masks"], targets, strict=True)
+            torch.cat([self._costs_of_image(logits[group], of_image[group], target, where[group]) for group in groups])
+            for logits, of_image, target, where in zip(class_logits, masks, targets, points.unbind(1), strict=True)
         ]
 
     @staticmethod
-    def assign(costs: Sequence[Sequence[Tensor]], targets: Sequence[Mapping[str, Any]]) -> list[Matches]:
-        """For the costs of several predictions, what :meth:`forward` gives for each. A GPU is waited for once."""
-        matrices = [cost for of_prediction in costs for cost in of_prediction]
-        on_cpu = torch.cat([cost.flatten() for cost in matrices]).cpu().split([cost.numel() for cost in matrices])
-        flat = iter(on_cpu)
-        return [
-            [
-                _best_pairs(next(flat).view(cost.shape).numpy(), t)
-                for cost, t in zip(of_prediction, targets, strict=True)
-            ]
-            for of_prediction in costs
+    def assign(costs: Sequence[Tensor], targets: Sequence[Mapping[str, Any]]) -> list[Matches]:
+        """For the costs (L, Q, T_i) of each image, what :meth:`forward` gives for each layer. Waits for a GPU once."""
+        on_cpu = torch.cat([cost.flatten() for cost in costs]).cpu().split([cost.numel() for cost in costs])
+        by_image = [
+            [_best_pairs(of_layer, target) for of_layer in flat.view(cost.shape).numpy()]
+            for flat, cost, target in zip(on_cpu, costs, targets, strict=True)
         ]
+        return list(zip(*by_image, strict=True))
 
-    def _cost_matrix(self, logits: Tensor, masks: Tensor, target: Mapping[str, Any]) -> Tensor:
-        """(Q, T) float32."""
+    def _costs_of_image(
+        self, logits: Tensor, masks: Tensor | Sequence[Tensor], target: Mapping[str, Any], points: Tensor
+    ) -> Tensor:
+        """(L, Q, T) float32 of classes (L, Q, K + 1) and masks (L, Q, H, W) at points (L, P, 2)."""
         # Minus the probability, where the loss has minus its logarithm: bounded, like the mask costs.
-        class_cost = -logits.float().softmax(-1)[:, target["labels"]]
+        class_cost = -logits.float().softmax(-1)[..., target["labels"]]
 
-        predicted, wanted, valid = self.compare(masks, target)
-        with torch.autocast(masks.device.type, enabled=False):
+        predicted, wanted, valid = self.compare(masks, target, points)
+        with torch.autocast(points.device.type, enabled=False):
             mask_cost = self.pairwise_mask_loss(predicted, wanted, valid)
             dice_cost = pairwise_dice_loss(predicted, wanted, valid)
         return self.cost_class * class_cost + self.cost_mask * mask_cost + self.cost_dice * dice_cost
 
-    def _sample_points(self, masks: Tensor, target: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Predictions (Q, P) and targets (T, P) at the same random points, and which points count, (P,)."""
-        points = torch.rand(1, self.num_points, 2, device=masks.device)
-        predicted = sample_logits(masks, points)
-        rows = torch.arange(len(target["labels"]), device=masks.device)
-        wanted = sample_binary_masks(target["masks"], rows, points)
-        valid = (~sample_nearest(target["ignore_mask"], points[0])).float() if "ignore_mask" in target else None
-        return predicted, wanted, valid
+
+def _sample_points(
+    masks: Tensor | Sequence[Tensor], target: Mapping[str, Any], points: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Predictions (L, Q, P) and targets (L, T, P) at the same points (L, P, 2), and which count, (L, 1, P)."""
+    rows = torch.arange(len(target["labels"]), device=points.device)
+    wanted = sample_binary_masks(target["masks"], rows, points[:, None])
+    valid = (~sample_nearest(target["ignore_mask"], points[:, None])).float() if "ignore_mask" in target else None
+    return sample_logits(masks, points), wanted, valid
 
 
 def _best_pairs(cost: np.ndarray, target: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

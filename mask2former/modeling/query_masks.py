@@ -1,7 +1,6 @@
 """Masks that queries predict: embeddings of queries times the per-pixel embedding, computed where they are needed."""
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..ops.recording import is_recording
 from ..structures import LazyTensor
 
-__all__ = ["QueryMasks", "mask_logits", "predict_masks", "select_masks"]
+__all__ = ["QueryMasks", "group_layers", "mask_logits", "masks_by_image", "predict_masks", "select_masks"]
 
 
 def predict_masks(embeddings: Tensor, features: Tensor, *, training: bool) -> Tensor:
@@ -47,7 +46,8 @@ class QueryMasks(LazyTensor):
     selected, and :func:`~mask2former.modeling.point_sampling.sample_logits` may sample the per-pixel embedding instead.
 
     Args:
-        embeddings: of the queries, (N, Q, C), or (Q, C) of one image.
+        embeddings: of the queries, (N, Q, C); or of one image (Q, C), or (L, Q, C) of L layers, which are indexed as
+            images are.
         features: the per-pixel embedding (N, C, H, W), or (C, H, W).
     """
 
@@ -69,41 +69,78 @@ class QueryMasks(LazyTensor):
     def __getitem__(self, index: Any) -> Tensor:
         if isinstance(index, int) and self.features.dim() == 4:
             return QueryMasks(self.embeddings[index], self.features[index])
+        if isinstance(index, int | slice) and self.features.dim() == 3 and self.embeddings.dim() == 3:
+            return QueryMasks(self.embeddings[index], self.features)
         return self.full()[index]
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(len(self.embeddings)))
 
 
-def select_masks(predictions: Sequence[Tensor], queries: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Masks of some queries of each prediction and image.
+def group_layers(count: int, compare_on: str, device: torch.device) -> list[slice]:
+    """Which of that many layers are compared with targets at once, on "points" or whole "masks".
 
-    Args:
-        predictions: (N, Q_l, H, W) each.
-        queries: of each prediction and image, (R_i,) int64 on the device of the masks.
+    On a GPU all of them, for most time goes into the number of its kernels. On a CPU one after the other, which reuses
+    memory and so is faster; and so are whole masks everywhere, because of the memory that they take.
+    """
+    size = count if compare_on == "points" and device.type != "cpu" else 1
+    return [slice(start, start + size) for start in range(0, count, size)]
 
-    Returns:
-        For each prediction (R, H, W), image after image.
+
+def masks_by_image(predictions: Sequence[Tensor]) -> list[Tensor | Sequence[Tensor]]:
+    """For each image its masks of all layers, (L, Q, H, W), from those of each layer, (N, Q, H, W).
+
+    They are :class:`QueryMasks` where the layers have the per-pixel embedding in common, and else L tensors.
     """
     joined = _join(predictions)
     if joined is None:
-        return [
-            torch.cat([mask[rows] for mask, rows in zip(masks, of_masks, strict=True)])
-            for masks, of_masks in zip(predictions, queries, strict=True)
-        ]
+        return list(zip(*predictions, strict=True))
+    by_layer = joined.embeddings.unflatten(1, (len(predictions), -1))
+    return [QueryMasks(*of_image) for of_image in zip(by_layer, joined.features, strict=True)]
+
+
+def select_masks(
+    predictions: Sequence[Tensor], queries: Sequence[Sequence[Tensor]], groups: Sequence[slice]
+) -> list[Tensor]:
+    """Masks of some queries of each layer and image.
+
+    Args:
+        predictions: of each layer (N, Q, H, W).
+        queries: of each layer and image (R_i,) int64 on the device of the masks, numbered through all layers: from
+            l * Q to (l + 1) * Q - 1 in layer l.
+        groups: of layers.
+
+    Returns:
+        For each group (R, H, W), layer after layer, and in it image after image.
+    """
+    joined = _join(predictions)
+    pieces = _look_up(predictions, queries) if joined is None else _compute(joined, queries)
+    return [torch.cat([mask for of_layer in pieces[group] for mask in of_layer]) for group in groups]
+
+
+def _look_up(predictions: Sequence[Tensor], queries: Sequence[Sequence[Tensor]]) -> list[Sequence[Tensor]]:
+    """Masks (R_i, H, W) of queries of each layer and image, from those of each layer."""
+    return [
+        [mask.index_select(0, rows - layer * len(mask)) for mask, rows in zip(masks, of_layer, strict=True)]
+        for layer, (masks, of_layer) in enumerate(zip(predictions, queries, strict=True))
+    ]
+
+
+def _compute(masks: QueryMasks, queries: Sequence[Sequence[Tensor]]) -> list[Sequence[Tensor]]:
+    """Masks (R_i, H, W) of queries of each layer and image, from those of all layers."""
     # One product for all of them, so that the gradient of the per-pixel embedding is made once. Every image has as many
     # rows in it as the one with the most, by embeddings of zeros, whose masks are cut off again.
-    starts = [0, *accumulate(masks.shape[1] for masks in predictions)][:-1]
     by_image = list(zip(*queries, strict=True))
-    rows = [torch.cat([part + start for part, start in zip(parts, starts, strict=True)]) for parts in by_image]
     embeddings = pad_sequence(
-        [of_image[selected] for of_image, selected in zip(joined.embeddings, rows, strict=True)], batch_first=True
+        # The gradient of index_select is added up where it belongs; that of an index would be sorted before.
+        [x.index_select(0, torch.cat(rows)) for x, rows in zip(masks.embeddings, by_image, strict=True)],
+        batch_first=True,
     )
     lengths: list[int] = []
-    for parts, selected in zip(by_image, rows, strict=True):
-        lengths += [*map(len, parts), embeddings.shape[1] - len(selected)]
-    pieces = QueryMasks(embeddings, joined.features).full().flatten(0, 1).split(lengths)
-    return [torch.cat(pieces[index :: len(predictions) + 1]) for index in range(len(predictions))]
+    for rows in by_image:
+        lengths += [*map(len, rows), embeddings.shape[1] - sum(map(len, rows))]
+    pieces = QueryMasks(embeddings, masks.features).full().flatten(0, 1).split(lengths)
+    return [pieces[layer :: len(queries) + 1] for layer in range(len(queries))]
 
 
 def _join(predictions: Sequence[Tensor]) -> QueryMasks | None:

@@ -11,14 +11,28 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mask2former.modeling import criterion as criterion_module
+from mask2former.modeling import matcher as matcher_module
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.mask_losses import pairwise_sigmoid_focal_loss, sigmoid_focal_loss
 from mask2former.modeling.matcher import HungarianMatcher
 from mask2former.modeling.point_sampling import sample_binary_masks, sample_logits
-from mask2former.modeling.query_masks import QueryMasks
+from mask2former.modeling.query_masks import QueryMasks, group_layers
 
 NUM_CLASSES = 3
 TERMS = {"loss_ce", "loss_mask", "loss_dice"}
+
+
+@pytest.fixture(params=["one by one", "at once"], autouse=True)
+def layers_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """As on a GPU, or not, as on a CPU."""
+    at_once: bool = request.param == "at once"
+    if at_once:
+        for module in (criterion_module, matcher_module):
+            monkeypatch.setattr(
+                module, "group_layers", lambda count, on, _: group_layers(count, on, torch.device("cuda"))
+            )
+    return at_once
 
 
 @pytest.fixture
@@ -100,7 +114,18 @@ def test_every_prediction_is_matched_and_counted_alike(criterion: SetCriterion) 
     torch.manual_seed(5)
     for outputs, suffix in ((final, ""), (first, "_0"), (second, "_1")):
         for name, value in criterion(outputs, targets).items():
-            assert torch.equal(losses[name + suffix], value)
+            torch.testing.assert_close(losses[name + suffix], value, rtol=1e-6, atol=0)
+
+
+def test_terms_can_be_weighted_in_place(criterion: SetCriterion) -> None:
+    """As the official release's models do."""
+    outputs = make_outputs(5) | {"aux_outputs": [make_outputs(5)]}
+    losses = criterion(outputs, [make_target(3)])
+    before = {name: value.item() for name, value in losses.items()}
+    for name in losses:
+        losses[name] *= 2.0
+    sum(losses.values()).backward()
+    assert {name: value.item() for name, value in losses.items()} == {name: 2 * x for name, x in before.items()}
 
 
 def lazy_predictions(dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], dict[str, Any]]:
@@ -147,7 +172,9 @@ def test_masks_that_are_not_computed_have_the_losses_and_gradients_of_those_that
 
 
 @pytest.mark.parametrize("num_points", [79, 80])
-def test_only_selected_masks_have_a_gradient_to_keep(num_points: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_selected_masks_have_a_gradient_to_keep(
+    num_points: int, layers_at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     criterion = SetCriterion(NUM_CLASSES, HungarianMatcher(2, 5, 5, num_points=num_points), {}, eos_coef=0.1)
     computed: list[tuple[int, bool]] = []
     full = QueryMasks.full
@@ -159,9 +186,10 @@ def test_only_selected_masks_have_a_gradient_to_keep(num_points: int, monkeypatc
     monkeypatch.setattr(QueryMasks, "full", count)
     _, outputs = lazy_predictions()
     criterion(outputs, [make_target(4), make_target(2)])
-    # For matching those of an image and layer at a time, or none where points are fewer than the 8 * 10 pixels; then
+    # For matching those of an image, and one or all layers, or none where points are fewer than the 8 * 10 pixels; then
     # one product for all, whose images have as many rows.
-    assert computed == [(7, False)] * (6 if num_points == 80 else 0) + [(2 * 3 * 4, True)]
+    for_matching = [(3 * 7, False)] * 2 if layers_at_once else [(7, False)] * 6
+    assert computed == (for_matching if num_points == 80 else []) + [(2 * 3 * 4, True)]
 
 
 class _LooksAtValues(TorchDispatchMode):
@@ -262,6 +290,26 @@ def test_broken_masks_leave_the_losses_whole(
     assert (losses["loss_mask"].item() == 0) == (bad_queries == 5)
 
 
+def test_a_broken_layer_leaves_the_others_alone(criterion: SetCriterion) -> None:
+    """Though it has fewer matched masks than they."""
+    layers = [make_outputs(5, images=2) for _ in range(3)]
+    targets = [make_target(3), make_target(4)]
+    results = []
+    for bad_queries in (0, 3):
+        with torch.no_grad():
+            layers[0]["pred_masks"][0, :bad_queries] = math.nan
+        torch.manual_seed(3)
+        results.append(criterion(layers[0] | {"aux_outputs": layers[1:]}, targets))
+    sum(results[1].values()).backward()
+    assert all(x.grad.isfinite().all() for layer in layers for x in layer.values())
+    torch.manual_seed(3)
+    alone = criterion(layers[0], targets)
+    sound, broken = results
+    for name, value in broken.items():
+        torch.testing.assert_close(value, alone[name] if name in TERMS else sound[name], rtol=1e-6, atol=0)
+    assert 0 < broken["loss_dice"] < sound["loss_dice"] - 0.04  # one matched mask is missing, of seven
+
+
 def test_ignored_pixels_do_not_count(criterion: SetCriterion) -> None:
     target = make_target(2)
     ignore = torch.zeros(32, 32, dtype=torch.bool)
@@ -319,18 +367,18 @@ def test_focal_loss_is_used_in_matching_and_loss() -> None:
     queries, matched = focal.matcher(outputs, [target])[0]
     torch.manual_seed(5)
     points = torch.rand(1, 64, 2)
-    predicted = sample_logits(outputs["pred_masks"][0], points).detach()
+    predicted = sample_logits(outputs["pred_masks"], points)[0].detach()
     wanted = sample_binary_masks(target["masks"], torch.arange(3), points)
     cost = pairwise_sigmoid_focal_loss(predicted, wanted)
     best = min(sum(float(cost[q, t]) for t, q in enumerate(c)) for c in itertools.permutations(range(5), 3))
     assert float(cost[queries, matched].sum()) == pytest.approx(best, abs=1e-6)
 
-    torch.manual_seed(6)
+    torch.manual_seed(5)
+    losses = focal(outputs, [target])
+    torch.manual_seed(5)
+    torch.rand(1, 64, 2)
     logits = outputs["pred_masks"][0, queries]
-    compare = focal.make_comparison(3, torch.device("cpu"))
-    losses = focal.loss_masks(logits, [target], [matched], torch.tensor(3.0), compare)
-    torch.manual_seed(6)
     points = draw_uncertain_points(logits)
     wanted = sample_binary_masks(target["masks"], matched, points)
-    expected = sigmoid_focal_loss(sample_logits(logits, points), wanted).mean()
+    expected = sigmoid_focal_loss(sample_logits(logits[:, None], points)[:, 0], wanted).mean()
     assert torch.isclose(losses["loss_mask"], expected)

@@ -50,7 +50,7 @@ def test_matching_cost_equals_loops(with_void: bool) -> None:
     outputs = {"pred_logits": torch.randn(1, 5, 4), "pred_masks": torch.randn(1, 5, HEIGHT, WIDTH)}
     target = _target(3, with_void)
     matcher = HungarianMatcher(2, 5, 3, compare_on="masks")
-    cost = matcher._cost_matrix(outputs["pred_logits"][0], outputs["pred_masks"][0], target)
+    cost = matcher.costs([outputs], [target], matcher.empty_points(1, 1, torch.device("cpu")))[0][0]
     probabilities = outputs["pred_logits"][0].softmax(-1)
     pixels = [
         (r, c)
@@ -95,8 +95,9 @@ def test_points_come_close_to_whole_masks() -> None:
     logits, masks = torch.randn(4, 4), torch.nn.functional.interpolate(torch.randn(1, 4, 3, 4), (24, 32))[0]
     target = {"labels": torch.tensor([0, 1]), "masks": torch.zeros(2, 48, 64, dtype=torch.bool)}
     target["masks"][0, :24], target["masks"][1, :, 30:] = True, True
+    outputs = {"pred_logits": logits[None], "pred_masks": masks[None]}
     costs = [
-        HungarianMatcher(2, 5, 5, num_points=50_000, compare_on=way)._cost_matrix(logits, masks, target)
+        HungarianMatcher(2, 5, 5, compare_on=way).costs([outputs], [target], torch.rand(1, 1, 50_000, 2))[0]
         for way in ("points", "masks")
     ]
     assert (costs[0] - costs[1]).abs().max() < 0.15
@@ -104,11 +105,11 @@ def test_points_come_close_to_whole_masks() -> None:
 
 def test_no_target_gives_no_rows() -> None:
     target = _target(0, True)
-    logits, wanted, valid = matching_pixels(torch.randn(2, HEIGHT, WIDTH), target)
-    assert logits.shape == (2, 12)
+    logits, wanted, valid = matching_pixels(torch.randn(1, 2, HEIGHT, WIDTH), target)
+    assert logits.shape == (1, 2, 12)
     assert wanted.shape == (0, 12)
     assert valid is not None
-    assert valid.shape == (12,)
+    assert valid.shape == (1, 12)
     rows = [torch.zeros(0, dtype=torch.int64)]
     assert loss_pixels(torch.randn(0, HEIGHT, WIDTH), [target], rows)[0].shape[0] == 0
 

@@ -66,7 +66,9 @@ def test_losses_equal_loops(naive, paired, pairwise, with_void: bool) -> None:
     if naive is naive_focal:  # MaskFormer's two forms agree where targets are 0 or 1
         targets = targets.round()
     valid = (torch.rand(50) > 0.3).float() if with_void else None
-    costs = pairwise(logits, targets, valid)
+    costs = pairwise(logits, targets, None if valid is None else valid[None])
+    in_layers = pairwise(logits.expand(2, -1, -1), targets.expand(2, -1, -1), None if valid is None else valid[None])
+    torch.testing.assert_close(in_layers, costs.expand(2, -1, -1))
     expected = [[naive(counted(x, valid), counted(t, valid)) for t in targets] for x in logits]
     torch.testing.assert_close(costs, torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
@@ -81,7 +83,7 @@ def test_a_mask_without_a_valid_point_costs_nothing(naive, paired, pairwise) -> 
     loss.sum().backward()
     assert loss.tolist() == [0, 0]
     assert not logits.grad.any()
-    assert not pairwise(logits, targets, torch.zeros(9)).any()
+    assert not pairwise(logits, targets, torch.zeros(1, 9)).any()
 
 
 def test_large_logits_stay_finite() -> None:

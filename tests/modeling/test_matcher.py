@@ -35,6 +35,12 @@ def make_target(count: int, name: str = "a.png") -> dict[str, Any]:
     }
 
 
+def cost_of(matcher: HungarianMatcher, outputs: dict[str, Tensor], target: dict[str, Any]) -> Tensor:
+    """Costs (Q, T) of a single image, at points that are drawn as in matching."""
+    points = torch.rand(1, 1, matcher.num_points, 2)
+    return matcher.costs([outputs], [target], points)[0][0]
+
+
 def naive_cost(logits: Tensor, masks: Tensor, target: dict[str, Any], points: Tensor) -> Tensor:
     """Costs (Q, T) of the paper, one pair and one point at a time."""
     grid = 2 * points[None] - 1  # (1, 1, P, 2)
@@ -59,7 +65,7 @@ def test_costs_equal_a_loop_over_pairs(matcher: HungarianMatcher, with_void: boo
     if with_void:
         target["ignore_mask"] = torch.rand(32, 32) > 0.6
     torch.manual_seed(7)
-    cost = matcher._cost_matrix(outputs["pred_logits"][0], outputs["pred_masks"][0], target)
+    cost = cost_of(matcher, outputs, target)
     torch.manual_seed(7)
     points = torch.rand(1, 64, 2)
     expected = naive_cost(outputs["pred_logits"][0], outputs["pred_masks"][0], target, points)
@@ -72,7 +78,7 @@ def test_assignment_is_the_best_of_all(matcher: HungarianMatcher, queries: int, 
     torch.manual_seed(7)
     rows, columns = matcher(outputs, [target])[0]
     torch.manual_seed(7)
-    cost = matcher._cost_matrix(outputs["pred_logits"][0], outputs["pred_masks"][0], target)
+    cost = cost_of(matcher, outputs, target)
     size = min(queries, targets)
     best = min(
         sum(float(cost[q, t]) for q, t in zip(chosen_queries, chosen_targets, strict=True))
@@ -122,9 +128,9 @@ def test_half_precision_is_compared_in_float32(matcher: HungarianMatcher) -> Non
         outputs[name] = value.bfloat16()
     torch.manual_seed(7)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = matcher._cost_matrix(outputs["pred_logits"][0], outputs["pred_masks"][0], target)
+        half = cost_of(matcher, outputs, target)
     torch.manual_seed(7)
-    full = matcher._cost_matrix(outputs["pred_logits"][0].float(), outputs["pred_masks"][0].float(), target)
+    full = cost_of(matcher, {name: value.float() for name, value in outputs.items()}, target)
     assert torch.equal(half, full)
 
 

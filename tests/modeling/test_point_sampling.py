@@ -8,7 +8,7 @@ from detectron2.projects.point_rend.point_features import get_uncertain_point_co
 from torch.nn import functional as F
 
 from mask2former.modeling.point_sampling import (
-    draw_points,
+    importance_sampling_sizes,
     sample_binary_masks,
     sample_logits,
     sample_nearest,
@@ -30,7 +30,7 @@ def test_logits_equal_a_loop_over_points() -> None:
                     if 0 <= column < 7 and 0 <= row < 5:
                         share = (1 - abs(x - column)) * (1 - abs(y - row))
                         expected[mask, index] += share * logits[mask, row, column]
-    torch.testing.assert_close(sample_logits(logits, points), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sample_logits(logits[:, None], points)[:, 0], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(2, 3), (5, 7), (9, 8)])
@@ -40,8 +40,8 @@ def test_masks_that_are_not_computed_have_the_samples_of_those_that_are(
     size: tuple[int, int], memory_format: torch.memory_format, dtype: torch.dtype
 ) -> None:
     features = torch.randn(1, 6, *size).to(dtype, memory_format=memory_format)[0].requires_grad_()
-    masks = QueryMasks(torch.randn(4, 6).to(dtype).requires_grad_(), features)
-    points = torch.rand(1, 30, 2)
+    masks = QueryMasks(torch.randn(3, 4, 6).to(dtype).requires_grad_(), features)
+    points = torch.rand(3, 30, 2)
     points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.5]])
     samples, expected = sample_logits(masks, points), sample_logits(masks.full(), points)
     assert samples.dtype == torch.float32
@@ -50,6 +50,23 @@ def test_masks_that_are_not_computed_have_the_samples_of_those_that_are(
     weights, inputs = torch.randn_like(samples), (masks.embeddings, features)
     gradients = [torch.autograd.grad((x * weights).sum(), inputs) for x in (samples, expected)]
     torch.testing.assert_close(*gradients, **precision)
+
+
+def test_layers_that_have_no_embedding_in_common() -> None:
+    layers, points = [torch.randn(4, 5, 7), torch.randn(4, 5, 7)], torch.rand(2, 30, 2)
+    expected = [sample_logits(masks[None], where[None])[0] for masks, where in zip(layers, points, strict=True)]
+    assert torch.equal(sample_logits(layers, points), torch.stack(expected))
+    assert torch.equal(sample_logits(torch.stack(layers), points), torch.stack(expected))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_binary_samples_of_several_layers(layers: int) -> None:
+    """At points of each layer that are the same for all masks, as in matching."""
+    segments = SegmentMasks(torch.randint(0, 4, (7, 9)).to(torch.uint8), torch.tensor([3, 1, 2], dtype=torch.uint8))
+    rows, points = torch.arange(3), torch.rand(layers, 1, 30, 2)
+    expected = torch.stack([sample_binary_masks(segments.full(), rows, of_layer) for of_layer in points])
+    assert torch.equal(sample_binary_masks(segments, rows, points), expected)
+    assert torch.equal(sample_binary_masks(segments.full(), rows, points), expected)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -96,9 +113,8 @@ def test_most_points_are_where_the_mask_is_undecided() -> None:
     logits = torch.full((2, 16, 16), 9.0)
     logits[0, :, 12:] = -9.0  # undecided near x = 0.75 only
     logits[1, 4:] = -9.0  # undecided near y = 0.25 only
-    drawn = draw_points(2, 200, 40.0, 0.75, logits.device)
-    assert [tuple(x.shape) for x in drawn] == [(2, 8000, 2), (2, 50, 2)]
-    points = uncertain_points(logits, *drawn, num_points=200)
+    assert importance_sampling_sizes(200, 40.0, 0.75) == (8000, 50)
+    points = uncertain_points(logits, torch.rand(2, 8000, 2), torch.rand(2, 50, 2), num_points=200)
     assert points.shape == (2, 200, 2)
     assert points.min() >= 0
     assert points.max() <= 1
@@ -110,7 +126,8 @@ def test_most_points_are_where_the_mask_is_undecided() -> None:
 
 
 def test_without_importance_points_are_uniform() -> None:
-    points = uncertain_points(torch.randn(1, 8, 8), *draw_points(1, 4000, 3.0, 0.0, torch.device("cpu")), 4000)
+    assert importance_sampling_sizes(4000, 3.0, 0.0) == (12000, 4000)
+    points = uncertain_points(torch.randn(1, 8, 8), torch.rand(1, 12000, 2), torch.rand(1, 4000, 2), 4000)
     counts = torch.histc(points[..., 0], bins=8, min=0, max=1)
     assert (counts - 500).abs().max() < 5 * 500**0.5
 
@@ -120,6 +137,7 @@ def test_points_are_detectron2s() -> None:
     torch.manual_seed(4)
     expected = get_uncertain_point_coords_with_randomness(logits[:, None], lambda x: -x.abs(), 50, 3.0, 0.75)
     torch.manual_seed(4)
-    points = uncertain_points(logits, *draw_points(3, 50, 3.0, 0.75, logits.device), 50)
+    candidates, uniform = (torch.rand(3, size, 2) for size in importance_sampling_sizes(50, 3.0, 0.75))
+    points = uncertain_points(logits, candidates, uniform, 50)
     for ours, theirs in zip(points.tolist(), expected.tolist(), strict=True):
         assert sorted(ours) == sorted(theirs)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mask2former.modeling.point_sampling import sample_logits
-from mask2former.modeling.query_masks import QueryMasks, predict_masks, select_masks
+from mask2former.modeling.query_masks import QueryMasks, group_layers, masks_by_image, predict_masks, select_masks
 
 
 @pytest.fixture
@@ -82,21 +82,21 @@ def test_another_type_than_that_of_the_per_pixel_embedding(embeddings: Tensor, f
     assert torch.equal(masks.full(), QueryMasks(embeddings.bfloat16(), features.bfloat16()).full())
 
 
+@pytest.mark.parametrize("groups", [[slice(0, 2)], [slice(0, 1), slice(1, 2)]])
 @pytest.mark.parametrize("lazy", [True, False])
-def test_selected_masks(lazy: bool, features: Tensor) -> None:
-    embeddings = [torch.randn(2, 5, 4, requires_grad=True), torch.randn(2, 3, 4, requires_grad=True)]
+def test_selected_masks(lazy: bool, groups: list[slice], features: Tensor) -> None:
+    embeddings = [torch.randn(2, 5, 4, requires_grad=True), torch.randn(2, 5, 4, requires_grad=True)]
+    # Those of the second layer have the numbers from 5.
     queries = [
         [torch.tensor([4, 0, 2]), torch.tensor([1])],
-        [torch.tensor([], dtype=torch.int64), torch.tensor([2, 2])],
+        [torch.tensor([], dtype=torch.int64), torch.tensor([7, 7])],
     ]
     masks = [QueryMasks(x, features) for x in embeddings]
     given = masks if lazy else [x.full() for x in masks]
     whole = [naive_masks(x, features) for x in embeddings]
-    expected = [
-        torch.stack([whole[0][0, 4], whole[0][0, 0], whole[0][0, 2], whole[0][1, 1]]),
-        torch.stack([whole[1][1, 2], whole[1][1, 2]]),
-    ]
-    selected = select_masks(given, queries)
+    rows = [whole[0][0, 4], whole[0][0, 0], whole[0][0, 2], whole[0][1, 1], whole[1][1, 2], whole[1][1, 2]]
+    expected = [torch.stack(rows)] if len(groups) == 1 else [torch.stack(rows[:4]), torch.stack(rows[4:])]
+    selected = select_masks(given, queries, groups)
     torch.testing.assert_close(selected, expected)
     gradients = [
         torch.autograd.grad(sum((x**3).sum() for x in result), (*embeddings, features))
@@ -105,19 +105,44 @@ def test_selected_masks(lazy: bool, features: Tensor) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
+def test_masks_of_all_layers_by_image(features: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [QueryMasks(torch.randn(2, 5, 4), features) for _ in range(3)]
+    expected = torch.stack([masks.full() for masks in layers], dim=1)
+    for of_image, wanted in zip(masks_by_image([masks.full() for masks in layers]), expected, strict=True):
+        assert torch.equal(torch.stack(list(of_image)), wanted)
+    of_images = masks_by_image(layers)
+    for of_image, wanted in zip(of_images, expected, strict=True):
+        torch.testing.assert_close(of_image + 0, wanted)
+        torch.testing.assert_close(of_image[1:] + 0, wanted[1:])
+        torch.testing.assert_close(of_image[-1] + 0, wanted[-1])
+    monkeypatch.delattr(QueryMasks, "full")
+    assert [masks.shape for masks in (of_images[0], of_images[0][1:], of_images[0][1])] == [
+        (3, 5, 6, 7),
+        (2, 5, 6, 7),
+        (5, 6, 7),
+    ]
+
+
+def test_layers_are_compared_at_once_on_a_gpu() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    one_by_one = [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert group_layers(3, "points", gpu) == [slice(0, 3)]
+    assert group_layers(3, "points", cpu) == group_layers(3, "masks", gpu) == one_by_one
+
+
 def test_broken_queries_do_not_reach_the_gradient_of_others(features: Tensor) -> None:
     """Also where images have different numbers of matched queries, so that a product for all has rows to spare."""
     embeddings = torch.randn(2, 5, 4)
     embeddings[:, 0] = torch.nan
     queries = [[torch.tensor([4, 1]), torch.tensor([], dtype=torch.int64)]]
-    (selected,) = select_masks([QueryMasks(embeddings, features)], queries)
+    (selected,) = select_masks([QueryMasks(embeddings, features)], queries, [slice(0, 1)])
     selected.sum().backward()
     assert features.grad.isfinite().all()
 
 
 def test_nothing_selected_stays_in_the_graph(embeddings: Tensor, features: Tensor) -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    (selected,) = select_masks([QueryMasks(embeddings, features)], [[none, none]])
+    (selected,) = select_masks([QueryMasks(embeddings, features)], [[none, none]], [slice(0, 1)])
     assert selected.shape == (0, 6, 7)
     selected.sum().backward()
     assert not embeddings.grad.any()
@@ -131,11 +156,11 @@ def test_a_look_without_gradients_takes_none_from_the_next(embeddings: Tensor, f
     assert masks.sigmoid().requires_grad
 
 
-@pytest.mark.parametrize("count", [20, 30])  # of 42 pixels: half of them, or more
+@pytest.mark.parametrize("count", [20, 30, 50])  # of 42 pixels: half of them, or more, or more than there are
 def test_samples_at_common_points(embeddings: Tensor, features: Tensor, count: int) -> None:
-    masks, points = QueryMasks(embeddings, features), torch.rand(1, count, 2)
-    samples = sample_logits(masks[1], points)
-    grid = (2 * points - 1)[None].expand(5, -1, -1, -1)
-    expected = F.grid_sample(masks.full()[1][:, None], grid, align_corners=False)[:, 0, 0]
+    masks, points = QueryMasks(embeddings, features[1]), torch.rand(2, count, 2)
+    samples = sample_logits(masks, points)
+    expected = F.grid_sample(masks.full(), (2 * points - 1)[:, None], align_corners=False)[:, :, 0]
     torch.testing.assert_close(samples, expected)
-    assert sample_logits(QueryMasks(embeddings[0].bfloat16(), features[0]), points).dtype == torch.float32
+    half = QueryMasks(embeddings.bfloat16(), features[1])
+    assert sample_logits(half, points).dtype == torch.float32

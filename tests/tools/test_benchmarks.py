@@ -47,6 +47,15 @@ def test_mappers_need_both_images_and_annotations(
     assert "--images goes together with --panoptic or --instances" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("masks", ["map", "bool"])
+def test_loss(masks: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    size = ("--size", "64", "64", "--instances", "3", "--masks", masks, "--void")
+    figures = run(monkeypatch, tmp_path / "a.json", "loss.py", "--rounds", "1", *size)
+    assert set(figures["seconds"]) == {"matching", "losses", "backward"}
+    # Those of ten layers at once: one by one they would be about 2000.
+    assert 100 < sum(figures["launches"].values()) < 450
+
+
 @pytest.mark.slow
 def test_operator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     size = "256x256, batch 8, small"
