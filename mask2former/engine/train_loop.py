@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -67,7 +68,7 @@ class StepTrainer(SimpleTrainer):
         assert self.model.training, "The model was put into eval mode; a hook must put it back."
         self.optimizer.zero_grad()
         self._norm_statistics.remember()
-        totals: dict[str, torch.Tensor] = {}
+        shares: list[tuple[list[str], torch.Tensor]] = []
         file_names: list[str] = []
         data_time = 0.0
         for batch in range(self.accumulation_steps):
@@ -76,22 +77,25 @@ class StepTrainer(SimpleTrainer):
             data_time += time.perf_counter() - start
             file_names += [str(sample.get("file_name", "unnamed image")) for sample in samples]
             with self.gradient_sync(last=batch == self.accumulation_steps - 1):
-                for name, loss in self._forward_backward(samples).items():
-                    totals[name] = totals.get(name, 0) + loss
-        # One transfer from the device, not one a loss.
-        losses = dict(zip(totals, torch.stack([loss.float() for loss in totals.values()]).tolist(), strict=True))
-        mine = StepReport(losses, self._gradients_are_finite(), data_time, file_names)
+                shares.append(self._forward_backward(samples))
+        losses: dict[str, float] = defaultdict(float)
+        numbers = iter(torch.cat([values for _, values in shares]).tolist())  # one transfer from the device
+        for names, _ in shares:
+            for name in names:
+                losses[name] += next(numbers)
+        mine = StepReport(dict(losses), self._gradients_are_finite(), data_time, file_names)
         everyone: list[StepReport] = comm.all_gather(mine)
         self._apply_gradients(everyone)
         self._log(everyone)
 
-    def _forward_backward(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Add the gradients of one batch's share; returns that share of each loss."""
+    def _forward_backward(self, samples: list[dict[str, Any]]) -> tuple[list[str], torch.Tensor]:
+        """Add the gradients of one batch's share; returns the names of the losses and that share of each (L,)."""
         with torch.autocast(self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             losses = self.model(samples)
-        losses = {name: loss / self.accumulation_steps for name, loss in losses.items()}
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        return {name: loss.detach() for name, loss in losses.items()}
+        # One tensor, because for a GPU each of dozens of losses would be a kernel of its own.
+        share = torch.stack([loss.float() for loss in losses.values()]) / self.accumulation_steps
+        self.grad_scaler.scale(share.sum()).backward()
+        return list(losses), share.detach()
 
     def _apply_gradients(self, everyone: list[StepReport]) -> None:
         """Step unless a number of a process is not finite; the same in every process."""
