@@ -1,14 +1,17 @@
 """Exported files compute what the model computes, at other batches and sizes than the recorded one."""
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.export import (
     ExportFormat,
@@ -26,12 +29,38 @@ pytest.importorskip("onnxscript")
 
 Build = Callable[[str], tuple[CfgNode, MaskFormer]]
 Export = Callable[..., Path]
-# Two programs that add in another order.
-ROUNDING = 1e-4
+# Two programs that add in another order. Where a mask's logit is so near to 0 that they disagree on its sign, a query
+# attends to another pixel, and all that follows is different.
+ROUNDING, ROUNDING_OF_MASKS = 1e-4, 2e-6
+
+
+class _SmallestMaskLogit(TorchDispatchMode):
+    """Sees how near to 0 the mask logits come that decide what queries attend to, relative to the largest."""
+
+    value = math.inf
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.ge.Scalar:
+            self.value = min(self.value, float(args[0].abs().min() / args[0].abs().max()))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def _decided(model: MaskFormer, batch: Tensor) -> Tensor | None:
+    """The batch, or a darker one, for which rounding cannot decide what a query attends to; None if there is none."""
+    for _ in range(30):
+        with _SmallestMaskLogit() as smallest:
+            model.predict_queries([{"image": image} for image in batch])
+        if smallest.value > 5 * ROUNDING_OF_MASKS:
+            return batch
+        batch = (batch * 0.97).to(torch.uint8)
+    return None
 
 
 def _assert_equal_to_model(path: Path, model: MaskFormer, batches: list[Tensor], tolerance: float = ROUNDING) -> None:
-    errors = compare_with_model(load_exported(path), model, batches)
+    decided = [found for batch in batches if (found := _decided(model, batch)) is not None]
+    assert decided
+    errors = compare_with_model(load_exported(path), model, decided)
     assert errors
     assert all(error < tolerance for error in errors.values()), errors
 
