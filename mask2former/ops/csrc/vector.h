@@ -35,6 +35,7 @@ struct Vector<1> {
 
 using Float = Vector<kLanes>::Float;
 using Int = Vector<kLanes>::Int;
+using Bits = Vector<kLanes>::Bits;
 
 // Loads and stores need no alignment.
 template <typename T>
@@ -140,7 +141,8 @@ MASK2FORMER_INLINE Float exp_of_negative(Float x) {
   series = series * rest + 0.5f;
   series = series * rest + 1.0f;
   series = series * rest + 1.0f;
-  const Float result = bit_cast<Float>(bit_cast<Int>(series) + (bit_cast<Int>(shifted) << 23));
+  // Unsigned, because the exponent has no room for what is far below -80.
+  const Float result = bit_cast<Float>(bit_cast<Bits>(series) + (bit_cast<Bits>(shifted) << 23));
   return x < -80.0f ? Float{} : result;
 }
 
