@@ -67,14 +67,15 @@ def make_resizing(
 
 @lru_cache(maxsize=64)
 def _axis_on(device: torch.device, stream: object, *sizes: int) -> Axis:
-    with torch.inference_mode(False):  # whose tensors could be used in it alone
+    # Tensors made in inference mode could be used in it alone; and a default device would be waited for.
+    with torch.inference_mode(False), torch.device("cpu"):
         return Axis(*(x.to(device, non_blocking=True) for x in _axis(*sizes)))
 
 
 @lru_cache(maxsize=64)
 def _axis(size: int, padded: int, kept: int, output: int) -> Axis:
     # What happens to each place alone, by the functions that resize masks elsewhere: the same weights to the last bit.
-    shares = torch.eye(size)[None]  # (1, size, size)
+    shares = torch.eye(size, dtype=torch.float32)[None]  # (1, size, size)
     if padded != size:
         shares = F.interpolate(shares, padded, mode="linear", align_corners=False)
     shares = shares[..., :kept]
@@ -91,14 +92,19 @@ def _axis(size: int, padded: int, kept: int, output: int) -> Axis:
 
 
 def has_native_masks(masks: Tensor, *others: Tensor) -> bool:
-    """Whether the native operators below take these: libraries are there, nothing is traced or differentiated."""
+    """Whether the native operators below take these: libraries are there, nothing is recorded or differentiated."""
     return (
         masks.device.type in ("cpu", "cuda")
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in (masks, *others)))
         and not is_recording()
         and load_library()
-        and (masks.device.type == "cpu" or load_cuda_library(masks.device.index))
+        and (masks.device.type == "cpu" or _has_native_masks_on_gpu(masks.device.index))
     )
+
+
+def _has_native_masks_on_gpu(device: int) -> bool:
+    # While a CUDA graph is captured, no Resizing can be copied to its stream.
+    return load_cuda_library(device) and not torch.cuda.is_current_stream_capturing()
 
 
 def _logits(masks: Tensor) -> Tensor:

@@ -169,6 +169,12 @@ def test_wrong_arguments() -> None:
         operators.binarise_masks(masks[0], *flat(resizing))
     with pytest.raises(RuntimeError, match="rows 20 to 31 are not among 30"):
         resize(masks, resizing, range(20, 31), sigmoid=False)
+    # Nearly 2^31 pixels of one mask: the threads beyond them could not be counted.
+    rows, columns = (
+        (torch.zeros(size, dtype=torch.int32), torch.ones(1, size)) for size in (2 * 3 * 7 * 11 * 151, 3 * 31 * 331)
+    )
+    with pytest.raises(RuntimeError, match="too large for the CUDA kernels"):
+        operators.resize_masks(torch.zeros(1, 1, 1), *rows, *columns, 0, 0, False)
     for count, scores in ((7, torch.rand(3)), (0, torch.rand(0)), (7, torch.rand(7).double())):
         with pytest.raises(RuntimeError, match="scores of at least one mask"):
             operators.compete_masks(masks[:count], scores, *flat(resizing))

@@ -15,6 +15,7 @@ from mask_cases import (
 )
 from torch import Tensor
 
+from mask2former.modeling.postprocessing import MaskGeometry, semantic_inference
 from mask2former.ops import _library
 from mask2former.ops.masks import (
     Resizing,
@@ -126,6 +127,19 @@ def test_what_is_kept_serves_outside_of_inference_mode() -> None:
     assert make_resizing((8, 10), (16, 20), (16, 20), (16, 20), device).rows is resizing.rows
     with torch.cuda.stream(torch.cuda.Stream()):
         assert make_resizing((8, 10), (16, 20), (16, 20), (16, 20), device).rows is not resizing.rows
+
+
+def test_class_scores_in_a_cuda_graph() -> None:
+    """Without the native operators: what they need cannot be copied to the GPU meanwhile."""
+    geometry = MaskGeometry(padded_size=(32, 40), image_size=(30, 33), output_size=(61, 45))
+    classes, masks = torch.randn(7, 4).cuda(), make_masks((8, 10)).cuda()
+    expected = semantic_inference(classes, masks, geometry)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        actual = semantic_inference(classes, masks, geometry)
+    graph.replay()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_devices_do_not_mix() -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from mask_cases import (
 from other_instructions import run_with_instructions
 
 from mask2former.ops import _library
+from mask2former.ops import masks as masks_module
 from mask2former.ops.masks import (
     binarise_masks,
     compete_masks,
@@ -119,6 +122,26 @@ def test_what_native_operators_are_for() -> None:
     assert not has_native_masks(masks.to("meta"))
 
 
+def test_a_cuda_graph_is_captured_without_native_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda:0"), requires_grad=False)
+    monkeypatch.setattr(masks_module, "load_cuda_library", lambda _: True)
+    for captured in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda captured=captured: captured)
+        assert has_native_masks(on_gpu) is not captured
+
+
+def test_defaults_of_pytorch_make_no_difference() -> None:
+    sizes = ((3, 5), (12, 20), (11, 19), (23, 29))  # which no other test keeps
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            resizing = make_resizing(*sizes)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [x.dtype for x in flat(resizing)] == 2 * [torch.int32, torch.float32]
+    check_resized_masks(resize_masks, make_masks(sizes[0]), sizes)
+
+
 def test_opcheck() -> None:
     sizes = GEOMETRIES[0]
     masks, axes = make_masks(sizes[0]), flat(make_resizing(*sizes))
@@ -128,7 +151,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(operators.compete_masks.default, (masks, torch.rand(len(masks)), *axes))
 
 
-def test_wrongflat() -> None:
+def test_wrong_arguments() -> None:
     sizes = GEOMETRIES[0]
     masks, resizing = make_masks(sizes[0]), make_resizing(*sizes)
     first_row, row_weights, first_column, column_weights = flat(resizing)

@@ -100,6 +100,15 @@ def test_a_wrong_location_shows_in_its_query_only(wrong: float) -> None:
     assert finite[1, 4, 2] == math.isinf(wrong)  # infinitely far outside is outside
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1])
+def test_a_logit_that_is_any_nan_shows_in_its_query_only(bits: int) -> None:
+    shapes, tensors = make_fused_inputs()
+    tensors[3].view(torch.int32)[1, 4, 2, 1, 3] = bits
+    finite = fused_ms_deform_attn(tensors[0], shapes, *tensors[1:]).isfinite().unflatten(-1, (3, 32)).all(-1)
+    assert not finite[1, 4, 2]
+    assert finite.sum() == finite.numel() - 1
+
+
 def test_autocast_keeps_locations_in_float32() -> None:
     shapes, tensors = make_fused_inputs(torch.bfloat16)
     plain = fused_ms_deform_attn(tensors[0], shapes, *tensors[1:])

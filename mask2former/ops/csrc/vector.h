@@ -35,6 +35,7 @@ struct Vector<1> {
 
 using Float = Vector<kLanes>::Float;
 using Int = Vector<kLanes>::Int;
+using Bits = Vector<kLanes>::Bits;
 
 // Loads and stores need no alignment.
 template <typename T>
@@ -126,10 +127,11 @@ MASK2FORMER_INLINE float sum_lanes(Float vector) {
 }
 
 // exp for numbers that are not positive, to 2 units in the last place; 0 for those below -80, because denormal weights
-// would be a hundred times as slow.
+// would be a hundred times as slow. A NaN stays one.
 MASK2FORMER_INLINE Float exp_of_negative(Float x) {
-  // x = exponent * ln 2 + rest; the number that is added and taken away again rounds to an integer.
-  const Float magic = Float{} + 12582912.0f;
+  // x = exponent * ln 2 + rest; the number that is added and taken away again rounds to an integer. Its 127 is that of
+  // powers of two, whose bits the sum then has.
+  const Float magic = Float{} + (12582912.0f + 127.0f);
   const Float shifted = x * 1.44269504f + magic;
   const Float exponent = shifted - magic;
   const Float rest = (x - exponent * 0.693359375f) + exponent * 2.12194440e-4f;
@@ -140,7 +142,7 @@ MASK2FORMER_INLINE Float exp_of_negative(Float x) {
   series = series * rest + 0.5f;
   series = series * rest + 1.0f;
   series = series * rest + 1.0f;
-  const Float result = bit_cast<Float>(bit_cast<Int>(series) + (bit_cast<Int>(shifted) << 23));
+  const Float result = series * bit_cast<Float>(bit_cast<Bits>(shifted) << 23);
   return x < -80.0f ? Float{} : result;
 }
 

@@ -127,8 +127,8 @@ void check_alignment(const void* address, size_t size) {
 
 cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
   const unsigned threads_in_block = config.blockDim.x, blocks = config.gridDim.x * config.gridDim.y * config.gridDim.z;
-  if (threads_in_block == 0 || threads_in_block > kMaxThreads || threads_in_block % kWarp != 0 || blocks == 0 || config.gridDim.y > 65535 ||
-      config.gridDim.z > 65535)
+  if (threads_in_block == 0 || threads_in_block > kMaxThreads || threads_in_block % kWarp != 0 || blocks == 0 ||
+      config.gridDim.y > 65535 || config.gridDim.z > 65535)
     return cudaErrorInvalidConfiguration;
   body = &kernel;
   failure = cudaSuccess;

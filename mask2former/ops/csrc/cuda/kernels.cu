@@ -54,7 +54,8 @@ cudaError_t backward(const Problem& problem, cudaStream_t stream) {
 
 template <typename Scalar>
 cudaError_t raise_magnitude(const Scalar* values, int64_t count, uint32_t* result, cudaStream_t stream) {
-  return launch(blocks_for(std::min<int64_t>(count, 1024 * kThreads)), stream, magnitude_kernel<Scalar>, values, count, result);
+  const dim3 blocks = blocks_for(std::min<int64_t>(count, 1024 * kThreads));
+  return launch(blocks, stream, magnitude_kernel<Scalar>, values, count, result);
 }
 
 template <typename Scalar>

@@ -1,7 +1,7 @@
 // Lanes, which work on a (query, head) or read a row together, and their channels of a row.
 //
-// Lanes are neighbouring threads of a warp: a group of as many as the template says. Whole warps call these functions: no thread may have
-// left, or be in another branch.
+// Lanes are neighbouring threads of a warp: a group of as many as the template says. Whole warps call these functions:
+// no thread may have left, or be in another branch.
 #pragma once
 
 #include <cuda_runtime.h>

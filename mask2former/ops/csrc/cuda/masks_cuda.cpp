@@ -18,7 +18,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr char kName[] = "masks";  // in messages
-constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+// That the kernels count in 32 bits; the threads of a block may count on beyond the last row.
+constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - kThreads * kRows;
 
 // One axis of an operator's arguments, contiguous.
 struct InputAxis {

@@ -45,7 +45,7 @@ struct Problem {
   int32_t num_images, num_pixels, num_heads, head_dim, num_queries, num_levels, num_points;
   int32_t num_samples;  // L * P
   int32_t num_tiles;    // in an image
-  bool tiled;           // whether the queries are the levels' pixels, to be taken in squares
+  bool tiled;           // whether the queries are the levels' pixels, to be taken in tiles
   Level levels[kMaxLevels];
 
   const void* value;       // (N, S, M, D) Scalar
