@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from mask2former.ops import _library
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def built_for_gpu() -> None:
+    """On a machine with a GPU, tests that skip because nothing is built would show nothing."""
+    assert _library.load_library(), "python -m mask2former.ops.build"
+    assert _library.load_cuda_library(0), "python -m mask2former.ops.build"
 
 
 @pytest.fixture(scope="session")

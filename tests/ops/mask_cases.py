@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mask2former.ops.masks import Resizing, make_resizing
+from mask2former.ops.masks import Resizing, binarise_masks, compete_masks, make_resizing
 
 __all__ = [
     "GEOMETRIES",
     "Size",
     "check_binary_masks",
     "check_competition",
+    "check_extreme_logits",
     "check_resized_masks",
     "flat",
     "make_masks",
@@ -103,3 +104,22 @@ def check_competition(
     wins = F.one_hot(wanted, len(masks)).permute(2, 0, 1).bool()
     expected = torch.stack([own, wins, own & wins]).flatten(2).sum(2)
     assert torch.equal(areas, expected)
+
+
+def check_extreme_logits(
+    binarise: Callable[..., Sequence[Tensor]],
+    compete: Callable[..., Sequence[Tensor]],
+    masks: Tensor,
+    sizes: Sequence[Size],
+    wrong: float,
+) -> None:
+    """Some of the masks' logits are ``wrong``; results are those of the CPU's operators, which have to be built."""
+    resizing, scores = make_resizing(*sizes), torch.linspace(0.5, 0.9, len(masks))
+    masks[0, 2:4, 3:5] = masks[2, 1, 1] = masks[:, 5, 6] = wrong
+    pairs = [
+        (binarise(masks, resizing), binarise_masks(masks, resizing)),
+        (compete(masks, scores, resizing), compete_masks(masks, scores, resizing)),
+    ]
+    for found, wanted in pairs:
+        for result, exact in zip(found, wanted, strict=True):
+            torch.testing.assert_close(result.cpu(), exact, rtol=1e-5, atol=0, equal_nan=True)

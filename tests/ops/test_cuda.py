@@ -15,7 +15,11 @@ from torch import Tensor
 
 from mask2former.ops import MSDeformAttn, _library, fused_ms_deform_attn, ms_deform_attn
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.usefixtures("built_for_gpu"),
+]
 
 OPERATORS = {
     "ms_deform_attn": (ms_deform_attn, make_inputs),
@@ -25,13 +29,6 @@ ENCODER: Shapes = [(8, 12), (16, 24), (32, 48)]  # whose queries are the pixels
 
 names = pytest.mark.parametrize("name", OPERATORS)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _built() -> None:
-    """On a machine with a GPU, tests that skip because nothing is built would show nothing."""
-    assert _library.load_library(), "python -m mask2former.ops.build"
-    assert _library.load_cuda_library(0), "python -m mask2former.ops.build"
 
 
 @pytest.fixture

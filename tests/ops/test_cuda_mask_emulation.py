@@ -11,6 +11,7 @@ from mask_cases import (
     Size,
     check_binary_masks,
     check_competition,
+    check_extreme_logits,
     check_resized_masks,
     flat,
     make_masks,
@@ -18,7 +19,7 @@ from mask_cases import (
 from torch import Tensor
 
 from mask2former.ops._library import load_library
-from mask2former.ops.masks import Axis, Resizing, binarise_masks, compete_masks, make_resizing
+from mask2former.ops.masks import Axis, Resizing, make_resizing
 
 pytestmark = [pytest.mark.usefixtures("emulation"), pytest.mark.timeout(1200)]  # the fixture compiles
 
@@ -104,16 +105,7 @@ def test_noise_is_counted_too() -> None:
 def test_extreme_logits_are_as_on_the_cpu(sizes: Sequence[Size], wrong: float, dtype: torch.dtype) -> None:
     if not load_library():
         pytest.skip("the native library is not built (python -m mask2former.ops.build)")
-    masks, resizing = make_masks(sizes[0]).to(dtype), make_resizing(*sizes)
-    masks[0, 2:4, 3:5] = masks[2, 1, 1] = masks[:, 5, 6] = wrong
-    scores = torch.linspace(0.5, 0.9, len(masks))
-    pairs = [
-        (binarise(masks, resizing), binarise_masks(masks, resizing)),
-        (compete(masks, scores, resizing), compete_masks(masks, scores, resizing)),
-    ]
-    for found, wanted in pairs:
-        for result, exact in zip(found, wanted, strict=True):
-            torch.testing.assert_close(result, exact, rtol=1e-5, atol=0, equal_nan=True)
+    check_extreme_logits(binarise, compete, make_masks(sizes[0]).to(dtype), sizes, wrong)
 
 
 def test_the_order_makes_no_difference(backwards: Callable[[], object]) -> None:

@@ -9,6 +9,7 @@ from mask_cases import (
     Size,
     check_binary_masks,
     check_competition,
+    check_extreme_logits,
     check_resized_masks,
     flat,
     make_masks,
@@ -16,7 +17,6 @@ from mask_cases import (
 from torch import Tensor
 
 from mask2former.modeling.postprocessing import MaskGeometry, semantic_inference
-from mask2former.ops import _library
 from mask2former.ops.masks import (
     Resizing,
     binarise_masks,
@@ -26,18 +26,15 @@ from mask2former.ops.masks import (
     resize_masks,
 )
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.usefixtures("built_for_gpu"),
+]
 
 REAL = ((160, 160), (640, 640), (640, 640), (640, 640))
 geometries = pytest.mark.parametrize("sizes", [*GEOMETRIES, ((50, 68), (200, 272), (200, 267), (480, 641))])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _built() -> None:
-    """On a machine with a GPU, tests that skip because nothing is built would show nothing."""
-    assert _library.load_library(), "python -m mask2former.ops.build"
-    assert _library.load_cuda_library(0), "python -m mask2former.ops.build"
 
 
 @pytest.fixture
@@ -86,16 +83,7 @@ def test_competition(sizes: Sequence[Size], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("wrong", [1e4, torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("sizes", [GEOMETRIES[1], GEOMETRIES[6], [(8, 10)] * 4])
 def test_extreme_logits_are_as_on_the_cpu(sizes: Sequence[Size], wrong: float) -> None:
-    masks, resizing = make_masks(sizes[0]), make_resizing(*sizes)
-    masks[0, 2:4, 3:5] = masks[2, 1, 1] = masks[:, 5, 6] = wrong
-    scores = torch.linspace(0.5, 0.9, len(masks))
-    pairs = [
-        (binarise(masks, resizing), binarise_masks(masks, resizing)),
-        (compete(masks, scores, resizing), compete_masks(masks, scores, resizing)),
-    ]
-    for found, wanted in pairs:
-        for result, exact in zip(found, wanted, strict=True):
-            torch.testing.assert_close(result.cpu(), exact, rtol=1e-5, atol=0, equal_nan=True)
+    check_extreme_logits(binarise, compete, make_masks(sizes[0]), sizes, wrong)
 
 
 def test_several_runs_are_equal() -> None:

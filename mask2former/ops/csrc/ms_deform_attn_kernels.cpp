@@ -45,6 +45,11 @@ MASK2FORMER_INLINE void prefetch(const void* from, int64_t bytes) {
 MASK2FORMER_INLINE void prefetch_to_write(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i, 1);
 }
+// What locating the samples of an item reads.
+MASK2FORMER_INLINE void prefetch_samples(const Problem& problem, int64_t samples, int64_t item) {
+  prefetch(problem.offsets + item * 2 * samples, 2 * samples * sizeof(float));
+  prefetch(problem.attention + item * samples, samples * sizeof(float));
+}
 constexpr int64_t kPixelsAhead = 16;  // by measurement; beyond an array a prefetch does nothing
 
 // Calls body(channel, number of channels) for all channels: as many as possible at a time, the rest in halves of that.
@@ -131,8 +136,7 @@ MASK2FORMER_INLINE void interpolate_queries(const Problem& problem, const Sizes&
     locate<false>(problem, sizes.samples, queries, scratch.padded, samples);
     for (int64_t lane = 0; lane < queries.count; ++lane) {
       const int64_t item = queries.item(problem, lane), ahead = item + kLanes * problem.num_heads;
-      prefetch(problem.offsets + ahead * 2 * sizes.samples, 2 * sizes.samples * sizeof(float));
-      prefetch(problem.attention + ahead * sizes.samples, sizes.samples * sizeof(float));
+      prefetch_samples(problem, sizes.samples, ahead);
       prefetch_to_write(all_output + ahead * head_dim, head_dim * sizeof(Scalar));
       for_channels<kMaxChannels>(0, head_dim, [&](int64_t channel, auto channels) {
         interpolate<Scalar, decltype(channels)::value>(samples, sizes.samples, lane, value + channel, row_stride,
@@ -290,8 +294,7 @@ MASK2FORMER_INLINE void run_backward(const Problem& problem, const Sizes& sizes,
       for (int64_t lane = 0; lane < queries.count; ++lane) {
         const int64_t item = queries.item(problem, lane), ahead = item + kLanes * heads;
         prefetch(all_grad_output + ahead * head_dim, head_dim * sizeof(Scalar));
-        prefetch(problem.offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
-        prefetch(problem.attention + ahead * samples, samples * sizeof(float));
+        prefetch_samples(problem, samples, ahead);
         prefetch_to_write(problem.grad_offsets + ahead * 2 * samples, 2 * samples * sizeof(float));
         prefetch_to_write(problem.grad_attention + ahead * samples, samples * sizeof(float));
         widen_row(all_grad_output + item * head_dim, scratch.row, head_dim);

@@ -83,27 +83,15 @@ cudaError_t any_backward(const Problem& problem, cudaStream_t stream) {
 }  // namespace
 
 const char* run_forward(const Problem& problem, Type type, void* stream) {
-  const cudaStream_t on = static_cast<cudaStream_t>(stream);
-  switch (type) {
-    case Type::kHalf:
-      return message(forward<Half>(problem, on));
-    case Type::kBFloat16:
-      return message(forward<BFloat16>(problem, on));
-    default:
-      return message(forward<float>(problem, on));
-  }
+  return run_for(type, [&](auto scalar) {
+    return forward<decltype(scalar)>(problem, static_cast<cudaStream_t>(stream));
+  });
 }
 
 const char* run_backward(const Problem& problem, Type type, void* stream) {
-  const cudaStream_t on = static_cast<cudaStream_t>(stream);
-  switch (type) {
-    case Type::kHalf:
-      return message(any_backward<Half>(problem, on));
-    case Type::kBFloat16:
-      return message(any_backward<BFloat16>(problem, on));
-    default:
-      return message(any_backward<float>(problem, on));
-  }
+  return run_for(type, [&](auto scalar) {
+    return any_backward<decltype(scalar)>(problem, static_cast<cudaStream_t>(stream));
+  });
 }
 
 }  // namespace cuda

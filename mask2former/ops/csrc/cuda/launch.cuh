@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "call.h"
+#include "lanes.cuh"
 
 namespace mask2former {
 namespace cuda {
@@ -18,6 +19,19 @@ cudaError_t launch(dim3 blocks, cudaStream_t stream, void (*kernel)(Parameters..
 }
 
 inline const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+// Calls run(Scalar()) for the type, which enqueues kernels. Returns null, or what went wrong.
+template <typename Run>
+const char* run_for(Type type, const Run& run) {
+  switch (type) {
+    case Type::kHalf:
+      return message(run(Half()));
+    case Type::kBFloat16:
+      return message(run(BFloat16()));
+    default:
+      return message(run(float()));
+  }
+}
 
 inline int64_t num_blocks(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
 

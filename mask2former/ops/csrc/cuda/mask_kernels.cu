@@ -51,22 +51,23 @@ cudaError_t compete(const MaskProblem& problem, cudaStream_t stream) {
 
 }  // namespace
 
-#define MASK2FORMER_RUN(operation)                                                           \
-  const char* run_##operation(const MaskProblem& problem, Type type, void* stream) {         \
-    const cudaStream_t on = static_cast<cudaStream_t>(stream);                               \
-    switch (type) {                                                                          \
-      case Type::kHalf:                                                                      \
-        return message(operation<Half>(problem, on));                                        \
-      case Type::kBFloat16:                                                                  \
-        return message(operation<BFloat16>(problem, on));                                    \
-      default:                                                                               \
-        return message(operation<float>(problem, on));                                       \
-    }                                                                                        \
-  }
+const char* run_resize(const MaskProblem& problem, Type type, void* stream) {
+  return run_for(type, [&](auto scalar) {
+    return resize<decltype(scalar)>(problem, static_cast<cudaStream_t>(stream));
+  });
+}
 
-MASK2FORMER_RUN(resize)
-MASK2FORMER_RUN(binarise)
-MASK2FORMER_RUN(compete)
+const char* run_binarise(const MaskProblem& problem, Type type, void* stream) {
+  return run_for(type, [&](auto scalar) {
+    return binarise<decltype(scalar)>(problem, static_cast<cudaStream_t>(stream));
+  });
+}
+
+const char* run_compete(const MaskProblem& problem, Type type, void* stream) {
+  return run_for(type, [&](auto scalar) {
+    return compete<decltype(scalar)>(problem, static_cast<cudaStream_t>(stream));
+  });
+}
 
 }  // namespace cuda
 }  // namespace mask2former
