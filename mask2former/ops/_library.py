@@ -158,6 +158,7 @@ def _register() -> None:
     torch.library.register_fake("mask2former::resize_masks", _resize_masks_fake)
     torch.library.register_fake("mask2former::binarise_masks", _binarise_masks_fake)
     torch.library.register_fake("mask2former::compete_masks", _compete_masks_fake)
+    torch.library.register_fake("mask2former::winograd_conv2d", _winograd_conv2d_fake)
 
 
 # Below, `geometry` is what an operator takes after the value and the spatial shapes: locations (N, Q, M, L, P, 2) and
@@ -252,3 +253,7 @@ def _compete_masks_fake(
     size = (first_row.shape[0], first_column.shape[0])
     winner, inside = logits.new_empty(size, dtype=torch.int32), logits.new_empty(size, dtype=torch.bool)
     return winner, inside, logits.new_empty((3, logits.shape[0]), dtype=torch.int64)
+
+
+def _winograd_conv2d_fake(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return pixels.new_empty((*pixels.shape[:3], weight.shape[2]))

@@ -17,7 +17,6 @@ from mask2former.ops import _build
 
 DRIVER = Path(__file__).resolve().parent / "avx512/driver.cpp"
 SOURCES = Path(_build.__file__).parent / "csrc"
-KERNELS = ["ms_deform_attn_kernels.cpp", "mask_kernels.cpp"]
 FLAGS = ["-std=c++17", "-O1", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", f"-I{SOURCES}"]
 FLAGS += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]  # what C++ does not define ends the program
 
@@ -40,7 +39,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with ThreadPoolExecutor() as pool:
         jobs = [pool.submit(compile_source, DRIVER)]
         for options in ((baseline,), sixteen_lanes):
-            jobs += [pool.submit(compile_source, SOURCES / name, *options) for name in KERNELS]
+            jobs += [pool.submit(compile_source, SOURCES / name, *options) for name in _build._KERNELS]
         objects = [job.result() for job in jobs]
     subprocess.run([*compiler, *objects, "-o", str(folder / "driver")], check=True)
     return folder / "driver"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
 from .bfloat16 import cpu_has_bfloat16
+from .convolutions import use_winograd
 from .mask_features import fold_mask_features
 from .positions import keep_position_encodings
 
@@ -28,8 +29,9 @@ def optimize_for_inference(
     """A faster copy of a trained model, for inference alone.
 
     Batch norms are folded into convolutions, and the convolution of the per-pixel embedding into the queries' network.
-    Convolutions compute in the memory format ``channels_last``, which is that of the Transformers' tokens too. Position
-    encodings are kept for the next image of that size.
+    Convolutions compute in the memory format ``channels_last``, which is that of the Transformers' tokens too, and in
+    float32 on a CPU those of 3x3 pixels by Winograd's algorithm. Position encodings are kept for the next image of that
+    size.
 
     Args:
         model: in evaluation mode, on its device. It stays as it is; weights that need no change are shared with it.
@@ -50,6 +52,8 @@ def optimize_for_inference(
             module.weight = _constant(module.weight.contiguous(memory_format=torch.channels_last))
         if dtype == "bfloat16" and isinstance(module, nn.Conv2d | nn.Linear):
             module.weight = _constant(module.weight.bfloat16())
+    if dtype == "float32" and fast.device.type == "cpu":
+        use_winograd(fast)
     keep_position_encodings(fast)
     network = _network(fast.backbone, fast.sem_seg_head, dtype)
     if compile_mode != "none":

@@ -10,9 +10,6 @@
 #include <immintrin.h>
 #endif
 
-#define MASK2FORMER_JOIN(a, b) a##b
-#define MASK2FORMER_NAME(a, b) MASK2FORMER_JOIN(a, b)
-
 namespace mask2former {
 namespace {
 

@@ -19,6 +19,9 @@ constexpr int kLanes = 4;
 #endif
 
 #define MASK2FORMER_INLINE inline __attribute__((always_inline))
+// One name made of two, which may be macros themselves.
+#define MASK2FORMER_JOIN(a, b) a##b
+#define MASK2FORMER_NAME(a, b) MASK2FORMER_JOIN(a, b)
 
 template <int kWidth>
 struct Vector {

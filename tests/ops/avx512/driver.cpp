@@ -7,6 +7,7 @@
 #include "masks.h"
 #include "ms_deform_attn.h"
 #include "testing.h"
+#include "winograd.h"
 
 #include <termios.h>
 #include <unistd.h>
@@ -207,6 +208,47 @@ void check_masks() {
   compare_exactly("masks areas of winners", actual.areas, expected.areas, description);
 }
 
+// ---- Convolutions ----
+
+struct ConvolutionResults {
+  Array<float> transformed, output;
+
+  // Transforms all tiles of `pixels`, and others back; the ranges are halved, as between threads.
+  ConvolutionResults(const WinogradKernels& kernels, const Tiling& tiling, int64_t images, int64_t channels,
+                     const Array<float>& pixels, const Array<float>& products, const Array<float>& bias)
+      : transformed(products.size()), output(pixels.size()) {
+    const Array<float> zeros(channels);
+    std::fill(zeros.begin(), zeros.end(), 0.0f);
+    const int64_t tiles = images * tiling.rows * tiling.columns, half = tiles / 2, plane = tiles * channels;
+    const auto run = [&](int64_t begin, int64_t end) {
+      kernels.transform_input(tiling, pixels.begin(), zeros.begin(), channels, begin, end,
+                              transformed.begin() + begin * channels, plane);
+      kernels.transform_output(tiling, products.begin() + begin * channels, plane, bias.begin(), channels, begin, end,
+                               output.begin());
+    };
+    run(0, half);
+    run(half, tiles);
+  }
+};
+
+void check_convolution() {
+  const int64_t images = any_of(1, 2), channels = kChannelsTogether * any_of(1, 3);
+  const int64_t height = any_of(1, 13), width = any_of(1, 13);
+  const Tiling tiling = {height, width, (height + kTile - 1) / kTile, (width + kTile - 1) / kTile};
+  const Array<float> pixels(images * height * width * channels), bias(channels);
+  const Array<float> products(kPlanes * images * tiling.rows * tiling.columns * channels);
+  fill(pixels);
+  fill(products);
+  fill(bias);
+  const ConvolutionResults expected(winograd_kernels_baseline, tiling, images, channels, pixels, products, bias);
+  const ConvolutionResults actual(winograd_kernels_avx512, tiling, images, channels, pixels, products, bias);
+  char description[200];
+  std::snprintf(description, sizeof(description), "N=%d %d x %d C=%d", int(images), int(height), int(width),
+                int(channels));
+  compare("convolution input", actual.transformed, expected.transformed, 1e-6, description);
+  compare("convolution output", actual.output, expected.output, 1e-6, description);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -219,6 +261,7 @@ int main(int count, char** arguments) {
     check_attention<uint16_t>(false);
     check_attention<uint16_t>(true);
     check_masks();
+    check_convolution();
   }
   for (const auto& [what, error] : worst) std::printf("%-32s largest error %.2g\n", what.c_str(), error);
   std::printf("%s: %d problems of each kind\n", failed ? "FAIL" : "PASS", problems);

@@ -1,0 +1,35 @@
+// What the dispatcher side (winograd.cpp) and the vector code (winograd_kernels.cpp) agree on.
+//
+// A convolution of 3x3 pixels by Winograd's algorithm F(4x4, 3x3): Lavin and Gray, "Fast Algorithms for Convolutional
+// Neural Networks", CVPR 2016. A tile of 6x6 pixels and the weights are transformed; then 36 products of numbers make
+// what 144 would make: 4x4 pixels of the result, transformed.
+#pragma once
+
+#include <cstdint>
+
+namespace mask2former {
+
+constexpr int64_t kTile = 4;                                      // pixels of the result on a side
+constexpr int64_t kInput = kTile + 2;                             // pixels that these are made of
+constexpr int64_t kPlanes = kInput * kInput;                      // numbers of a transformed tile
+constexpr int64_t kChannelsTogether = 16;                         // numbers of channels are multiples of this
+
+// Maps (N, height, width, channels) in tiles, which are counted row by row, image after image.
+struct Tiling {
+  int64_t height, width, rows, columns;  // the latter two in tiles
+};
+
+// The kernels for one instruction set. `plane` is how far the planes of transformed tiles (36, tiles, channels) lie
+// apart; pointers to them are those of the first tile's.
+struct WinogradKernels {
+  // Transforms tiles begin..end of `pixels`, around which all is 0; `zeros` are as many as channels.
+  void (*transform_input)(const Tiling&, const float* pixels, const float* zeros, int64_t channels, int64_t begin,
+                          int64_t end, float* to, int64_t plane);
+  // Transforms them back and writes them, the bias added, where they lie inside the maps.
+  void (*transform_output)(const Tiling&, const float* tiles, int64_t plane, const float* bias, int64_t channels,
+                           int64_t begin, int64_t end, float* pixels);
+};
+
+extern const WinogradKernels winograd_kernels_baseline, winograd_kernels_avx2, winograd_kernels_avx512;
+
+}  // namespace mask2former

@@ -1,0 +1,91 @@
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import Conv2d, get_norm
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mask2former.modeling.optimize import network, optimize_for_inference
+from mask2former.modeling.optimize.convolutions import WinogradConv2d, use_winograd
+from mask2former.ops import _library
+
+pytestmark = pytest.mark.skipif(
+    not _library.load_library(), reason="the native library is not built (python -m mask2former.ops.build)"
+)
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes that the operator was called with."""
+    calls = []
+    operator = torch.ops.mask2former.winograd_conv2d
+
+    def watched(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        calls.append(pixels.shape)
+        return operator(pixels, weight, bias)
+
+    monkeypatch.setattr(torch.ops.mask2former, "winograd_conv2d", watched)
+    return calls
+
+
+def module() -> nn.Sequential:
+    followed = Conv2d(16, 32, 3, padding=1, bias=False, norm=get_norm("GN", 32), activation=F.relu)
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), followed, nn.Sequential(nn.Conv2d(32, 16, 3, padding=1)))
+
+
+@torch.no_grad()
+def test_same_results(called: list[torch.Size]) -> None:
+    model, images = module(), torch.randn(2, 3, 9, 11)
+    expected = model(images)
+    assert use_winograd(model) == 2
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5)
+    assert called == [(2, 9, 11, 16), (2, 9, 11, 32)]
+
+
+def test_done_as_before_where_the_operator_is_not_for_it(called: list[torch.Size]) -> None:
+    model = module()
+    use_winograd(model)
+    images = torch.randn(1, 3, 8, 8, requires_grad=True)
+    model(images).sum().backward()
+    assert images.grad is not None
+    with torch.no_grad():
+        model.double()(images.double())
+    assert not called
+
+
+@torch.no_grad()
+def test_exports_have_only_pytorch_operators() -> None:
+    model, images = module(), torch.randn(1, 3, 8, 8)
+    use_winograd(model)
+    program = torch.export.export(model, (images,))
+    assert not [node for node in program.graph.nodes if "mask2former" in str(node.target)]
+    assert "mask2former::" not in str(torch.jit.trace(model, images).inlined_graph)
+
+
+@pytest.mark.parametrize(("dtype", "winograd"), [("float32", True), ("bfloat16", False)])
+def test_which_models_use_it(tiny_cfg: CfgNode, dtype: network.Dtype, winograd: bool) -> None:
+    model = build_model(tiny_cfg).eval()
+    fast = optimize_for_inference(model, dtype=dtype)
+    found = [name for name, x in fast.named_modules() if type(x) is WinogradConv2d]
+    assert ("sem_seg_head.pixel_decoder.layer_1" in found) is winograd
+    assert any(name.startswith("backbone") for name in found) is winograd
+    assert not [x for x in model.modules() if type(x) is WinogradConv2d]
+
+
+@torch.no_grad()
+def test_compiled() -> None:
+    model, images = module(), torch.randn(2, 3, 8, 9)
+    expected = model(images)
+    use_winograd(model)
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(images), expected, rtol=0, atol=1e-5)
+    assert compiled(torch.randn(3, 3, 12, 5)).shape == (3, 16, 12, 5)
+    assert len(graphs) == 1
+    assert sum("winograd_conv2d" in str(node.target) for node in graphs[0].graph.nodes) == 2
