@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
-from .bfloat16 import cpu_has_bfloat16
+from .bfloat16 import cpu_has_bfloat16, store_in_bfloat16
 from .convolutions import use_winograd
 from .mask_features import fold_mask_features
 from .positions import keep_position_encodings
@@ -50,11 +50,11 @@ def optimize_for_inference(
     for module in fast.modules():
         if isinstance(module, nn.Conv2d):
             module.weight = _constant(module.weight.contiguous(memory_format=torch.channels_last))
-        if dtype == "bfloat16" and isinstance(module, nn.Conv2d | nn.Linear):
-            module.weight = _constant(module.weight.bfloat16())
-    if dtype == "float32" and fast.device.type == "cpu":
+    if dtype == "bfloat16":
+        store_in_bfloat16(fast)
+    elif fast.device.type == "cpu":
         use_winograd(fast)
-    keep_position_encodings(fast)
+    keep_position_encodings(fast, getattr(torch, dtype))
     network = _network(fast.backbone, fast.sem_seg_head, dtype)
     if compile_mode != "none":
         # A CUDA graph has one size. Otherwise sizes become symbols when the second one comes.

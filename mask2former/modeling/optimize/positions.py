@@ -14,30 +14,36 @@ _SIZES = 16  # that one module keeps the encodings of at most; an image's pyrami
 class KeptPositionEmbedding(nn.Module):
     """What ``encode`` gives, computed once for each size and device; not to be written into. Threads may share it."""
 
-    def __init__(self, encode: PositionEmbeddingSine) -> None:
+    def __init__(self, encode: PositionEmbeddingSine, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.encode = encode
+        self.dtype = dtype
         self._kept: dict[tuple[int, int, str], Tensor] = {}
 
     def forward(self, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
-        """Return the encoding (1, C, height, width), as :class:`PositionEmbeddingSine` does."""
+        """Return the encoding (1, C, height, width) of :class:`PositionEmbeddingSine`, in this module's dtype."""
         if is_recording():
-            return self.encode(height, width, device)
+            return self.encode(height, width, device).to(self.dtype)
         key = (height, width, str(device))
         kept = self._kept.get(key)
         if kept is None:
             with torch.inference_mode(False):  # whose tensors could be used in it alone
-                kept = self.encode(height, width, device)
+                kept = self.encode(height, width, device).to(self.dtype)
             if len(self._kept) >= _SIZES:
                 self._kept.clear()
             self._kept[key] = kept
         return kept
 
 
-def keep_position_encodings(model: nn.Module) -> None:
-    """Let all position encodings of a model be kept, in place; on a GPU this spares dozens of small kernels."""
+def keep_position_encodings(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Let all position encodings of a model be kept, in place; on a GPU this spares dozens of small kernels.
+
+    Args:
+        model: any.
+        dtype: of what they are added to.
+    """
     holders = [module for module in model.modules() if not isinstance(module, KeptPositionEmbedding)]
     for module in holders:
         for name, child in module.named_children():
             if isinstance(child, PositionEmbeddingSine):
-                setattr(module, name, KeptPositionEmbedding(child))
+                setattr(module, name, KeptPositionEmbedding(child, dtype))

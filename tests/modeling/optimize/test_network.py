@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import optimize_for_inference
@@ -108,6 +110,28 @@ def test_bfloat16_is_close(tiny_cfg: CfgNode) -> None:
         assert logits.dtype is torch.bfloat16
         # Masked attention is a matter of thresholds, so few layers agree better than many.
         assert_same({"pred_logits": logits}, {"pred_logits": model.run_network(images)["pred_logits"]}, 0.1)
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+def test_nothing_constant_is_converted_for_each_image(tiny_cfg: CfgNode, backbone: str) -> None:
+    choose_backbone(tiny_cfg, backbone)
+    model = build(tiny_cfg)
+    fast, images = optimize_for_inference(model, dtype="bfloat16"), image()
+    constants = {x.untyped_storage().data_ptr() for x in [*fast.parameters(), *fast.buffers()]}
+    converted = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default and args[0].untyped_storage().data_ptr() in constants:
+                converted.append(args[0].shape)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        fast.run_network(images)
+        with Watch():
+            fast.run_network(images)
+    assert not converted
+    assert all(x.dtype is torch.float32 for x in model.parameters())
 
 
 @torch.inference_mode()
