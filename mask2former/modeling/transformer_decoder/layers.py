@@ -79,7 +79,7 @@ class CrossAttentionLayer(ResidualLayer):
             scale: the pixels.
             attend: (N, Q, S) bool or (N, M, Q, S) as in :class:`~mask2former.modeling.attention.MultiheadAttention`.
         """
-        update = self.multihead_attn(self._before(x) + query_pos, scale.memory + scale.pos, scale.memory, attend)
+        update = self.multihead_attn(self._before(x) + query_pos, scale.keys, scale.memory, attend)
         return self._after(x, update)
 
 

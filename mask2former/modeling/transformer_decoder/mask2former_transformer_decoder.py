@@ -211,9 +211,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             # Resizing and the dot product with a query's embedding are both linear, so they can be swapped: the
             # embedding is resized once, and masks for attention are computed at the attention's own resolution.
             gate = F.interpolate(mask_features.detach(), size=(height, width), mode="bilinear", align_corners=False)
+            memory = project(features[level]).flatten(2).transpose(1, 2) + embed  # (N, HW, C)
+            positions = self.pe_layer(height, width, mask_features.device).flatten(2).transpose(1, 2)  # (1, HW, C)
             scale = Scale(
-                memory=project(features[level]).flatten(2).transpose(1, 2) + embed,
-                pos=self.pe_layer(height, width, mask_features.device).flatten(2).transpose(1, 2),
+                memory=memory,
+                keys=memory + positions,
                 gate=gate.flatten(2),
                 shapes=[(height, width)],
             )

@@ -14,8 +14,8 @@ class Scale(NamedTuple):
 
     memory: Tensor
     """Features (N, S, C), with the embedding of their level."""
-    pos: Tensor
-    """Position encodings (1, S, C)."""
+    keys: Tensor
+    """The same with their position encodings added, (N, S, C): once for all layers that read them."""
     gate: Tensor
     """The per-pixel embedding at the same pixels, (N, mask_dim, S): times a query's embedding, its mask here."""
     shapes: list[tuple[int, int]]
@@ -32,7 +32,7 @@ def all_at_once(scales: Sequence[Scale]) -> list[Scale]:
     return [
         Scale(
             memory=torch.cat([scale.memory for scale in scales], dim=1),
-            pos=torch.cat([scale.pos for scale in scales], dim=1),
+            keys=torch.cat([scale.keys for scale in scales], dim=1),
             gate=torch.cat([scale.gate for scale in scales], dim=2),
             shapes=[shape for scale in scales for shape in scale.shapes],
         )

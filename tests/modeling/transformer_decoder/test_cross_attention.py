@@ -21,7 +21,7 @@ def _scale(shapes: list[tuple[int, int]], images: int = 2) -> Scale:
     pixels = sum(height * width for height, width in shapes)
     return Scale(
         memory=torch.randn(images, pixels, CHANNELS),
-        pos=torch.randn(1, pixels, CHANNELS),
+        keys=torch.randn(images, pixels, CHANNELS),
         gate=torch.randn(images, 4, pixels),
         shapes=shapes,
     )
@@ -66,9 +66,8 @@ def _naive_layer(layer: CrossAttentionLayer, x: Tensor, query_pos: Tensor, scale
     result = torch.empty_like(x)
     for n in range(len(x)):
         for q in range(QUERIES):
-            keys = scale.memory[n] + scale.pos[0]
             update = _attention_of_one_query(
-                layer.multihead_attn, x[n, q] + query_pos[0, q], keys, scale.memory[n], bias[n, :, q]
+                layer.multihead_attn, x[n, q] + query_pos[0, q], scale.keys[n], scale.memory[n], bias[n, :, q]
             )
             result[n, q] = _layer_norm(x[n, q] + update, layer.norm)
     return result
@@ -191,7 +190,7 @@ def test_all_at_once_concatenates_pixels() -> None:
     assert joint.shapes == SHAPES
     assert torch.equal(joint.memory[:, :6], scales[0].memory)
     assert torch.equal(joint.gate[:, :, 6:], scales[1].gate)
-    assert joint.pos.shape == (1, 26, CHANNELS)
+    assert torch.equal(joint.keys[:, 6:], scales[1].keys)
 
 
 def test_unknown_cross_attention_is_named() -> None:
