@@ -61,8 +61,9 @@ class TopDownPath(nn.Module):
         for index, name in self.fpn_levels:
             lateral = self.get_submodule(f"adapter_{index}")(features[name])
             align = {} if self.upsample_mode == "nearest" else {"align_corners": False}
-            upsampled = F.interpolate(maps[-1], size=lateral.shape[-2:], mode=self.upsample_mode, **align)
-            maps.append(self.get_submodule(f"layer_{index}")(lateral + upsampled))
+            # In place, for no map is larger than the last of these.
+            lateral += F.interpolate(maps[-1], size=lateral.shape[-2:], mode=self.upsample_mode, **align)
+            maps.append(self.get_submodule(f"layer_{index}")(lateral))
         return maps[1:]
 
     def _bias_and_norm(self) -> dict[str, bool | nn.Module | None]:
