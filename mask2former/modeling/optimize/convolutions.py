@@ -45,6 +45,7 @@ def use_winograd(model: nn.Module) -> int:
     found = [
         (parent, name, child)
         for parent in model.modules()
+        if not isinstance(parent, WinogradConv2d)
         for name, child in parent.named_children()
         if isinstance(child, nn.Conv2d) and takes_convolution(child)
     ]

@@ -41,6 +41,7 @@ def test_same_results(called: list[torch.Size]) -> None:
     assert use_winograd(model) == 2
     torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5)
     assert called == [(2, 9, 11, 16), (2, 9, 11, 32)]
+    assert use_winograd(model) == 0
 
 
 def test_done_as_before_where_the_operator_is_not_for_it(called: list[torch.Size]) -> None:
