@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from setuptools import Command, setup
@@ -34,16 +35,19 @@ class BuildOps(Command):
         spec.loader.exec_module(build_ops)
         folder = OPS if self.editable_mode else Path(self.build_lib) / OPS
         try:
-            self.libraries.append(build_ops.build(folder))
+            self.make(folder / build_ops.library_name(), build_ops.build)
         except build_ops.BuildError as error:
             print(f"Mask2Former installs without its native operators, and runs more slowly: {error}", file=sys.stderr)
             return
-        if self.editable_mode and (folder / build_ops.cuda_library_name()).is_file():
-            return  # it takes nvcc a minute
         try:
-            self.libraries.append(build_ops.build_cuda(folder))
+            self.make(folder / build_ops.cuda_library_name(), build_ops.build_cuda)
         except build_ops.BuildError as error:
             print(f"Mask2Former installs without its operators for NVIDIA's GPUs: {error}", file=sys.stderr)
+
+    def make(self, library: Path, build_library: Callable[[Path], Path]) -> None:
+        """Builds a library, unless the checkout has it: its name tells of which sources it is."""
+        if not (self.editable_mode and library.is_file()):
+            self.libraries.append(build_library(library.parent))
 
     # What setuptools asks of a step of a build.
     def get_source_files(self) -> list[str]:

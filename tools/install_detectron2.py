@@ -8,7 +8,8 @@ compares its checksum, and installs it for the running Python. Detectron2's whee
 one compiled file, ``detectron2/_C*.so``, which Mask2Former never uses; without that file it is plain Python and runs on
 any version. Both wheels ask for NumPy 1, and run with NumPy 2 as well.
 
-Needs the standard library and pip only. What the two themselves depend on is installed with Mask2Former.
+Needs the standard library only, and pip, or uv where the environment has no pip. What the two themselves depend on is
+installed with Mask2Former.
 """
 
 import base64
@@ -17,6 +18,7 @@ import hashlib
 import importlib.util
 import io
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -121,8 +123,12 @@ def _record(files: dict[str, bytes], own_name: str) -> bytes:
 
 
 def _pip(command: str, *arguments: str) -> None:
-    """Run pip of the running Python; on failure its own message stands above ours."""
-    run = subprocess.run([sys.executable, "-m", "pip", "--quiet", command, *arguments], check=False)
+    """Run pip for the running Python; on failure its own message stands above ours."""
+    pip = [sys.executable, "-m", "pip"]
+    uv = shutil.which("uv")
+    if importlib.util.find_spec("pip") is None and uv:  # as in the environments that uv makes; it brings a pip
+        pip = [uv, "tool", "run", "--quiet", "pip", "--python", sys.executable]
+    run = subprocess.run([*pip, "--quiet", command, *arguments], check=False)
     if run.returncode:
         sys.exit(f"`pip {command}` failed (see above): nothing is installed. Is there a network and a pip?")
 

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -175,36 +176,57 @@ def _compile(compiler: list[str], torch_folder: Path, folder: Path) -> list[str]
     """Compiles every object file."""
     options = [_STABLE_ABI, f"-I{torch_folder / 'include'}"]
     bindings = [_compile_source(compiler, source, "bindings", options, folder) for source in _BINDINGS]
-    return bindings + compile_kernels(compiler, folder)
+    return _run_all(_compile_kernels(compiler, folder) + bindings)
 
 
 def compile_kernels(compiler: list[str], folder: Path) -> list[str]:
     """Compiles the kernels once per instruction set of this machine's architecture. They do not need PyTorch."""
+    return _run_all(_compile_kernels(compiler, folder))
+
+
+def _compile_kernels(compiler: list[str], folder: Path) -> list[list[str]]:
+    """The commands for that, as :func:`_run_all` takes them."""
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    objects = []
-    for name, flags in _INSTRUCTION_SETS.items():
-        if is_x86 or name == "baseline":
-            options = [f"-DMASK2FORMER_KERNELS=kernels_{name}", *flags.split()]
-            objects += [_compile_source(compiler, source, name, options, folder) for source in _KERNELS]
-    return objects
+    commands = []
+    for source in _KERNELS:
+        for name, flags in _INSTRUCTION_SETS.items():
+            if is_x86 or name == "baseline":
+                options = [f"-DMASK2FORMER_KERNELS=kernels_{name}", *flags.split()]
+                commands.append(_compile_source(compiler, source, name, options, folder))
+    return commands
 
 
-def _compile_source(compiler: list[str], source: str, name: str, options: list[str], folder: Path) -> str:
-    path = str(folder / f"{source}.{name}.o")
-    _run([*compiler, *_FLAGS, *options, "-c", str(_SOURCES / source), "-o", path])
-    return path
+def _compile_source(compiler: list[str], source: str, name: str, options: list[str], folder: Path) -> list[str]:
+    return [*compiler, *_FLAGS, *options, "-c", str(_SOURCES / source), "-o", str(folder / f"{source}.{name}.o")]
 
 
 def _compile_cuda(compiler: list[str], nvcc: str, torch_folder: Path, folder: Path) -> list[str]:
     """Compiles every object file of the CUDA library."""
     include = f"-I{torch_folder / 'include'}"
-    commands = {source: [*compiler, *_FLAGS, "-DUSE_CUDA", _STABLE_ABI, include] for source in _CUDA_BINDINGS}
-    commands |= {source: [nvcc, *_NVCC_FLAGS, *_gpu_flags(), include] for source in _CUDA_KERNELS}
-    objects = []
-    for source, command in commands.items():
-        objects.append(str(folder / f"{source}.o"))
-        _run([*command, "-c", str(_SOURCES / "cuda" / source), "-o", objects[-1]])
-    return objects
+    commands = {source: [nvcc, *_NVCC_FLAGS, *_gpu_flags(), include] for source in _CUDA_KERNELS}
+    commands |= {source: [*compiler, *_FLAGS, "-DUSE_CUDA", _STABLE_ABI, include] for source in _CUDA_BINDINGS}
+    return _run_all(
+        [*command, "-c", str(_SOURCES / "cuda" / source), "-o", str(folder / f"{source}.o")]
+        for source, command in commands.items()
+    )
+
+
+def _run_all(commands: Iterable[list[str]]) -> list[str]:
+    """Runs commands that do not need each other, as many at a time as there are processors.
+
+    Args:
+        commands: each ends with the file that it writes; first those that take long, so that none is waited for alone.
+
+    Returns:
+        The files, in the commands' order.
+
+    Raises:
+        BuildError: of the first of the commands that fails, even if another failed sooner.
+    """
+    commands = list(commands)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_run, commands))  # after an error, what has not begun does not begin
+    return [command[-1] for command in commands]
 
 
 def _run(command: list[str]) -> str:

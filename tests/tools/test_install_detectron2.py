@@ -121,6 +121,21 @@ def test_a_failing_pip_is_reported(installer: ModuleType, tmp_path: Path) -> Non
         installer._pip("install", "--no-index", str(tmp_path / "absent-1.0-py3-none-any.whl"))
 
 
+def test_uv_brings_a_pip_where_there_is_none(
+    installer: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uv = tmp_path / "uv"
+    uv.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\n')
+    uv.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}")
+    installer._pip("download", "--help")
+    assert not (tmp_path / "arguments").exists()
+    monkeypatch.setattr(installer.importlib.util, "find_spec", lambda _: None)
+    installer._pip("download", "sal-tiny==0.1")
+    expected = ["tool", "run", "--quiet", "pip", "--python", sys.executable, "--quiet", "download", "sal-tiny==0.1"]
+    assert (tmp_path / "arguments").read_text().splitlines() == expected
+
+
 def test_a_broken_detectron2_is_reported(
     installer: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
