@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ...ops.winograd import has_native_winograd
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
 from .bfloat16 import cpu_has_bfloat16, store_in_bfloat16
@@ -52,7 +53,7 @@ def optimize_for_inference(
             module.weight = _constant(module.weight.contiguous(memory_format=torch.channels_last))
     if dtype == "bfloat16":
         store_in_bfloat16(fast)
-    elif fast.device.type == "cpu":
+    elif has_native_winograd(_small_image(fast)):
         use_winograd(fast)
     keep_position_encodings(fast, getattr(torch, dtype))
     network = _network(fast.backbone, fast.sem_seg_head, dtype)

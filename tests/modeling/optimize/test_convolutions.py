@@ -74,6 +74,12 @@ def test_which_models_use_it(tiny_cfg: CfgNode, dtype: network.Dtype, winograd: 
     assert not [x for x in model.modules() if type(x) is WinogradConv2d]
 
 
+def test_nothing_is_transformed_where_nothing_is_built(tiny_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mask2former.ops.winograd.load_library", lambda: False)
+    model = optimize_for_inference(build_model(tiny_cfg).eval())
+    assert not [x for x in model.modules() if type(x) is WinogradConv2d]
+
+
 @torch.no_grad()
 def test_compiled() -> None:
     model, images = module(), torch.randn(2, 3, 8, 9)
