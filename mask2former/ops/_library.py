@@ -46,7 +46,6 @@ def has_native_kernel(value: Tensor) -> bool:
     return (
         value.dtype in _DTYPES.get(value.device.type, ())
         and not is_exporting()
-        and not torch.jit.is_tracing()
         and load_library()
         and (value.device.type == "cpu" or load_cuda_library(value.device.index))
     )

@@ -23,7 +23,6 @@ def has_triton_kernel(value: Tensor) -> bool:
         value.is_cuda
         and value.dtype in _DTYPES
         and not is_exporting()
-        and not torch.jit.is_tracing()
         and not torch.are_deterministic_algorithms_enabled()
         and _is_there()
     )

@@ -15,5 +15,5 @@ def is_recording() -> bool:
 
 @torch.compiler.assume_constant_result  # found out before the graph: in one, PyTorch 2.11 says that it always exports
 def is_exporting() -> bool:
-    """Whether the graph is for ``torch.export``, and so for readers that know nothing of our operators."""
-    return torch.compiler.is_exporting()
+    """Whether the graph is for readers that know nothing of our operators: ``torch.export``, or a trace."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()

@@ -21,7 +21,6 @@ def has_native_winograd(x: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not (torch.is_grad_enabled() and x.requires_grad)
         and not is_exporting()
-        and not torch.jit.is_tracing()
         and load_library()
     )
 
@@ -72,8 +71,8 @@ def _weight_transform() -> list[list[float]]:
 def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A convolution with a stride of 1 and a border of one zero, by Winograd's algorithm F(4x4, 3x3).
 
-    See Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. Rounding errors are those of a
-    direct convolution.
+    See Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. Rounding errors are about
+    those of a direct convolution.
 
     Args:
         x: (N, C, H, W) that :func:`has_native_winograd` accepts, best in ``channels_last``.

@@ -10,8 +10,6 @@ __all__ = ["cpu_has_bfloat16", "store_in_bfloat16"]
 
 # Of torch.cpu.get_capabilities: Intel's and AMD's, Intel's matrix units, and ARM's.
 _UNITS = ("avx512_bf16", "amx_bf16", "bf16")
-
-
 # Whose own parameters are only multiplied with what autocast has in bfloat16, or added to it.
 _MULTIPLYING = (nn.Conv2d, nn.Linear, MultiheadAttention, WindowAttention)
 
