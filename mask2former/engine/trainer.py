@@ -35,6 +35,7 @@ from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.train_loop import StepTrainer
 from mask2former.engine.wandb_logger import WandbLogger
 from mask2former.evaluation import build_evaluator
+from mask2former.modeling.convolutions import prepare_for_training
 
 __all__ = ["Trainer"]
 
@@ -53,8 +54,7 @@ class Trainer(DefaultTrainer):
         super(DefaultTrainer, self).__init__()  # not DefaultTrainer's: its parallel model and AMP need a GPU
         cfg = _with_seed(self.auto_scale_workers(cfg, comm.get_world_size()))
         seed_all(derive_seed(cfg.SEED))  # the first weights
-        # Convolutions are faster so, on CPUs and on GPUs; checkpoints are the same.
-        model = self.build_model(cfg).to(memory_format=torch.channels_last)
+        model = prepare_for_training(self.build_model(cfg))
         parallel_model = parallelize(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = StepTrainer(

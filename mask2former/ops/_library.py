@@ -158,6 +158,7 @@ def _register() -> None:
     torch.library.register_fake("mask2former::binarise_masks", _binarise_masks_fake)
     torch.library.register_fake("mask2former::compete_masks", _compete_masks_fake)
     torch.library.register_fake("mask2former::winograd_conv2d", _winograd_conv2d_fake)
+    torch.library.register_fake("mask2former::winograd_weight_gradient", _winograd_weight_gradient_fake)
 
 
 # Below, `geometry` is what an operator takes after the value and the spatial shapes: locations (N, Q, M, L, P, 2) and
@@ -256,3 +257,7 @@ def _compete_masks_fake(
 
 def _winograd_conv2d_fake(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return pixels.new_empty((*pixels.shape[:3], weight.shape[2]))
+
+
+def _winograd_weight_gradient_fake(pixels: Tensor, grad_output: Tensor) -> Tensor:
+    return pixels.new_empty((36, grad_output.shape[3], pixels.shape[3]))

@@ -1,32 +1,41 @@
-"""Convolutions of 3x3 pixels in float32 on CPUs, with a quarter of the multiplications."""
+"""Convolutions of 3x3 pixels in float32 on CPUs, with a quarter of the multiplications.
+
+By Winograd's algorithm F(4x4, 3x3): Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
+Rounding errors are about those of a direct convolution.
+"""
+
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ._library import load_library
-from .recording import is_exporting
+from .recording import is_exporting, is_recording
 
-__all__ = ["has_native_winograd", "takes_convolution", "transform_weight", "winograd_conv2d"]
+__all__ = ["conv2d", "has_native_winograd", "takes_convolution", "transform_weight", "winograd_conv2d"]
 
 _CHANNELS = 16  # numbers of channels are multiples of this
+# For fewer pixels than these, transforming weights takes longer than their transform saves.
+_FEW_PIXELS = 1024
 # Where the native operator evaluates polynomials; it has the other transforms, that of pixels and that of the result.
 _A, _B = 3 / 4, 3 / 2
 
 
 def has_native_winograd(x: Tensor) -> bool:
-    """Whether :func:`winograd_conv2d` takes ``x``: float32 on a CPU, neither differentiated nor exported."""
+    """Whether the native operators take ``x``: float32 on a CPU, and not exported."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not (torch.is_grad_enabled() and x.requires_grad)
         and not is_exporting()
         and load_library()
     )
 
 
 def takes_convolution(conv: nn.Conv2d) -> bool:
-    """Whether :func:`winograd_conv2d` can do what ``conv`` does."""
+    """Whether the native operators can do what ``conv`` does, if its class convolves as ``nn.Conv2d``."""
     return (
         conv.kernel_size == (3, 3)
         and conv.stride == conv.dilation == conv.padding == (1, 1)
@@ -44,7 +53,7 @@ def transform_weight(weight: Tensor) -> Tensor:
     """What :func:`winograd_conv2d` needs of a convolution's weights.
 
     Args:
-        weight: (K, C, 3, 3), C and K multiples of 16.
+        weight: (K, C, 3, 3) float32, C and K multiples of 16.
 
     Returns:
         (36, C, K) float32.
@@ -54,25 +63,32 @@ def transform_weight(weight: Tensor) -> Tensor:
     """
     if weight.ndim != 4 or weight.shape[2:] != (3, 3) or not _has_channels(*weight.shape[:2]):
         raise ValueError(f"expected weights (K, C, 3, 3), K and C multiples of {_CHANNELS}, not {tuple(weight.shape)}.")
-    to_points = torch.tensor(_weight_transform(), dtype=torch.float64, device=weight.device)  # (6, 3)
-    transformed = torch.einsum("ip,kcpq,jq->ijck", to_points, weight.double(), to_points)
-    return transformed.flatten(0, 1).float().contiguous()
+    return _transform(weight).transpose(1, 2)
 
 
-def _weight_transform() -> list[list[float]]:
-    """The matrix G: a row's polynomial at 0, a, -a, b, -b and infinity, over what that of the pixels is there."""
+def _transform(weight: Tensor) -> Tensor:
+    """(K, C, 3, 3) to (36, K, C)."""
+    outputs, inputs = weight.shape[:2]
+    return (_weight_transform() @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, outputs, inputs)
+
+
+@cache
+def _weight_transform() -> Tensor:
+    """(36, 9): the matrix G for rows and for columns of pixels.
+
+    A row's polynomial at 0, a, -a, b, -b and infinity, over what that of the pixels is there.
+    """
     rows = [[1 / (_A * _B) ** 2, 0.0, 0.0]]
     for point, other in ((_A, _B), (-_A, _B), (_B, _A), (-_B, _A)):
         scale = 2 * point**2 * (point**2 - other**2)
         rows.append([1 / scale, point / scale, point**2 / scale])
-    return [*rows, [0.0, 0.0, 1.0]]
+    with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
+        matrix = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64, device="cpu")
+        return torch.kron(matrix, matrix).float()
 
 
-def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A convolution with a stride of 1 and a border of one zero, by Winograd's algorithm F(4x4, 3x3).
-
-    See Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. Rounding errors are about
-    those of a direct convolution.
+def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A convolution with a stride of 1 and a border of one zero, of weights transformed before; without gradients.
 
     Args:
         x: (N, C, H, W) that :func:`has_native_winograd` accepts, best in ``channels_last``.
@@ -82,6 +98,49 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (N, K, H, W) in ``channels_last``.
     """
-    pixels = x.permute(0, 2, 3, 1)  # (N, H, W, C)
-    result: Tensor = torch.ops.mask2former.winograd_conv2d(pixels, weight, bias)
+    bias = weight.new_zeros(weight.shape[2]) if bias is None else bias
+    result: Tensor = torch.ops.mask2former.winograd_conv2d(x.permute(0, 2, 3, 1), weight, bias)
     return result.permute(0, 3, 1, 2)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution with a stride of 1 and a border of one zero, by whichever algorithm is faster.
+
+    Args:
+        x: (N, C, H, W), best in ``channels_last``.
+        weight: (K, C, 3, 3), C and K multiples of 16.
+        bias: (K,).
+
+    Returns:
+        (N, K, H, W).
+    """
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    if is_recording() or pixels < _FEW_PIXELS or not has_native_winograd(x):
+        return nn.functional.conv2d(x, weight, bias, padding=1)
+    result: Tensor = _WinogradConv2d.apply(x, weight, bias)
+    return result
+
+
+class _WinogradConv2d(torch.autograd.Function):
+    """Gradients by the same algorithm, that of pixels as a convolution with the weights turned round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return winograd_conv2d(x, transform_weight(weight), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = winograd_conv2d(grad_output, _transform(weight.flip(2, 3)))
+        if ctx.needs_input_grad[1]:
+            pixels = (image.permute(0, 2, 3, 1) for image in (x, grad_output))
+            transformed = torch.ops.mask2former.winograd_weight_gradient(*pixels)  # (36, K, C)
+            grad_weight = (_weight_transform().T @ transformed.flatten(1)).view(3, 3, *weight.shape[:2])
+            grad_weight = grad_weight.permute(2, 3, 0, 1)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_output.sum(dim=(0, 2, 3))
+        return grad_x, grad_weight, grad_bias

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mask2former.ops import _library
-from mask2former.ops.winograd import has_native_winograd, takes_convolution, transform_weight, winograd_conv2d
+from mask2former.ops.winograd import conv2d, has_native_winograd, takes_convolution, transform_weight, winograd_conv2d
 
 pytestmark = pytest.mark.skipif(
     not _library.load_library(), reason="the native library is not built (python -m mask2former.ops.build)"
@@ -88,10 +88,6 @@ def test_what_it_is_for() -> None:
     assert not has_native_winograd(x.to("meta"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not has_native_winograd(x)
-    x.requires_grad_()
-    assert not has_native_winograd(x)
-    with torch.no_grad():
-        assert has_native_winograd(x)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +132,118 @@ def test_wrong_arguments() -> None:
         winograd_conv2d(x, transformed[..., :30].contiguous(), bias[:30])
 
 
+# With as many pixels as the algorithm is used for: sides that tiles divide and do not, and several rounds of tiles.
+TRAINED_SIZES = [(1, 16, 32, 32, 32), (3, 48, 16, 21, 18), (2, 16, 16, 70, 67)]
+
+
+def some_weights(result: Tensor) -> Tensor:
+    return torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
+
+
+def gradients(*problem: Tensor) -> list[Tensor]:
+    """Of a weighted sum of the convolution's result, with respect to pixels, weights and bias."""
+    problem = tuple(x.detach().requires_grad_() for x in problem)
+    x, weight, bias = problem
+    result = F.conv2d(x, weight, bias, padding=1) if x.dtype == torch.float64 else conv2d(x, weight, bias)
+    (some_weights(result) * result).sum().backward()
+    return [result.detach(), *(x.grad for x in problem if x.grad is not None)]
+
+
+@pytest.fixture
+def gradients_of_weights(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of the pixels that the operator was called with."""
+    calls = []
+    operator = torch.ops.mask2former.winograd_weight_gradient
+
+    def watched(pixels: Tensor, grad_output: Tensor) -> Tensor:
+        calls.append(pixels.shape)
+        return operator(pixels, grad_output)
+
+    monkeypatch.setattr(torch.ops.mask2former, "winograd_weight_gradient", watched)
+    return calls
+
+
+@pytest.mark.parametrize("size", TRAINED_SIZES)
+def test_gradients(size: tuple[int, ...], gradients_of_weights: list[torch.Size]) -> None:
+    problem = make(*size)
+    expected = gradients(*(x.double() for x in problem))
+    actual = gradients(*problem)
+    assert len(actual) == 4
+    assert len(gradients_of_weights) == 1
+    for of_ours, of_direct in zip(actual, expected, strict=True):
+        torch.testing.assert_close(of_ours.double(), of_direct, rtol=0, atol=4e-6 * float(of_direct.abs().max()))
+
+
+def test_gradients_as_exact_as_of_a_direct_convolution() -> None:
+    problem = make(2, 64, 64, 64, 64)
+    exact_gradients = gradients(*(x.double() for x in problem))
+    x, weight, bias = (x.requires_grad_() for x in problem)
+    result = F.conv2d(x, weight, bias, padding=1)
+    (some_weights(result) * result).sum().backward()
+    of_direct = [x.grad, weight.grad, bias.grad]
+    for ours, theirs, expected in zip(gradients(*problem)[1:], of_direct, exact_gradients[1:], strict=True):
+        assert error(ours, expected) < 2.5 * error(theirs, expected)
+
+
+def test_only_the_gradients_that_are_needed(gradients_of_weights: list[torch.Size]) -> None:
+    x, weight, _ = make(*TRAINED_SIZES[0])
+    conv2d(x.requires_grad_(), weight, None).sum().backward()
+    assert x.grad is not None
+    assert not gradients_of_weights
+    x = x.detach()
+    conv2d(x, weight.requires_grad_(), None).sum().backward()
+    assert weight.grad is not None
+    assert gradients_of_weights == [(1, 32, 32, 16)]
+
+
+def test_few_pixels_are_convolved_directly(gradients_of_weights: list[torch.Size]) -> None:
+    x, weight, bias = make(1, 16, 16, 31, 33)
+    weight.requires_grad_()
+    result = conv2d(x, weight, bias)
+    assert torch.equal(result, F.conv2d(x, weight, bias, padding=1))
+    result.sum().backward()
+    assert not gradients_of_weights
+
+
+def test_recorded_graphs_have_only_pytorch_operators() -> None:
+    x, weight, bias = make(*TRAINED_SIZES[0])
+    traced = torch.jit.trace(lambda x: conv2d(x, weight, bias), x, check_trace=False)
+    assert "mask2former::" not in str(traced.inlined_graph)
+    compiled = torch.compile(lambda x, weight: conv2d(x, weight, bias), backend="aot_eager", fullgraph=True)
+    compiled(x, weight.requires_grad_()).sum().backward()
+    assert weight.grad is not None
+
+
+def test_second_derivatives_are_refused() -> None:
+    x, weight, bias = make(*TRAINED_SIZES[0])
+    (grad,) = torch.autograd.grad(conv2d(x.requires_grad_(), weight, bias).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_opcheck_of_the_gradient() -> None:
+    torch.library.opcheck(
+        torch.ops.mask2former.winograd_weight_gradient.default, (torch.randn(2, 5, 9, 32), torch.randn(2, 5, 9, 16))
+    )
+
+
+def test_gradient_of_nothing() -> None:
+    gradient = torch.ops.mask2former.winograd_weight_gradient(torch.randn(0, 5, 9, 32), torch.randn(0, 5, 9, 16))
+    assert torch.equal(gradient, torch.zeros(36, 16, 32))
+
+
+def test_wrong_arguments_of_the_gradient() -> None:
+    operator = torch.ops.mask2former.winograd_weight_gradient
+    pixels = torch.randn(1, 4, 5, 16)
+    with pytest.raises(RuntimeError, match="must be float32 on the CPU"):
+        operator(pixels, pixels.double())
+    for wrong in (pixels[0], pixels[:, :3], torch.randn(2, 4, 5, 16)):
+        with pytest.raises(RuntimeError, match="expected pixels"):
+            operator(pixels, wrong)
+    with pytest.raises(RuntimeError, match="multiples of 16, not 16 and 15"):
+        operator(pixels, pixels[..., :15])
+
+
 OTHER_INSTRUCTIONS = "results.extend(operators.winograd_conv2d(*call) for call in calls)"
 
 
@@ -146,3 +254,15 @@ def test_other_instruction_sets(capability: str, tmp_path: Path) -> None:
     results = run_with_instructions(capability, OTHER_INSTRUCTIONS, calls, tmp_path)
     for result, problem in zip(results, problems, strict=True):
         torch.testing.assert_close(result.permute(0, 3, 1, 2).double(), exact(*problem), rtol=0, atol=TOLERANCE)
+
+
+OTHER_INSTRUCTIONS_OF_GRADIENTS = "results.extend(operators.winograd_weight_gradient(*call) for call in calls)"
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_gradients_by_other_instruction_sets(capability: str, tmp_path: Path) -> None:
+    calls = [(torch.randn(n, h, w, c), torch.randn(n, h, w, k)) for n, c, k, h, w in SIZES]
+    results = run_with_instructions(capability, OTHER_INSTRUCTIONS_OF_GRADIENTS, calls, tmp_path)
+    for result, call in zip(results, calls, strict=True):
+        expected = torch.ops.mask2former.winograd_weight_gradient(*call)
+        torch.testing.assert_close(result, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))

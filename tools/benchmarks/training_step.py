@@ -6,7 +6,7 @@
 Every contender runs in a process of its own. They take turns, one step each, so that whatever else the machine does
 falls on all of them; figures are medians. A step goes from images and targets to updated weights, by AdamW. Both have
 the same random targets, here as the mappers give them and there as floats, leave the backbone's batch norms as they
-are, and drop no paths. Convolutions are in `channels_last` here, as in the trainer. Weights are random.
+are, and drop no paths. Convolutions are prepared here as the trainer does it. Weights are random.
 """
 
 import argparse
@@ -154,14 +154,15 @@ def make_ours(arguments: argparse.Namespace) -> tuple[Any, Step]:
     from detectron2.modeling import build_model
     from detectron2.structures import Instances
 
+    from mask2former.modeling.convolutions import prepare_for_training
+
     options = ["MODEL.SWIN.DROP_PATH_RATE", "0.0"]
     if CHECKPOINTING in arguments.serve:
         options += [
             "MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING",
             "['backbone', 'pixel_decoder', 'transformer_decoder']",
         ]
-    model: Any = build_model(our_config(arguments.backbone, arguments.device, options)).train()
-    model = model.to(memory_format=torch.channels_last)  # as the trainer has it
+    model: Any = prepare_for_training(build_model(our_config(arguments.backbone, arguments.device, options)).train())
     image = torch.randint(0, 256, (3, *arguments.size)).float().to(arguments.device)
     samples = [
         {"image": image, "instances": Instances(tuple(arguments.size), gt_classes=labels, gt_masks=masks)}

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.winograd import has_native_winograd
+from ..convolutions import use_winograd
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
 from .bfloat16 import cpu_has_bfloat16, store_in_bfloat16
-from .convolutions import use_winograd
 from .mask_features import fold_mask_features
 from .positions import keep_position_encodings
 
@@ -54,7 +54,7 @@ def optimize_for_inference(
     if dtype == "bfloat16":
         store_in_bfloat16(fast)
     elif has_native_winograd(_small_image(fast)):
-        use_winograd(fast)
+        use_winograd(fast, trained=False)
     keep_position_encodings(fast, getattr(torch, dtype))
     network = _network(fast.backbone, fast.sem_seg_head, dtype)
     if compile_mode != "none":

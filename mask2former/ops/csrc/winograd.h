@@ -2,7 +2,8 @@
 //
 // A convolution of 3x3 pixels by Winograd's algorithm F(4x4, 3x3): Lavin and Gray, "Fast Algorithms for Convolutional
 // Neural Networks", CVPR 2016. A tile of 6x6 pixels and the weights are transformed; then 36 products of numbers make
-// what 144 would make: 4x4 pixels of the result, transformed.
+// what 144 would make: 4x4 pixels of the result, transformed. The gradient of the weights is made of as few: the
+// transforms are linear, so that of the result's gradient is its transform's transpose.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,9 @@ struct WinogradKernels {
   // Transforms tiles begin..end of `pixels`, around which all is 0; `zeros` are as many as channels.
   void (*transform_input)(const Tiling&, const float* pixels, const float* zeros, int64_t channels, int64_t begin,
                           int64_t end, float* to, int64_t plane);
+  // Transforms tiles begin..end of the result's gradient by the transpose of the transform back.
+  void (*transform_gradient)(const Tiling&, const float* pixels, const float* zeros, int64_t channels, int64_t begin,
+                             int64_t end, float* to, int64_t plane);
   // Transforms them back and writes them, the bias added, where they lie inside the maps.
   void (*transform_output)(const Tiling&, const float* tiles, int64_t plane, const float* bias, int64_t channels,
                            int64_t begin, int64_t end, float* pixels);

@@ -36,6 +36,18 @@ MASK2FORMER_INLINE void from_points(const Float (&x)[kInput], Float (&y)[kTile])
   y[3] = aa * a * odd_a + bb * b * odd_b + x[5];
 }
 
+// The transpose of from_points.
+MASK2FORMER_INLINE void to_points(const Float (&x)[kTile], Float (&y)[kInput]) {
+  const Float even_a = x[0] + aa * x[2], odd_a = a * x[1] + aa * a * x[3];
+  const Float even_b = x[0] + bb * x[2], odd_b = b * x[1] + bb * b * x[3];
+  y[0] = x[0];
+  y[1] = even_a + odd_a;
+  y[2] = even_a - odd_a;
+  y[3] = even_b + odd_b;
+  y[4] = even_b - odd_b;
+  y[5] = x[3];
+}
+
 // Where a tile begins in the maps.
 struct Place {
   int64_t image, y, x;
@@ -45,38 +57,50 @@ struct Place {
         x(tile % tiling.columns * kTile) {}
 };
 
-void transform_input(const Tiling& tiling, const float* pixels, const float* zeros, int64_t channels, int64_t begin,
-                     int64_t end, float* to, int64_t plane) {
+// Transforms squares of kSide pixels, which begin kBorder pixels before their tiles.
+template <int64_t kSide, int64_t kBorder>
+MASK2FORMER_INLINE void transform(const Tiling& tiling, const float* pixels, const float* zeros, int64_t channels,
+                                  int64_t begin, int64_t end, float* to, int64_t plane) {
   for (int64_t tile = begin; tile < end; ++tile, to += channels) {
     const Place place(tiling, tile);
-    const float* from[kInput][kInput];
-    for (int64_t i = 0; i < kInput; ++i) {
-      for (int64_t j = 0; j < kInput; ++j) {
-        const int64_t y = place.y + i - 1, x = place.x + j - 1;
+    const float* from[kSide][kSide];
+    for (int64_t i = 0; i < kSide; ++i) {
+      for (int64_t j = 0; j < kSide; ++j) {
+        const int64_t y = place.y + i - kBorder, x = place.x + j - kBorder;
         const bool inside = y >= 0 && y < tiling.height && x >= 0 && x < tiling.width;
         from[i][j] = inside ? pixels + ((place.image * tiling.height + y) * tiling.width + x) * channels : zeros;
       }
     }
     for (int64_t channel = 0; channel < channels; channel += kLanes) {
-      Float half[kInput][kInput];  // columns transformed, transposed
+      Float half[kSide][kInput];  // columns transformed, transposed
 #pragma GCC unroll 6
-      for (int64_t j = 0; j < kInput; ++j) {
-        Float column[kInput];
+      for (int64_t j = 0; j < kSide; ++j) {
+        Float column[kSide];
 #pragma GCC unroll 6
-        for (int64_t i = 0; i < kInput; ++i) column[i] = load<Float>(from[i][j] + channel);
+        for (int64_t i = 0; i < kSide; ++i) column[i] = load<Float>(from[i][j] + channel);
         to_points(column, half[j]);
       }
 #pragma GCC unroll 6
       for (int64_t i = 0; i < kInput; ++i) {
-        Float row[kInput], result[kInput];
+        Float row[kSide], result[kInput];
 #pragma GCC unroll 6
-        for (int64_t j = 0; j < kInput; ++j) row[j] = half[j][i];
+        for (int64_t j = 0; j < kSide; ++j) row[j] = half[j][i];
         to_points(row, result);
 #pragma GCC unroll 6
         for (int64_t j = 0; j < kInput; ++j) store(to + (kInput * i + j) * plane + channel, result[j]);
       }
     }
   }
+}
+
+void transform_input(const Tiling& tiling, const float* pixels, const float* zeros, int64_t channels, int64_t begin,
+                     int64_t end, float* to, int64_t plane) {
+  transform<kInput, 1>(tiling, pixels, zeros, channels, begin, end, to, plane);
+}
+
+void transform_gradient(const Tiling& tiling, const float* pixels, const float* zeros, int64_t channels, int64_t begin,
+                        int64_t end, float* to, int64_t plane) {
+  transform<kTile, 0>(tiling, pixels, zeros, channels, begin, end, to, plane);
 }
 
 void transform_output(const Tiling& tiling, const float* tiles, int64_t plane, const float* bias, int64_t channels,
@@ -116,6 +140,7 @@ void transform_output(const Tiling& tiling, const float* tiles, int64_t plane, c
 
 }  // namespace
 
-const WinogradKernels MASK2FORMER_NAME(winograd_, MASK2FORMER_KERNELS) = {transform_input, transform_output};
+const WinogradKernels MASK2FORMER_NAME(winograd_, MASK2FORMER_KERNELS) = {transform_input, transform_gradient,
+                                                                           transform_output};
 
 }  // namespace mask2former

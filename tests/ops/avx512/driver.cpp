@@ -211,18 +211,21 @@ void check_masks() {
 // ---- Convolutions ----
 
 struct ConvolutionResults {
-  Array<float> transformed, output;
+  Array<float> transformed, gradient, output;
 
-  // Transforms all tiles of `pixels`, and others back; the ranges are halved, as between threads.
+  // Transforms all tiles of `pixels`, as the input and as the gradient, and others back; the ranges are halved, as
+  // between threads.
   ConvolutionResults(const WinogradKernels& kernels, const Tiling& tiling, int64_t images, int64_t channels,
                      const Array<float>& pixels, const Array<float>& products, const Array<float>& bias)
-      : transformed(products.size()), output(pixels.size()) {
+      : transformed(products.size()), gradient(products.size()), output(pixels.size()) {
     const Array<float> zeros(channels);
     std::fill(zeros.begin(), zeros.end(), 0.0f);
     const int64_t tiles = images * tiling.rows * tiling.columns, half = tiles / 2, plane = tiles * channels;
     const auto run = [&](int64_t begin, int64_t end) {
       kernels.transform_input(tiling, pixels.begin(), zeros.begin(), channels, begin, end,
                               transformed.begin() + begin * channels, plane);
+      kernels.transform_gradient(tiling, pixels.begin(), zeros.begin(), channels, begin, end,
+                                 gradient.begin() + begin * channels, plane);
       kernels.transform_output(tiling, products.begin() + begin * channels, plane, bias.begin(), channels, begin, end,
                                output.begin());
     };
@@ -246,6 +249,7 @@ void check_convolution() {
   std::snprintf(description, sizeof(description), "N=%d %d x %d C=%d", int(images), int(height), int(width),
                 int(channels));
   compare("convolution input", actual.transformed, expected.transformed, 1e-6, description);
+  compare("convolution gradient", actual.gradient, expected.gradient, 1e-6, description);
   compare("convolution output", actual.output, expected.output, 1e-6, description);
 }
 

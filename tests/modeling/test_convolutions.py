@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -6,8 +8,8 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mask2former.modeling.convolutions import WinogradConv2d, prepare_for_training, use_winograd
 from mask2former.modeling.optimize import network, optimize_for_inference
-from mask2former.modeling.optimize.convolutions import WinogradConv2d, use_winograd
 from mask2former.ops import _library
 
 pytestmark = pytest.mark.skipif(
@@ -38,15 +40,14 @@ def module() -> nn.Sequential:
 def test_same_results(called: list[torch.Size]) -> None:
     model, images = module(), torch.randn(2, 3, 9, 11)
     expected = model(images)
-    assert use_winograd(model) == 2
+    assert use_winograd(model, trained=False) == 2
     torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5)
     assert called == [(2, 9, 11, 16), (2, 9, 11, 32)]
-    assert use_winograd(model) == 0
 
 
 def test_done_as_before_where_the_operator_is_not_for_it(called: list[torch.Size]) -> None:
     model = module()
-    use_winograd(model)
+    use_winograd(model, trained=False)
     images = torch.randn(1, 3, 8, 8, requires_grad=True)
     model(images).sum().backward()
     assert images.grad is not None
@@ -58,10 +59,86 @@ def test_done_as_before_where_the_operator_is_not_for_it(called: list[torch.Size
 @torch.no_grad()
 def test_exports_have_only_pytorch_operators() -> None:
     model, images = module(), torch.randn(1, 3, 8, 8)
-    use_winograd(model)
+    use_winograd(model, trained=False)
     program = torch.export.export(model, (images,))
     assert not [node for node in program.graph.nodes if "mask2former" in str(node.target)]
     assert "mask2former::" not in str(torch.jit.trace(model, images).inlined_graph)
+
+
+def gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Of a weighted sum of the results."""
+    model.zero_grad()
+    result = model(images)
+    (result * torch.linspace(-1, 1, result.numel()).view_as(result)).sum().backward()
+    return {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
+
+
+def test_training(called: list[torch.Size]) -> None:
+    model, images = module(), torch.randn(2, 3, 24, 28)
+    names, before = list(model.state_dict()), gradients(model, images)
+    assert prepare_for_training(model) is model
+    for name, x in model.named_parameters():
+        if x.dim() == 4:
+            assert x.is_contiguous(memory_format=torch.channels_last), name
+    after = gradients(model, images)
+    # Two convolutions, and the same of their gradients.
+    assert called == [(2, 24, 28, 16), (2, 24, 28, 32), (2, 24, 28, 16), (2, 24, 28, 32)]
+    assert list(model.state_dict()) == names
+    assert after.keys() == before.keys()
+    for name, gradient in after.items():
+        # Sums over a thousand pixels, of 7 to 600.
+        torch.testing.assert_close(gradient, before[name], rtol=0, atol=5e-4, msg=name)
+    # New weights are used at once.
+    with torch.no_grad():
+        for x in model.parameters():
+            x.zero_()
+    assert not model(images).any()
+
+
+def test_a_copy_has_weights_of_its_own() -> None:
+    model, images = module(), torch.randn(2, 3, 24, 28)
+    copied = copy.deepcopy(prepare_for_training(model))
+    expected = copied(images)
+    with torch.no_grad():
+        for x in model.parameters():
+            x.zero_()
+    assert torch.equal(copied(images), expected)
+
+
+class Standardised(nn.Conv2d):
+    """As in timm's networks without batch norms."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True), self.bias)
+
+
+@torch.no_grad()
+def test_convolutions_that_change_their_weights_stay() -> None:
+    model, images = nn.Sequential(Standardised(16, 16, 3, padding=1)), torch.randn(1, 16, 40, 40)
+    expected = model(images)
+    for trained in (True, False):
+        assert use_winograd(model, trained=trained) == 0
+        assert torch.equal(model(images), expected)
+
+
+def test_what_is_not_on_a_cpu_is_not_changed() -> None:
+    model = prepare_for_training(module().to("meta"))
+    assert not [x for x in model.modules() if type(x) is WinogradConv2d]
+
+
+@torch.no_grad()
+def test_a_trained_model_is_optimised(tiny_cfg: CfgNode, called: list[torch.Size]) -> None:
+    model = build_model(tiny_cfg).eval()
+    images = torch.randn(1, 3, 64, 96)
+    expected = model.run_network(images)["pred_masks"]
+    fast = optimize_for_inference(prepare_for_training(model))
+    found = {name: x for name, x in fast.named_modules() if type(x) is WinogradConv2d}
+    assert found
+    assert all(x.transformed is not None for x in found.values())
+    assert not [x for x in model.modules() if type(x) is WinogradConv2d and x.transformed is not None]
+    called.clear()
+    torch.testing.assert_close(fast.run_network(images)["pred_masks"], expected, rtol=0, atol=1e-4)
+    assert len(called) == len(found)
 
 
 @pytest.mark.parametrize(("dtype", "winograd"), [("float32", True), ("bfloat16", False)])
@@ -84,7 +161,7 @@ def test_nothing_is_transformed_where_nothing_is_built(tiny_cfg: CfgNode, monkey
 def test_compiled() -> None:
     model, images = module(), torch.randn(2, 3, 8, 9)
     expected = model(images)
-    use_winograd(model)
+    use_winograd(model, trained=False)
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, _: object) -> object:
