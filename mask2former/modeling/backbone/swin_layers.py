@@ -87,15 +87,17 @@ class WindowAttention(nn.Module):
         """
         n, windows, length, dim = x.shape
         qkv = self.qkv(x).view(n, windows, length, 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (M, L, L)
-        # Fused attention wants four dimensions. Images or heads join the windows, so that the mask is never repeated.
-        if shift_mask is None:
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]  # (1, M, L, L)
+        if shift_mask is not None:
+            bias = bias.contiguous() + shift_mask.to(bias.dtype)[:, None]  # (windows, M, L, L)
+        # Fused attention wants four dimensions: views where possible, and a mask that is not repeated for each image.
+        if shift_mask is None or (not is_recording() and n == 1):
             query, key, value = qkv.flatten(1, 2)  # each (N * windows, M, L, D)
         else:
             query, key, value = qkv.flatten(2, 3)  # each (N, windows * M, L, D)
-            bias = (bias + shift_mask.to(bias.dtype)[:, None]).flatten(0, 1)
+            bias = bias.flatten(0, 1)[None]
         dropout = self.attn_drop if self.training else 0.0
-        x = F.scaled_dot_product_attention(query, key, value, bias[None].to(query.dtype), dropout, scale=self.scale)
+        x = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropout, scale=self.scale)
         x = x.view(n, windows, self.num_heads, length, -1).transpose(2, 3).reshape(n, windows, length, dim)
         return self.proj_drop(self.proj(x))
 

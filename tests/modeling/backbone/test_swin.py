@@ -107,13 +107,14 @@ def naive_shifted_attention(block: SwinBlock, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_attention_equals_a_naive_one(shift: int) -> None:
+@pytest.mark.parametrize("images", [1, 2])
+def test_attention_equals_a_naive_one(shift: int, images: int) -> None:
     block = SwinBlock(6, 2, 3, shift_size=shift)
     randomise(block)
-    x = torch.randn(2, 5, 7, 6)
+    x = torch.randn(images, 5, 7, 6)
     with torch.no_grad():
         out = block._attend(x)
-        for n in range(2):
+        for n in range(images):
             torch.testing.assert_close(out[n], naive_shifted_attention(block, x[n]), rtol=1e-4, atol=1e-5)
 
 
