@@ -41,6 +41,15 @@ def straight(toy_config, tmp_path):
     return train(toy_config(OUTPUT_DIR=tmp_path / "straight"))
 
 
+def test_convolutions_are_prepared(toy_config, monkeypatch):
+    prepared = []
+    monkeypatch.setattr("mask2former.engine.trainer.prepare_for_training", lambda model: prepared.append(model) or model)
+
+    trainer = Trainer(toy_config())
+
+    assert prepared == [trainer.model]
+
+
 def test_training_lowers_the_loss(toy_config):
     losses = [total for *_, total in train(toy_config(SOLVER__MAX_ITER=60, SOLVER__BASE_LR=0.05))]
 
