@@ -43,7 +43,8 @@ def straight(toy_config, tmp_path):
 
 def test_convolutions_are_prepared(toy_config, monkeypatch):
     prepared = []
-    monkeypatch.setattr("mask2former.engine.trainer.prepare_for_training", lambda model: prepared.append(model) or model)
+    prepare = lambda model: prepared.append(model) or model  # noqa: E731
+    monkeypatch.setattr("mask2former.engine.trainer.prepare_for_training", prepare)
 
     trainer = Trainer(toy_config())
 
