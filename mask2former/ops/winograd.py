@@ -4,7 +4,6 @@ By Winograd's algorithm F(4x4, 3x3): Lavin and Gray, "Fast Algorithms for Convol
 Rounding errors are about those of a direct convolution.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -72,7 +71,6 @@ def _transform(weight: Tensor) -> Tensor:
     return (_weight_transform() @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, outputs, inputs)
 
 
-@cache
 def _weight_transform() -> Tensor:
     """(36, 9): the matrix G for rows and for columns of pixels.
 
@@ -82,9 +80,8 @@ def _weight_transform() -> Tensor:
     for point, other in ((_A, _B), (-_A, _B), (_B, _A), (-_B, _A)):
         scale = 2 * point**2 * (point**2 - other**2)
         rows.append([1 / scale, point / scale, point**2 / scale])
-    with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
-        matrix = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64, device="cpu")
-        return torch.kron(matrix, matrix).float()
+    matrix = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64, device="cpu")
+    return torch.kron(matrix, matrix).float()
 
 
 def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from other_instructions import run_with_instructions
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from mask2former.ops import _library
@@ -212,6 +213,15 @@ def test_recorded_graphs_have_only_pytorch_operators() -> None:
     compiled = torch.compile(lambda x, weight: conv2d(x, weight, bias), backend="aot_eager", fullgraph=True)
     compiled(x, weight.requires_grad_()).sum().backward()
     assert weight.grad is not None
+
+
+def test_tensors_without_values_leave_nothing_behind() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, weight, bias = make(*TRAINED_SIZES[0])
+        conv2d(x, weight.requires_grad_(), bias).sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.shape == weight.shape
+    assert {type(x) for x in gradients(*make(*TRAINED_SIZES[0]))} == {Tensor}
 
 
 def test_second_derivatives_are_refused() -> None:
