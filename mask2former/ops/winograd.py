@@ -16,7 +16,7 @@ from .recording import is_exporting, is_recording
 __all__ = ["conv2d", "has_native_winograd", "takes_convolution", "transform_weight", "winograd_conv2d"]
 
 _CHANNELS = 16  # numbers of channels are multiples of this
-# For fewer pixels than these, transforming weights takes longer than their transform saves.
+# For fewer pixels than these, transforming the weights takes longer than it saves.
 _FEW_PIXELS = 1024
 # Where the native operator evaluates polynomials; it has the other transforms, that of pixels and that of the result.
 _A, _B = 3 / 4, 3 / 2
@@ -95,7 +95,7 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     Returns:
         (N, K, H, W) in ``channels_last``.
     """
-    bias = weight.new_zeros(weight.shape[2]) if bias is None else bias
+    bias = weight.new_zeros(weight.shape[2]) if bias is None else bias.detach()
     result: Tensor = torch.ops.mask2former.winograd_conv2d(x.permute(0, 2, 3, 1), weight, bias)
     return result.permute(0, 3, 1, 2)
 

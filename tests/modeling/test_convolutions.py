@@ -56,6 +56,12 @@ def test_done_as_before_where_the_operator_is_not_for_it(called: list[torch.Size
     assert not called
 
 
+def test_constant_weights_have_no_gradients() -> None:
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
+    use_winograd(model, trained=False)
+    assert not model(torch.randn(1, 16, 8, 8)).requires_grad
+
+
 @torch.no_grad()
 def test_exports_have_only_pytorch_operators() -> None:
     model, images = module(), torch.randn(1, 3, 8, 8)
