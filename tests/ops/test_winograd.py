@@ -1,5 +1,6 @@
 """Winograd's convolution against PyTorch's in float64."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,12 @@ def make(n: int, c: int, k: int, h: int, w: int) -> tuple[Tensor, Tensor, Tensor
     return x, torch.randn(k, c, 3, 3) / (3 * c**0.5), torch.randn(k)
 
 
-def exact(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+def direct(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+def exact(*problem: Tensor) -> Tensor:
+    return direct(*(x.double() for x in problem))
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
@@ -137,17 +142,12 @@ def test_wrong_arguments() -> None:
 TRAINED_SIZES = [(1, 16, 32, 32, 32), (3, 48, 16, 21, 18), (2, 16, 16, 70, 67)]
 
 
-def some_weights(result: Tensor) -> Tensor:
-    return torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
-
-
-def gradients(*problem: Tensor) -> list[Tensor]:
-    """Of a weighted sum of the convolution's result, with respect to pixels, weights and bias."""
-    problem = tuple(x.detach().requires_grad_() for x in problem)
-    x, weight, bias = problem
-    result = F.conv2d(x, weight, bias, padding=1) if x.dtype == torch.float64 else conv2d(x, weight, bias)
-    (some_weights(result) * result).sum().backward()
-    return [result.detach(), *(x.grad for x in problem if x.grad is not None)]
+def gradients(convolve: Callable[[Tensor, Tensor, Tensor], Tensor], *problem: Tensor) -> list[Tensor]:
+    """A convolution's result, and gradients of a weighted sum of it with respect to pixels, weights and bias."""
+    x, weight, bias = (x.detach().requires_grad_() for x in problem)
+    result = convolve(x, weight, bias)
+    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
+    return [result.detach(), *torch.autograd.grad((weights * result).sum(), [x, weight, bias])]
 
 
 @pytest.fixture
@@ -167,9 +167,8 @@ def gradients_of_weights(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 @pytest.mark.parametrize("size", TRAINED_SIZES)
 def test_gradients(size: tuple[int, ...], gradients_of_weights: list[torch.Size]) -> None:
     problem = make(*size)
-    expected = gradients(*(x.double() for x in problem))
-    actual = gradients(*problem)
-    assert len(actual) == 4
+    expected = gradients(direct, *(x.double() for x in problem))
+    actual = gradients(conv2d, *problem)
     assert len(gradients_of_weights) == 1
     for of_ours, of_direct in zip(actual, expected, strict=True):
         torch.testing.assert_close(of_ours.double(), of_direct, rtol=0, atol=4e-6 * float(of_direct.abs().max()))
@@ -177,13 +176,9 @@ def test_gradients(size: tuple[int, ...], gradients_of_weights: list[torch.Size]
 
 def test_gradients_as_exact_as_of_a_direct_convolution() -> None:
     problem = make(2, 64, 64, 64, 64)
-    exact_gradients = gradients(*(x.double() for x in problem))
-    x, weight, bias = (x.requires_grad_() for x in problem)
-    result = F.conv2d(x, weight, bias, padding=1)
-    (some_weights(result) * result).sum().backward()
-    of_direct = [x.grad, weight.grad, bias.grad]
-    for ours, theirs, expected in zip(gradients(*problem)[1:], of_direct, exact_gradients[1:], strict=True):
-        assert error(ours, expected) < 2.5 * error(theirs, expected)
+    expected = gradients(direct, *(x.double() for x in problem))
+    for ours, theirs, exactly in zip(gradients(conv2d, *problem), gradients(direct, *problem), expected, strict=True):
+        assert error(ours, exactly) < 2.5 * error(theirs, exactly)
 
 
 def test_only_the_gradients_that_are_needed(gradients_of_weights: list[torch.Size]) -> None:
@@ -221,7 +216,7 @@ def test_tensors_without_values_leave_nothing_behind() -> None:
         conv2d(x, weight.requires_grad_(), bias).sum().backward()
         assert weight.grad is not None
         assert weight.grad.shape == weight.shape
-    assert {type(x) for x in gradients(*make(*TRAINED_SIZES[0]))} == {Tensor}
+    assert {type(x) for x in gradients(conv2d, *make(*TRAINED_SIZES[0]))} == {Tensor}
 
 
 def test_second_derivatives_are_refused() -> None:

@@ -90,7 +90,8 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]  # (1, M, L, L)
         if shift_mask is not None:
             bias = bias.contiguous() + shift_mask.to(bias.dtype)[:, None]  # (windows, M, L, L)
-        # Fused attention wants four dimensions: views where possible, and a mask that is not repeated for each image.
+        # Fused attention wants four dimensions: views where possible, and a mask that is not repeated for each image. A
+        # graph that is recorded serves any number of images.
         if shift_mask is None or (not is_recording() and n == 1):
             query, key, value = qkv.flatten(1, 2)  # each (N * windows, M, L, D)
         else:
