@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.linear import linear
+
 __all__ = ["MultiheadAttention"]
 
 
@@ -48,7 +50,7 @@ class MultiheadAttention(nn.Module):
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, M, Q or S, D)
+            linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, M, Q or S, D)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         # One mask is broadcast over the heads, (N, 1, Q, S).

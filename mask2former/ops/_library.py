@@ -157,6 +157,7 @@ def _register() -> None:
     torch.library.register_fake("mask2former::resize_masks", _resize_masks_fake)
     torch.library.register_fake("mask2former::binarise_masks", _binarise_masks_fake)
     torch.library.register_fake("mask2former::compete_masks", _compete_masks_fake)
+    torch.library.register_fake("mask2former::linear", _linear_fake)
     torch.library.register_fake("mask2former::winograd_conv2d", _winograd_conv2d_fake)
     torch.library.register_fake("mask2former::winograd_weight_gradient", _winograd_weight_gradient_fake)
 
@@ -255,8 +256,12 @@ def _compete_masks_fake(
     return winner, inside, logits.new_empty((3, logits.shape[0]), dtype=torch.int64)
 
 
-def _winograd_conv2d_fake(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return pixels.new_empty((*pixels.shape[:3], weight.shape[2]))
+def _linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _winograd_conv2d_fake(pixels: Tensor, weight: Tensor, bias: Tensor, *, onednn: bool = False) -> Tensor:
+    return pixels.new_empty((*pixels.shape[:3], weight.shape[1]))
 
 
 def _winograd_weight_gradient_fake(pixels: Tensor, grad_output: Tensor) -> Tensor:

@@ -10,27 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ._library import load_library
-from .recording import is_exporting, is_recording
+from .linear import has_native_float32, has_onednn
+from .recording import is_recording
 
-__all__ = ["conv2d", "has_native_winograd", "takes_convolution", "transform_weight", "winograd_conv2d"]
+__all__ = ["conv2d", "takes_convolution", "transform_weight", "winograd_conv2d"]
 
 _CHANNELS = 16  # numbers of channels are multiples of this
 # For fewer pixels than these, transforming the weights takes longer than it saves.
 _FEW_PIXELS = 1024
 # Where the native operator evaluates polynomials; it has the other transforms, that of pixels and that of the result.
 _A, _B = 3 / 4, 3 / 2
-
-
-def has_native_winograd(x: Tensor) -> bool:
-    """Whether the native operators take ``x``: float32 on a CPU, and not exported."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and not is_exporting()
-        and load_library()
-    )
 
 
 def takes_convolution(conv: nn.Conv2d) -> bool:
@@ -55,18 +44,13 @@ def transform_weight(weight: Tensor) -> Tensor:
         weight: (K, C, 3, 3) float32, C and K multiples of 16.
 
     Returns:
-        (36, C, K) float32.
+        (36, K, C) float32.
 
     Raises:
         ValueError: for another shape.
     """
     if weight.ndim != 4 or weight.shape[2:] != (3, 3) or not _has_channels(*weight.shape[:2]):
         raise ValueError(f"expected weights (K, C, 3, 3), K and C multiples of {_CHANNELS}, not {tuple(weight.shape)}.")
-    return _transform(weight).transpose(1, 2)
-
-
-def _transform(weight: Tensor) -> Tensor:
-    """(K, C, 3, 3) to (36, K, C)."""
     outputs, inputs = weight.shape[:2]
     return (_weight_transform() @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, outputs, inputs)
 
@@ -88,16 +72,21 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     """A convolution with a stride of 1 and a border of one zero, of weights transformed before; without gradients.
 
     Args:
-        x: (N, C, H, W) that :func:`has_native_winograd` accepts, best in ``channels_last``.
-        weight: (36, C, K) of :func:`transform_weight`.
+        x: (N, C, H, W) that :func:`~mask2former.ops.linear.has_native_float32` accepts, best in ``channels_last``.
+        weight: (36, K, C) of :func:`transform_weight`.
         bias: (K,) float32.
 
     Returns:
         (N, K, H, W) in ``channels_last``.
     """
-    bias = weight.new_zeros(weight.shape[2]) if bias is None else bias.detach()
-    result: Tensor = torch.ops.mask2former.winograd_conv2d(x.permute(0, 2, 3, 1), weight, bias)
-    return result.permute(0, 3, 1, 2)
+    return _convolve(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+
+
+def _convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(N, H, W, C) to (N, H, W, K)."""
+    bias = weight.new_zeros(weight.shape[1]) if bias is None else bias.detach()
+    result: Tensor = torch.ops.mask2former.winograd_conv2d(pixels, weight, bias, onednn=has_onednn())
+    return result
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -111,33 +100,32 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (N, K, H, W).
     """
-    pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    if is_recording() or pixels < _FEW_PIXELS or not has_native_winograd(x):
+    few = x.shape[0] * x.shape[2] * x.shape[3] < _FEW_PIXELS
+    if is_recording() or few or not has_native_float32(x):
         return nn.functional.conv2d(x, weight, bias, padding=1)
-    result: Tensor = _WinogradConv2d.apply(x, weight, bias)
-    return result
+    pixels: Tensor = _WinogradConv2d.apply(x.permute(0, 2, 3, 1), weight, bias)
+    return pixels.permute(0, 3, 1, 2)
 
 
 class _WinogradConv2d(torch.autograd.Function):
     """Gradients by the same algorithm, that of pixels as a convolution with the weights turned round."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return winograd_conv2d(x, transform_weight(weight), bias)
+    def forward(ctx: Any, pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(pixels, weight)
+        return _convolve(pixels, transform_weight(weight), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        grad_x = grad_weight = grad_bias = None
+        pixels, weight = ctx.saved_tensors
+        grad_pixels = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = winograd_conv2d(grad_output, _transform(weight.flip(2, 3)))
+            grad_pixels = _convolve(grad_output, transform_weight(weight.flip(2, 3).transpose(0, 1)))
         if ctx.needs_input_grad[1]:
-            pixels = (image.permute(0, 2, 3, 1) for image in (x, grad_output))
-            transformed = torch.ops.mask2former.winograd_weight_gradient(*pixels)  # (36, K, C)
+            transformed = torch.ops.mask2former.winograd_weight_gradient(pixels, grad_output)  # (36, K, C)
             grad_weight = (_weight_transform().T @ transformed.flatten(1)).view(3, 3, *weight.shape[:2])
             grad_weight = grad_weight.permute(2, 3, 0, 1)
         if ctx.needs_input_grad[2]:
-            grad_bias = grad_output.sum(dim=(0, 2, 3))
-        return grad_x, grad_weight, grad_bias
+            grad_bias = grad_output.sum(dim=(0, 1, 2))
+        return grad_pixels, grad_weight, grad_bias

@@ -11,7 +11,8 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from mask2former.ops import _library
-from mask2former.ops.winograd import conv2d, has_native_winograd, takes_convolution, transform_weight, winograd_conv2d
+from mask2former.ops.linear import has_onednn
+from mask2former.ops.winograd import conv2d, takes_convolution, transform_weight, winograd_conv2d
 
 pytestmark = pytest.mark.skipif(
     not _library.load_library(), reason="the native library is not built (python -m mask2former.ops.build)"
@@ -40,8 +41,12 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).square().mean().sqrt())
 
 
+@pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_same_as_a_direct_convolution(size: tuple[int, ...]) -> None:
+def test_same_as_a_direct_convolution(size: tuple[int, ...], onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if onednn and not has_onednn():
+        pytest.skip("PyTorch multiplies without oneDNN here")
+    monkeypatch.setattr("mask2former.ops.winograd.has_onednn", lambda: onednn)
     x, weight, bias = make(*size)
     result = winograd_conv2d(x, transform_weight(weight), bias)
     assert result.is_contiguous(memory_format=torch.channels_last)
@@ -87,15 +92,6 @@ def test_threads_make_no_difference(threads: int) -> None:
     torch.testing.assert_close(result.double(), exact(x, weight, bias), rtol=0, atol=TOLERANCE)
 
 
-def test_what_it_is_for() -> None:
-    x = torch.zeros(1, 16, 4, 4)
-    assert has_native_winograd(x)
-    assert not has_native_winograd(x.double())
-    assert not has_native_winograd(x.to("meta"))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not has_native_winograd(x)
-
-
 @pytest.mark.parametrize(
     ("takes", "conv"),
     [
@@ -135,7 +131,7 @@ def test_wrong_arguments() -> None:
     with pytest.raises(RuntimeError, match="expected pixels"):
         winograd_conv2d(x, transformed[1:], bias)
     with pytest.raises(RuntimeError, match="multiples of 16, not 16 and 30"):
-        winograd_conv2d(x, transformed[..., :30].contiguous(), bias[:30])
+        winograd_conv2d(x, transformed[:, :30], bias[:30])
 
 
 # With as many pixels as the algorithm is used for: sides that tiles divide and do not, and several rounds of tiles.

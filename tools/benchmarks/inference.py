@@ -7,7 +7,7 @@ Every contender runs in a process of its own. They take turns, one image each, s
 falls on all of them; figures are medians. An image goes from uint8 pixels to results of its own size. Weights are
 random, so masks and classes are replaced before post-processing, for all alike, by those of 100 queries of which 25 are
 sure: with no sure query, there would be nothing to do. The floor is what the convolutions and matrix products of the
-network with the fewest multiplications would take at the rate of one large matrix product, measured here.
+network with the fewest multiplications would take at the rate of one large matrix product of that type, measured here.
 Post-processing is each implementation's own: transformers' resizes masks to 384 x 384 on the way. On a GPU, parts are
 timed by waiting for each of them, and the whole image in a pass without that.
 """
@@ -41,6 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former.inference.benchmark import sure_predictions
 from mask2former.ops._library import load_library
+from mask2former.ops.linear import linear
 
 # Arguments of optimize_for_inference, or None for the model as it is.
 OPTIONS: dict[str, dict[str, str] | None] = {
@@ -54,6 +55,7 @@ OPTIONS: dict[str, dict[str, str] | None] = {
 CONTENDERS = [*OPTIONS, THEIRS, *(f"{THEIRS}, {how}" for how in ("compiled", "bfloat16", "bfloat16, compiled"))]
 DEFAULT = [OURS, "ours, optimised", THEIRS]
 PARTS = ["backbone", "pixel decoder", "Transformer decoder", "post-processing", "whole image"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TASKS = ["panoptic", "instance", "semantic"]
 
 
@@ -85,20 +87,21 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     contenders = start(__file__, CONTENDERS, arguments)
     flops = {name: float(contender.ask("flops")) for name, contender in contenders.items()}  # warms them up, too
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
-    rates = []
+    networks = {dtype: min_flops(flops, dtype) for dtype in DTYPES}
+    rates: dict[str, list[float]] = {dtype: [] for dtype, count in networks.items() if count}
     for _ in range(arguments.rounds):
-        rates.append(matmul_rate(arguments))
+        for dtype, measured in rates.items():
+            measured.append(matmul_rate(arguments, DTYPES[dtype]))
         for name, contender in contenders.items():
             seconds[name].append(json.loads(contender.ask("image")))
     for contender in contenders.values():
         contender.stop()
-    rate = max(rates)
     return {
         "settings": {key: value for key, value in vars(arguments).items() if key not in ("json", "plot", "serve")},
         "torch": torch.__version__,
         "processor": device_name(arguments.device),
-        "matmul_gflops": rate / 1e9,
-        "floor_s": min(filter(None, flops.values()), default=0) / rate,
+        "matmul_gflops": {dtype: max(x) / 1e9 for dtype, x in rates.items()},
+        "floor_s": {dtype: networks[dtype] / max(x) for dtype, x in rates.items()},
         "seconds": {
             name: {part: statistics.median(x[part] for x in rounds) for part in rounds[0]}
             for name, rounds in seconds.items()
@@ -110,9 +113,10 @@ def print_table(results: dict[str, Any]) -> None:
     """One line a contender."""
     settings, seconds = results["settings"], results["seconds"]
     print(f"{results['processor']}, torch {results['torch']}, {settings}")
-    print(
-        f"a matrix product: {results['matmul_gflops']:.0f} GFLOP/s; the network's floor: {results['floor_s']:.4f} s\n"
-    )
+    for dtype, rate in results["matmul_gflops"].items():
+        floor = results["floor_s"][dtype]
+        print(f"a matrix product in {dtype}: {rate:.0f} GFLOP/s; the network's floor: {floor:.4f} s")
+    print()
     print(f"{'seconds':40}" + "".join(f"{part:>21}" for part in PARTS) + "   times as fast as")
     for name, parts in seconds.items():
         cells = "".join(f"{parts[part]:21.4f}" if part in parts else f"{'':21}" for part in PARTS)
@@ -133,7 +137,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         if any(widths):
             axes.barh(list(seconds), widths, left=left, label="network, compiled" if part == "network" else part)
             left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.axvline(results["floor_s"], color="black", linestyle=":", label="floor of the network")
+    for (dtype, floor), style in zip(results["floor_s"].items(), (":", "--"), strict=False):
+        axes.axvline(floor, color="black", linestyle=style, label=f"floor of the network in {dtype}")
     axes.invert_yaxis()
     axes.set_xlabel("seconds an image")
     axes.legend()
@@ -141,15 +146,21 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def matmul_rate(arguments: argparse.Namespace, side: int = 2048) -> float:
-    """Floating point operations a second, of a product of two float32 matrices."""
+def min_flops(flops: dict[str, float], dtype: str) -> float:
+    """Of the network with the fewest among the contenders of this type; 0 if it is not known."""
+    return min((x for name, x in flops.items() if x and ("bfloat16" in name) == (dtype == "bfloat16")), default=0)
+
+
+def matmul_rate(arguments: argparse.Namespace, dtype: torch.dtype, side: int = 2048) -> float:
+    """Floating point operations a second of a product of two matrices, by the fastest library that is used here."""
     clock = Clock(arguments.clock, arguments.device)
-    x = torch.rand(side, side, device=arguments.device)
+    x = torch.rand(side, side, device=arguments.device, dtype=dtype)
     times = []
-    for _ in range(4):
-        begin = clock()
-        x @ x
-        times.append(clock() - begin)
+    for multiply in (torch.mm, linear):
+        for _ in range(4):
+            begin = clock()
+            multiply(x, x)
+            times.append(clock() - begin)
     return 2 * side**3 / min(times)
 
 
@@ -202,13 +213,21 @@ def durations(marks: dict[str, float]) -> dict[str, float]:
 
 def count_flops(network: Callable[[Tensor], object], arguments: argparse.Namespace) -> int:
     """Of convolutions, matrix products and attention, twice the multiplications."""
-    ours: dict[Any, Any] = {torch.ops.mask2former.winograd_conv2d: winograd_flops} if load_library() else {}
+    ours: dict[Any, Any] = {}
+    if load_library():
+        operators = torch.ops.mask2former
+        ours = {operators.linear: linear_flops, operators.winograd_conv2d: winograd_flops}
     with FlopCounterMode(display=False, custom_mapping=ours) as counter:
         network(torch.rand(1, 3, *arguments.size, device=arguments.device))
     return counter.get_total_flops()
 
 
-def winograd_flops(pixels: list[int], weight: list[int], bias: list[int], *, out_shape: object) -> int:
+def linear_flops(x: list[int], weight: list[int], bias: list[int], *, out_shape: object) -> int:
+    """Of a product of matrices."""
+    return 2 * math.prod(x) * weight[0]
+
+
+def winograd_flops(pixels: list[int], weight: list[int], bias: list[int], *, out_shape: object, onednn: bool) -> int:
     """Of the products alone, of which there is one for each tile of 4x4 pixels and each of its 36 transformed ones."""
     images, height, width, _ = pixels
     return 2 * images * -(-height // 4) * -(-width // 4) * math.prod(weight)

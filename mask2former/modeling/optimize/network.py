@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ...ops.winograd import has_native_winograd
-from ..convolutions import use_winograd
+from ...ops.linear import has_native_float32
+from ..faster_layers import use_faster_layers
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
 from .bfloat16 import cpu_has_bfloat16, store_in_bfloat16
@@ -53,8 +53,8 @@ def optimize_for_inference(
             module.weight = _constant(module.weight.contiguous(memory_format=torch.channels_last))
     if dtype == "bfloat16":
         store_in_bfloat16(fast)
-    elif has_native_winograd(_small_image(fast)):
-        use_winograd(fast, trained=False)
+    elif has_native_float32(_small_image(fast)):
+        use_faster_layers(fast, trained=False)
     keep_position_encodings(fast, getattr(torch, dtype))
     network = _network(fast.backbone, fast.sem_seg_head, dtype)
     if compile_mode != "none":

@@ -36,10 +36,16 @@ void define_mask_operators(Library& library) {
       "column_weights) -> (Tensor, Tensor, Tensor)");
 }
 
-// Pixels (N, H, W, C), transformed weights (36, C, K) and their gradient (36, K, C), and a bias (K): see winograd.h.
+// Rows of x (..., C), weights (K, C) and a bias (K): see linear.h.
+template <typename Library>
+void define_linear(Library& library) {
+  library.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+}
+
+// Pixels (N, H, W, C), transformed weights (36, K, C) or their gradient, and a bias (K): see winograd.h.
 template <typename Library>
 void define_convolutions(Library& library) {
-  library.def("winograd_conv2d(Tensor pixels, Tensor weight, Tensor bias) -> Tensor");
+  library.def("winograd_conv2d(Tensor pixels, Tensor weight, Tensor bias, *, bool onednn=False) -> Tensor");
   library.def("winograd_weight_gradient(Tensor pixels, Tensor grad_output) -> Tensor");
 }
 

@@ -1,7 +1,8 @@
 // The operators mask2former::winograd_conv2d and winograd_weight_gradient on CPU: checks and threads, and products by
-// PyTorch.
+// oneDNN or PyTorch's matmul.
 #include "winograd.h"
 #include "cpu.h"
+#include "linear.h"
 #include "schemas.h"
 
 #include <torch/csrc/stable/library.h>
@@ -45,9 +46,9 @@ void check_channels(int64_t in, int64_t out) {
 void check(const Tensor& pixels, const Tensor& weight, const Tensor& bias) {
   check_types({&pixels, &weight, &bias});
   STD_TORCH_CHECK(pixels.dim() == 4 && weight.dim() == 3 && bias.dim() == 1 && weight.size(0) == kPlanes &&
-                      weight.size(1) == pixels.size(3) && weight.size(2) == bias.size(0),
-                  "winograd_conv2d: expected pixels (N, H, W, C), transformed weights (36, C, K) and bias (K)");
-  check_channels(weight.size(1), weight.size(2));
+                      weight.size(2) == pixels.size(3) && weight.size(1) == bias.size(0),
+                  "winograd_conv2d: expected pixels (N, H, W, C), transformed weights (36, K, C) and bias (K)");
+  check_channels(weight.size(2), weight.size(1));
 }
 
 void check_gradient(const Tensor& pixels, const Tensor& gradient) {
@@ -66,27 +67,39 @@ Tiling make_tiling(const Tensor& pixels) {
 float* data(Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
 const float* data(const Tensor& x) { return static_cast<const float*>(x.const_data_ptr()); }
 
-Tensor winograd_conv2d(Tensor pixels_, Tensor weight, Tensor bias_) {
-  check(pixels_, weight, bias_);
+// A dimension of planes and one of tiles, turned round.
+Tensor turned(const Tensor& x) { return torch::stable::transpose(x, 0, 1); }
+
+Tensor winograd_conv2d(Tensor pixels_, Tensor weight_, Tensor bias_, bool onednn) {
+  check(pixels_, weight_, bias_);
   const Tensor pixels = torch::stable::contiguous(pixels_), bias = torch::stable::contiguous(bias_);
-  const int64_t images = pixels.size(0), channels_in = weight.size(1), channels_out = weight.size(2);
+  const Tensor weight = torch::stable::contiguous(weight_);
+  const int64_t images = pixels.size(0), channels_in = weight.size(2), channels_out = weight.size(1);
   const Tiling tiling = make_tiling(pixels);
   const int64_t all_tiles = images * tiling.rows * tiling.columns;
   const int64_t at_once = std::min(all_tiles, tiles_at_once());
 
   Tensor output = torch::stable::new_empty(pixels, {images, tiling.height, tiling.width, channels_out});
-  Tensor transformed = torch::stable::new_empty(pixels, {kPlanes, at_once, channels_in});
+  Tensor memory = torch::stable::new_empty(pixels, {at_once * kPlanes * channels_in});
   const std::vector<float> zeros(channels_in);
   for (int64_t first = 0; first < all_tiles; first += at_once) {
     const int64_t count = std::min(at_once, all_tiles - first);
+    const Tensor part = torch::stable::narrow(memory, 0, 0, count * kPlanes * channels_in);
+    // (tiles, 36, C), in memory as the products want them: oneDNN as groups of channels, PyTorch as a batch of matrices.
+    Tensor tiles = onednn ? torch::stable::view(part, {count, kPlanes, channels_in})
+                          : turned(torch::stable::view(part, {kPlanes, count, channels_in}));
+    const Strides in = {tiles.stride(0), tiles.stride(1)};
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       winograd_kernels().transform_input(tiling, data(pixels), zeros.data(), channels_in, first + begin, first + end,
-                                         data(transformed) + begin * channels_in, at_once * channels_in);
+                                         data(tiles) + begin * in.tile, in);
     });
-    const Tensor products = torch::stable::matmul(torch::stable::narrow(transformed, 1, 0, count), weight);
+    const Tensor products =
+        onednn ? multiply_by_onednn(tiles, weight, std::nullopt)
+               : turned(torch::stable::matmul(turned(tiles), torch::stable::transpose(weight, 1, 2)));
+    const Strides out = {products.stride(0), products.stride(1)};
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      winograd_kernels().transform_output(tiling, data(products) + begin * channels_out, count * channels_out,
-                                          data(bias), channels_out, first + begin, first + end, data(output));
+      winograd_kernels().transform_output(tiling, data(products) + begin * out.tile, out, data(bias), channels_out,
+                                          first + begin, first + end, data(output));
     });
   }
   return output;
@@ -109,9 +122,9 @@ Tensor winograd_weight_gradient(Tensor pixels_, Tensor gradient_) {
     const int64_t count = std::min(at_once, all_tiles - first);
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       winograd_kernels().transform_input(tiling, data(pixels), zeros.data(), channels_in, first + begin, first + end,
-                                         data(inputs) + begin * channels_in, at_once * channels_in);
+                                         data(inputs) + begin * channels_in, {channels_in, at_once * channels_in});
       winograd_kernels().transform_gradient(tiling, data(gradient), zeros.data(), channels_out, first + begin,
-                                            first + end, data(outputs) + begin * channels_out, at_once * channels_out);
+                                            first + end, data(outputs) + begin * channels_out, {channels_out, at_once * channels_out});
     });
     const Tensor rows = torch::stable::transpose(torch::stable::narrow(outputs, 1, 0, count), 1, 2);
     const Tensor products = torch::stable::matmul(rows, torch::stable::narrow(inputs, 1, 0, count));

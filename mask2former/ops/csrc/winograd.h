@@ -20,17 +20,21 @@ struct Tiling {
   int64_t height, width, rows, columns;  // the latter two in tiles
 };
 
-// The kernels for one instruction set. `plane` is how far the planes of transformed tiles (36, tiles, channels) lie
-// apart; pointers to them are those of the first tile's.
+// How far transformed tiles lie apart, and the 36 numbers of each: either may be the outer dimension.
+struct Strides {
+  int64_t tile, plane;
+};
+
+// The kernels for one instruction set. Pointers to transformed tiles are those of tile `begin`.
 struct WinogradKernels {
   // Transforms tiles begin..end of `pixels`, around which all is 0; `zeros` are as many as channels.
   void (*transform_input)(const Tiling&, const float* pixels, const float* zeros, int64_t channels, int64_t begin,
-                          int64_t end, float* to, int64_t plane);
+                          int64_t end, float* to, Strides strides);
   // Transforms tiles begin..end of the result's gradient by the transpose of the transform back.
   void (*transform_gradient)(const Tiling&, const float* pixels, const float* zeros, int64_t channels, int64_t begin,
-                             int64_t end, float* to, int64_t plane);
+                             int64_t end, float* to, Strides strides);
   // Transforms them back and writes them, the bias added, where they lie inside the maps.
-  void (*transform_output)(const Tiling&, const float* tiles, int64_t plane, const float* bias, int64_t channels,
+  void (*transform_output)(const Tiling&, const float* tiles, Strides strides, const float* bias, int64_t channels,
                            int64_t begin, int64_t end, float* pixels);
 };
 

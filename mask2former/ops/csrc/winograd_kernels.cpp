@@ -60,8 +60,8 @@ struct Place {
 // Transforms squares of kSide pixels, which begin kBorder pixels before their tiles.
 template <int64_t kSide, int64_t kBorder>
 MASK2FORMER_INLINE void transform(const Tiling& tiling, const float* pixels, const float* zeros, int64_t channels,
-                                  int64_t begin, int64_t end, float* to, int64_t plane) {
-  for (int64_t tile = begin; tile < end; ++tile, to += channels) {
+                                  int64_t begin, int64_t end, float* to, Strides strides) {
+  for (int64_t tile = begin; tile < end; ++tile, to += strides.tile) {
     const Place place(tiling, tile);
     const float* from[kSide][kSide];
     for (int64_t i = 0; i < kSide; ++i) {
@@ -87,25 +87,25 @@ MASK2FORMER_INLINE void transform(const Tiling& tiling, const float* pixels, con
         for (int64_t j = 0; j < kSide; ++j) row[j] = half[j][i];
         to_points(row, result);
 #pragma GCC unroll 6
-        for (int64_t j = 0; j < kInput; ++j) store(to + (kInput * i + j) * plane + channel, result[j]);
+        for (int64_t j = 0; j < kInput; ++j) store(to + (kInput * i + j) * strides.plane + channel, result[j]);
       }
     }
   }
 }
 
 void transform_input(const Tiling& tiling, const float* pixels, const float* zeros, int64_t channels, int64_t begin,
-                     int64_t end, float* to, int64_t plane) {
-  transform<kInput, 1>(tiling, pixels, zeros, channels, begin, end, to, plane);
+                     int64_t end, float* to, Strides strides) {
+  transform<kInput, 1>(tiling, pixels, zeros, channels, begin, end, to, strides);
 }
 
 void transform_gradient(const Tiling& tiling, const float* pixels, const float* zeros, int64_t channels, int64_t begin,
-                        int64_t end, float* to, int64_t plane) {
-  transform<kTile, 0>(tiling, pixels, zeros, channels, begin, end, to, plane);
+                        int64_t end, float* to, Strides strides) {
+  transform<kTile, 0>(tiling, pixels, zeros, channels, begin, end, to, strides);
 }
 
-void transform_output(const Tiling& tiling, const float* tiles, int64_t plane, const float* bias, int64_t channels,
+void transform_output(const Tiling& tiling, const float* tiles, Strides strides, const float* bias, int64_t channels,
                       int64_t begin, int64_t end, float* pixels) {
-  for (int64_t tile = begin; tile < end; ++tile, tiles += channels) {
+  for (int64_t tile = begin; tile < end; ++tile, tiles += strides.tile) {
     const Place place(tiling, tile);
     const int64_t below = tiling.height - place.y, right = tiling.width - place.x;
     const int64_t rows = below < kTile ? below : kTile, columns = right < kTile ? right : kTile;
@@ -117,7 +117,7 @@ void transform_output(const Tiling& tiling, const float* tiles, int64_t plane, c
       for (int64_t j = 0; j < kInput; ++j) {
         Float column[kInput];
 #pragma GCC unroll 6
-        for (int64_t i = 0; i < kInput; ++i) column[i] = load<Float>(tiles + (kInput * i + j) * plane + channel);
+        for (int64_t i = 0; i < kInput; ++i) column[i] = load<Float>(tiles + (kInput * i + j) * strides.plane + channel);
         from_points(column, half[j]);
       }
 #pragma GCC unroll 4

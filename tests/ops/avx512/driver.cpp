@@ -220,14 +220,15 @@ struct ConvolutionResults {
       : transformed(products.size()), gradient(products.size()), output(pixels.size()) {
     const Array<float> zeros(channels);
     std::fill(zeros.begin(), zeros.end(), 0.0f);
-    const int64_t tiles = images * tiling.rows * tiling.columns, half = tiles / 2, plane = tiles * channels;
+    const int64_t tiles = images * tiling.rows * tiling.columns, half = tiles / 2;
+    const Strides planes_outside = {channels, tiles * channels}, tiles_outside = {kPlanes * channels, channels};
     const auto run = [&](int64_t begin, int64_t end) {
       kernels.transform_input(tiling, pixels.begin(), zeros.begin(), channels, begin, end,
-                              transformed.begin() + begin * channels, plane);
+                              transformed.begin() + begin * tiles_outside.tile, tiles_outside);
       kernels.transform_gradient(tiling, pixels.begin(), zeros.begin(), channels, begin, end,
-                                 gradient.begin() + begin * channels, plane);
-      kernels.transform_output(tiling, products.begin() + begin * channels, plane, bias.begin(), channels, begin, end,
-                               output.begin());
+                                 gradient.begin() + begin * planes_outside.tile, planes_outside);
+      kernels.transform_output(tiling, products.begin() + begin * tiles_outside.tile, tiles_outside, bias.begin(),
+                               channels, begin, end, output.begin());
     };
     run(0, half);
     run(half, tiles);

@@ -8,9 +8,16 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mask2former.modeling.convolutions import WinogradConv2d, prepare_for_training, use_winograd
+from mask2former.modeling.faster_layers import (
+    FasterLinear,
+    PointwiseConv2d,
+    WinogradConv2d,
+    prepare_for_training,
+    use_faster_layers,
+)
 from mask2former.modeling.optimize import network, optimize_for_inference
 from mask2former.ops import _library
+from mask2former.ops.linear import has_onednn
 
 pytestmark = pytest.mark.skipif(
     not _library.load_library(), reason="the native library is not built (python -m mask2former.ops.build)"
@@ -23,9 +30,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     calls = []
     operator = torch.ops.mask2former.winograd_conv2d
 
-    def watched(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def watched(pixels: Tensor, weight: Tensor, bias: Tensor, *, onednn: bool) -> Tensor:
         calls.append(pixels.shape)
-        return operator(pixels, weight, bias)
+        return operator(pixels, weight, bias, onednn=onednn)
 
     monkeypatch.setattr(torch.ops.mask2former, "winograd_conv2d", watched)
     return calls
@@ -40,14 +47,14 @@ def module() -> nn.Sequential:
 def test_same_results(called: list[torch.Size]) -> None:
     model, images = module(), torch.randn(2, 3, 9, 11)
     expected = model(images)
-    assert use_winograd(model, trained=False) == 2
+    use_faster_layers(model, trained=False)
     torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5)
     assert called == [(2, 9, 11, 16), (2, 9, 11, 32)]
 
 
 def test_done_as_before_where_the_operator_is_not_for_it(called: list[torch.Size]) -> None:
     model = module()
-    use_winograd(model, trained=False)
+    use_faster_layers(model, trained=False)
     images = torch.randn(1, 3, 8, 8, requires_grad=True)
     model(images).sum().backward()
     assert images.grad is not None
@@ -58,14 +65,14 @@ def test_done_as_before_where_the_operator_is_not_for_it(called: list[torch.Size
 
 def test_constant_weights_have_no_gradients() -> None:
     model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
-    use_winograd(model, trained=False)
+    use_faster_layers(model, trained=False)
     assert not model(torch.randn(1, 16, 8, 8)).requires_grad
 
 
 @torch.no_grad()
 def test_exports_have_only_pytorch_operators() -> None:
     model, images = module(), torch.randn(1, 3, 8, 8)
-    use_winograd(model, trained=False)
+    use_faster_layers(model, trained=False)
     program = torch.export.export(model, (images,))
     assert not [node for node in program.graph.nodes if "mask2former" in str(node.target)]
     assert "mask2former::" not in str(torch.jit.trace(model, images).inlined_graph)
@@ -123,8 +130,64 @@ def test_convolutions_that_change_their_weights_stay() -> None:
     model, images = nn.Sequential(Standardised(16, 16, 3, padding=1)), torch.randn(1, 16, 40, 40)
     expected = model(images)
     for trained in (True, False):
-        assert use_winograd(model, trained=trained) == 0
+        use_faster_layers(model, trained=trained)
+        assert type(model[0]) is Standardised
         assert torch.equal(model(images), expected)
+
+
+class Pointwise(nn.Module):
+    """Layers that look at one pixel at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow = nn.Conv2d(8, 12, 1, stride=(2, 1))
+        self.followed = Conv2d(12, 6, 1, bias=False, norm=nn.GroupNorm(2, 6), activation=F.relu)
+        self.linear = nn.Linear(6, 5)
+        self.others = nn.Sequential(nn.Conv2d(12, 12, 1, groups=3), nn.Conv2d(12, 12, 1, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.followed(self.narrow(x))
+        return self.linear(x.permute(0, 2, 3, 1))
+
+
+@pytest.mark.skipif(not has_onednn(), reason="PyTorch multiplies without oneDNN here")
+@pytest.mark.parametrize("trained", [False, True])
+def test_layers_of_one_pixel(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = Pointwise(), torch.randn(2, 8, 31, 20)
+    names, before, expected = list(model.state_dict()), gradients(model, images), model(images)
+    use_faster_layers(model, trained=trained)
+    assert {name: type(x) for name, x in model.named_modules() if name} == {
+        "narrow": PointwiseConv2d,
+        "followed": PointwiseConv2d,
+        "followed.norm": nn.GroupNorm,
+        "linear": FasterLinear,
+        "others": nn.Sequential,
+        "others.0": nn.Conv2d,
+        "others.1": nn.Conv2d,
+    }
+    assert list(model.state_dict()) == names
+    shapes = []
+    operator = torch.ops.mask2former.linear
+
+    def watched(x: Tensor, *others: Tensor) -> Tensor:
+        shapes.append(tuple(x.shape))
+        return operator(x, *others)
+
+    monkeypatch.setattr(torch.ops.mask2former, "linear", watched)
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5)
+    assert shapes == [(2, 16, 20, 8), (2, 16, 20, 12), (2, 16, 20, 6)]
+    for name, gradient in gradients(model, images).items():
+        torch.testing.assert_close(gradient, before[name], rtol=0, atol=5e-4, msg=name)
+    shapes.clear()
+    model.double()(images.double())
+    assert not shapes
+
+
+def test_results_may_be_written_into() -> None:
+    model, images = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(inplace=True)), torch.randn(1, 16, 40, 40)
+    expected = gradients(model, images)
+    for name, gradient in gradients(prepare_for_training(model), images).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=5e-4, msg=name)
 
 
 def test_what_is_not_on_a_cpu_is_not_changed() -> None:
@@ -158,7 +221,7 @@ def test_which_models_use_it(tiny_cfg: CfgNode, dtype: network.Dtype, winograd: 
 
 
 def test_nothing_is_transformed_where_nothing_is_built(tiny_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mask2former.ops.winograd.load_library", lambda: False)
+    monkeypatch.setattr("mask2former.ops.linear.load_library", lambda: False)
     model = optimize_for_inference(build_model(tiny_cfg).eval())
     assert not [x for x in model.modules() if type(x) is WinogradConv2d]
 
@@ -167,7 +230,7 @@ def test_nothing_is_transformed_where_nothing_is_built(tiny_cfg: CfgNode, monkey
 def test_compiled() -> None:
     model, images = module(), torch.randn(2, 3, 8, 9)
     expected = model(images)
-    use_winograd(model, trained=False)
+    use_faster_layers(model, trained=False)
     graphs = []
 
     def backend(graph: torch.fx.GraphModule, _: object) -> object:

@@ -1,0 +1,97 @@
+"""Faster convolutions and linear layers: in the memory format `channels_last`, and on CPUs by the native operators."""
+
+import torch
+from detectron2.layers import Conv2d
+from torch import Tensor, nn
+
+from ..ops.linear import has_native_float32, has_onednn, linear
+from ..ops.winograd import conv2d, takes_convolution, transform_weight, winograd_conv2d
+
+__all__ = ["FasterLinear", "PointwiseConv2d", "WinogradConv2d", "prepare_for_training", "use_faster_layers"]
+
+# No module is made of these classes: `use_faster_layers` changes the class of layers, whose parameters and names stay.
+
+
+class FasterLinear(nn.Linear):
+    """A linear layer by whichever library is faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., K)."""
+        return linear(x, self.weight, self.bias)
+
+
+class _Conv2d(nn.Conv2d):
+    """A convolution and what follows it in Detectron2's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, K, H, W)."""
+        x = self.convolve(x)
+        for name in ("norm", "activation"):
+            follows = getattr(self, name, None)
+            x = x if follows is None else follows(x)
+        return x
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        raise NotImplementedError
+
+
+class PointwiseConv2d(_Conv2d):
+    """A convolution of 1x1 pixels, which is a linear layer for each."""
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        if not has_native_float32(x):
+            return self._conv_forward(x, self.weight, self.bias)
+        pixels = x[..., :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1)
+        return linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class WinogradConv2d(_Conv2d):
+    """A convolution of 3x3 pixels, done as before where the native operators are not for it."""
+
+    transformed: Tensor | None
+    """Weights that will not change, transformed."""
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution alone."""
+        is_differentiated = torch.is_grad_enabled() and x.requires_grad
+        if self.transformed is None or is_differentiated or not has_native_float32(x):
+            return conv2d(x, self.weight, self.bias)
+        return winograd_conv2d(x, self.transformed, self.bias)
+
+
+def prepare_for_training(model: nn.Module) -> nn.Module:
+    """Let the layers of a model that is trained be as fast as its device can do them, in place.
+
+    Parameters and checkpoints stay the same, results differ by rounding.
+    """
+    model.to(memory_format=torch.channels_last)
+    if all(x.device.type == "cpu" for x in model.parameters()):
+        use_faster_layers(model, trained=True)
+    return model
+
+
+def use_faster_layers(model: nn.Module, *, trained: bool) -> None:
+    """Change the class of convolutions and linear layers to those of this file, in place.
+
+    Args:
+        model: on a CPU.
+        trained: whether weights will change. If not, those for Winograd's algorithm are transformed now, and not each
+            time.
+    """
+    for module in model.modules():
+        # Not subclasses, which may do something to the weights first.
+        if type(module) is nn.Linear and has_onednn():
+            module.__class__ = FasterLinear
+        elif isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Conv2d, WinogradConv2d):
+            _change(module, trained)
+
+
+def _change(conv: nn.Conv2d, trained: bool) -> None:
+    if takes_convolution(conv):
+        conv.__class__ = WinogradConv2d
+        transformed = None if trained else transform_weight(conv.weight.detach()).contiguous()
+        conv.register_buffer("transformed", transformed, persistent=False)
+    elif conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1 and has_onednn():
+        conv.__class__ = PointwiseConv2d

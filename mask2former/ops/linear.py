@@ -1,0 +1,98 @@
+"""Linear layers in float32 on CPUs by oneDNN, as convolutions of one pixel.
+
+PyTorch asks oneDNN for convolutions, and MKL for products of matrices, which knows AVX-512 on Intel's processors only.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ._library import load_library
+from .recording import is_exporting, is_recording
+
+__all__ = ["has_native_float32", "has_onednn", "linear"]
+
+# For fewer rows than these, arranging the weights takes longer than it saves.
+_FEW_ROWS = 256
+
+
+def has_native_float32(x: Tensor) -> bool:
+    """Whether the native operators for convolutions and linear layers take ``x``: float32 on a CPU, not exported."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not is_exporting()
+        and load_library()
+    )
+
+
+@torch.compiler.assume_constant_result
+def has_onednn() -> bool:
+    """Whether PyTorch has oneDNN, and it is not slower than matrix products, as on x86 processors with AVX2."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear`` by whichever library is faster.
+
+    Args:
+        x: (..., C).
+        weight: (K, C).
+        bias: (K,).
+
+    Returns:
+        (..., K).
+    """
+    is_differentiated = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, weight, bias))
+    if (
+        not has_native_float32(x)
+        or not has_onednn()
+        or (is_differentiated and is_recording())
+        or x.numel() < _FEW_ROWS * weight.shape[1]
+    ):
+        return nn.functional.linear(x, weight, bias)
+    multiply = _Linear.apply if is_differentiated else torch.ops.mask2former.linear
+    result: Tensor = multiply(x, weight, bias)
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        result = torch.ops.mask2former.linear(x, weight, bias)
+        # To autograd the result is a view of the convolution's, into which nobody could write.
+        return result.new_empty(0).set_(result)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_x = torch.ops.mask2former.linear(grad_output, weight.t(), None) if needs_x else None
+        rows = grad_output.flatten(0, -2)
+        grad_weight = _weight_gradient(x.flatten(0, -2), rows) if needs_weight else None
+        return grad_x, grad_weight, rows.sum(dim=0) if needs_bias else None
+
+
+def _weight_gradient(rows: Tensor, grad_rows: Tensor) -> Tensor:
+    """(K, C), of (N, C) and (N, K).
+
+    oneDNN is fast at it with AVX-512 alone, and PyTorch asks it only where there are several threads.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or torch.get_num_threads() == 1:
+        return grad_rows.t() @ rows
+    pixels, grad_pixels = (x[None, None].permute(0, 3, 1, 2) for x in (rows, grad_rows))  # (1, channels, 1, N)
+    weight = rows.new_empty(grad_rows.shape[1], rows.shape[1], 1, 1)  # whose values nobody reads
+    once, none = [1, 1], [0, 0]
+    _, gradient, _ = torch.ops.aten.convolution_backward(
+        grad_pixels, pixels, weight, None, once, none, once, False, none, 1, [False, True, False]
+    )
+    return gradient.flatten(1)
