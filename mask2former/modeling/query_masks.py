@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..ops.recording import is_recording
+from ..ops.recording import is_exporting, is_recording
 from ..structures import LazyTensor
 
 __all__ = ["QueryMasks", "group_layers", "mask_logits", "masks_by_image", "predict_masks", "select_masks"]
@@ -34,9 +34,11 @@ def mask_logits(embeddings: Tensor, pixels: Tensor) -> Tensor:
         (N, Q, P).
     """
     channels = pixels.shape[1]
-    if embeddings.shape[-1] == channels:
-        return embeddings @ pixels
-    return torch.baddbmm(embeddings[..., channels:], embeddings[..., :channels], pixels)
+    vectors, biases = embeddings[..., :channels], embeddings[..., channels:]
+    if not is_exporting() and len(embeddings) == 1:  # without a batch, PyTorch copies no pixels in bfloat16 on a CPU
+        product = vectors[0] @ pixels[0] if biases.numel() == 0 else torch.addmm(biases[0], vectors[0], pixels[0])
+        return product[None]
+    return vectors @ pixels if biases.numel() == 0 else torch.baddbmm(biases, vectors, pixels)
 
 
 class QueryMasks(LazyTensor):

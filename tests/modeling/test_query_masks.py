@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mask2former.modeling.point_sampling import sample_logits
-from mask2former.modeling.query_masks import QueryMasks, group_layers, masks_by_image, predict_masks, select_masks
+from mask2former.modeling.query_masks import (
+    QueryMasks,
+    group_layers,
+    mask_logits,
+    masks_by_image,
+    predict_masks,
+    select_masks,
+)
 
 
 @pytest.fixture
@@ -164,3 +171,15 @@ def test_samples_at_common_points(embeddings: Tensor, features: Tensor, count: i
     torch.testing.assert_close(samples, expected)
     half = QueryMasks(embeddings.bfloat16(), features[1])
     assert sample_logits(half, points).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_one_image_as_in_a_batch(has_bias: bool, dtype: torch.dtype) -> None:
+    embeddings = torch.randn(2, 5, 16 + has_bias, dtype=dtype)
+    pixels = torch.randn(2, 30, 16, dtype=dtype).transpose(1, 2)
+    together = mask_logits(embeddings, pixels)
+    assert together.shape == (2, 5, 30)
+    for image in range(2):
+        alone = mask_logits(embeddings[image : image + 1], pixels[image : image + 1])
+        torch.testing.assert_close(alone, together[image : image + 1])
