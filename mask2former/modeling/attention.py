@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.linear import linear
+from ..ops.masked_attention import has_native_attention, masked_attention
 
 __all__ = ["MultiheadAttention"]
 
@@ -49,10 +50,10 @@ class MultiheadAttention(nn.Module):
         """
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
-        q, k, v = (
-            linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, M, Q or S, D)
-            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        )
+        q, k, v = (linear(*operands) for operands in zip((query, key, value), weights, biases, strict=True))
+        if attend is not None and has_native_attention(q, attend, self.num_heads):
+            return self.out_proj(masked_attention(q, k, v, attend, self.num_heads))
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (N, M, Q or S, D)
         # One mask is broadcast over the heads, (N, 1, Q, S).
         mask = attend[:, None] if attend is not None and attend.dim() == 3 else attend
         dropout = self.dropout if self.training else 0.0

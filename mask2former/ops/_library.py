@@ -157,6 +157,7 @@ def _register() -> None:
     torch.library.register_fake("mask2former::resize_masks", _resize_masks_fake)
     torch.library.register_fake("mask2former::binarise_masks", _binarise_masks_fake)
     torch.library.register_fake("mask2former::compete_masks", _compete_masks_fake)
+    torch.library.register_fake("mask2former::masked_attention", _masked_attention_fake)
     torch.library.register_fake("mask2former::linear", _linear_fake)
     torch.library.register_fake("mask2former::winograd_conv2d", _winograd_conv2d_fake)
     torch.library.register_fake("mask2former::winograd_weight_gradient", _winograd_weight_gradient_fake)
@@ -254,6 +255,10 @@ def _compete_masks_fake(
     size = (first_row.shape[0], first_column.shape[0])
     winner, inside = logits.new_empty(size, dtype=torch.int32), logits.new_empty(size, dtype=torch.bool)
     return winner, inside, logits.new_empty((3, logits.shape[0]), dtype=torch.int64)
+
+
+def _masked_attention_fake(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, num_heads: int) -> Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
 def _linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mask2former.modeling.attention import MultiheadAttention
+from mask2former.ops import _library
 
 
 def randomise(module: nn.Module) -> None:
@@ -57,6 +58,21 @@ def test_parameters_are_those_of_pytorch() -> None:
     attend[:, :, 0] = True
     expected, _ = theirs(query, key, value, attn_mask=~attend.repeat_interleave(2, dim=0))
     torch.testing.assert_close(ours(query, key, value, attend), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(not _library.load_library(), reason="the native library is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_attention(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = MultiheadAttention(64, 2).to(dtype)
+    randomise(attention.out_proj)
+    query, key, value = (torch.randn(2, length, 64, dtype=dtype) for length in (3, 70, 70))
+    attend = torch.rand(2, 3, 70) > 0.7
+    attend[:, :, 0] = True
+    expected = attention(query, key, value, attend)  # with gradients, by PyTorch
+    monkeypatch.delattr(F, "scaled_dot_product_attention")
+    with torch.no_grad():
+        actual = attention(query, key, value, attend)
+    torch.testing.assert_close(actual, expected, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=1e-4)
 
 
 def test_no_mask_for_each_head(monkeypatch: pytest.MonkeyPatch) -> None:

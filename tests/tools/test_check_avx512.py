@@ -1,4 +1,4 @@
-"""tools/check_avx512.py needs an emulator; here is only what it says without one."""
+"""tools/check_avx512.py needs AVX-512 or an emulator; here is only what it says without them."""
 
 import shutil
 
@@ -16,3 +16,11 @@ def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         check_avx512.main()
     assert "there is no Linux kernel absent/vmlinuz" in capsys.readouterr().err
+
+
+def test_no_avx512(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["check_avx512.py"])
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    with pytest.raises(SystemExit):
+        check_avx512.main()
+    assert "this processor has no AVX-512: name a --kernel" in capsys.readouterr().err

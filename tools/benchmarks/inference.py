@@ -216,7 +216,11 @@ def count_flops(network: Callable[[Tensor], object], arguments: argparse.Namespa
     ours: dict[Any, Any] = {}
     if load_library():
         operators = torch.ops.mask2former
-        ours = {operators.linear: linear_flops, operators.winograd_conv2d: winograd_flops}
+        ours = {
+            operators.linear: linear_flops,
+            operators.masked_attention: attention_flops,
+            operators.winograd_conv2d: winograd_flops,
+        }
     with FlopCounterMode(display=False, custom_mapping=ours) as counter:
         network(torch.rand(1, 3, *arguments.size, device=arguments.device))
     return counter.get_total_flops()
@@ -225,6 +229,13 @@ def count_flops(network: Callable[[Tensor], object], arguments: argparse.Namespa
 def linear_flops(x: list[int], weight: list[int], bias: list[int], *, out_shape: object) -> int:
     """Of a product of matrices."""
     return 2 * math.prod(x) * weight[0]
+
+
+def attention_flops(
+    query: list[int], key: list[int], value: list[int], attend: list[int], heads: int, *, out_shape: object
+) -> int:
+    """Of products with all keys and values, as if no mask hid any."""
+    return 4 * math.prod(query) * key[1]
 
 
 def winograd_flops(pixels: list[int], weight: list[int], bias: list[int], *, out_shape: object, onednn: bool) -> int:

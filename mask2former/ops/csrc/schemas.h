@@ -36,6 +36,12 @@ void define_mask_operators(Library& library) {
       "column_weights) -> (Tensor, Tensor, Tensor)");
 }
 
+// Queries (N, Q, C), keys and values (N, S, C), and where a query may look (N, Q, S): see masked_attention.h.
+template <typename Library>
+void define_attention(Library& library) {
+  library.def("masked_attention(Tensor query, Tensor key, Tensor value, Tensor attend, int num_heads) -> Tensor");
+}
+
 // Rows of x (..., C), weights (K, C) and a bias (K): see linear.h.
 template <typename Library>
 void define_linear(Library& library) {

@@ -129,6 +129,16 @@ MASK2FORMER_INLINE float sum_lanes(Float vector) {
   }
 }
 
+// The largest of all lanes; a NaN counts or does not.
+template <int kDistance = kLanes / 2>
+MASK2FORMER_INLINE float largest_lane(Float vector) {
+  if constexpr (kDistance == 0) {
+    return vector[0];
+  } else {
+    return largest_lane<kDistance / 2>(larger(vector, rotate<kDistance>(vector)));
+  }
+}
+
 // exp for numbers that are not positive, to 2 units in the last place; 0 for those below -80, because denormal weights
 // would be a hundred times as slow. A NaN stays one.
 MASK2FORMER_INLINE Float exp_of_negative(Float x) {

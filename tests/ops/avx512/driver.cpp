@@ -4,6 +4,7 @@
 //
 // It is linked with the objects of *_kernels.cpp for both, and needs no PyTorch. Positions, masks and how these are
 // resized are such that float32 holds them exactly, so that rounding can decide nothing but last places.
+#include "masked_attention.h"
 #include "masks.h"
 #include "ms_deform_attn.h"
 #include "testing.h"
@@ -254,6 +255,52 @@ void check_convolution() {
   compare("convolution output", actual.output, expected.output, 1e-6, description);
 }
 
+// ---- Masked attention ----
+
+template <typename Scalar>
+void check_masked_attention() {
+  const int64_t images = any_of(1, 2), heads = any_of(1, 2), head_dim = kHeadDims * any_of(1, 2);
+  const int64_t queries = any_of(1, 11), keys = choose({1, 5, 63, 64, 65, 200});
+  const Array<Scalar> query(images * queries * heads * head_dim), key(images * keys * heads * head_dim);
+  const Array<Scalar> value(key.size());
+  fill(query);
+  fill(key);
+  fill(value);
+  const Array<uint8_t> attend(images * queries * keys);
+  const int64_t nothing = any_of(1, 200);  // one place of so many is looked at
+  for (uint8_t& x : attend) x = one_in(nothing);
+  for (int64_t i = 0; i < images * queries; ++i) attend.begin()[i * keys + i % keys] = 1;
+
+  const int64_t padded = (queries + kQueriesTogether - 1) / kQueriesTogether * kQueriesTogether;
+  const Array<float> rows = scratch_array<float>(padded * head_dim), sums = scratch_array<float>(padded * head_dim);
+  const Array<float> largest = scratch_array<float>(padded), total = scratch_array<float>(padded);
+  const Array<float> packed_keys = scratch_array<float>(head_dim * kKeysTogether);
+  const Array<float> packed_values = scratch_array<float>(head_dim * kKeysTogether);
+  const Array<float> weights = scratch_array<float>(kQueriesTogether * kKeysTogether);
+  const AttentionScratch scratch = {rows.begin(),        sums.begin(),          largest.begin(), total.begin(),
+                                    packed_keys.begin(), packed_values.begin(), weights.begin()};
+  const auto run = [&](const AttentionKernels& kernels, const Array<Scalar>& output) {
+    const Attention problem = {queries,     keys,          heads,          head_dim,      query.begin(),
+                               key.begin(), value.begin(), attend.begin(), output.begin()};
+    for (int64_t i = 0; i < images * heads; ++i) {  // queries in two parts, as between threads
+      const auto kernel = kernels.attend[std::is_same<Scalar, uint16_t>::value];
+      const int64_t half = queries / 2;
+      if (half > 0)
+        kernel(problem, i / heads, i % heads, 0, half, scratch);
+      kernel(problem, i / heads, i % heads, half, queries, scratch);
+    }
+  };
+  const Array<Scalar> expected(query.size()), actual(query.size());
+  run(attention_kernels_baseline, expected);
+  run(attention_kernels_avx512, actual);
+  char description[200];
+  std::snprintf(description, sizeof(description), "N=%d Q=%d S=%d M=%d D=%d", int(images), int(queries), int(keys),
+                int(heads), int(head_dim));
+  const bool is_bfloat16 = std::is_same<Scalar, uint16_t>::value;
+  compare(is_bfloat16 ? "masked attention, bfloat16" : "masked attention", actual, expected,
+          is_bfloat16 ? 1e-2 : 2e-6, description);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -267,6 +314,8 @@ int main(int count, char** arguments) {
     check_attention<uint16_t>(true);
     check_masks();
     check_convolution();
+    check_masked_attention<float>();
+    check_masked_attention<uint16_t>();
   }
   for (const auto& [what, error] : worst) std::printf("%-32s largest error %.2g\n", what.c_str(), error);
   std::printf("%s: %d problems of each kind\n", failed ? "FAIL" : "PASS", problems);
