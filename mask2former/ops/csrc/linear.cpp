@@ -44,11 +44,11 @@ Tensor multiply_by_onednn(const Tensor& rows, const Tensor& weight, const std::o
   // Rows are pixels of a map (1, groups C, 1, N) in channels_last, and so is the result.
   const Tensor map = torch::stable::view(rows, {1, 1, count, groups * channels_in});
   const Tensor filters = torch::stable::view(weight, {groups * channels_out, channels_in, 1, 1});
-  const auto to_channels = [](const Tensor& x, int64_t from, int64_t to) {
+  const auto moved = [](const Tensor& x, int64_t from, int64_t to) {  // a dimension past the one between
     return torch::stable::transpose(torch::stable::transpose(x, from, 2), 2, to);
   };
   const std::vector<int64_t> one = {1, 1}, none = {0, 0};
-  std::array<StableIValue, 7> stack = {torch::stable::detail::from(to_channels(map, 3, 1)),
+  std::array<StableIValue, 7> stack = {torch::stable::detail::from(moved(map, 3, 1)),
                                        torch::stable::detail::from(filters),
                                        torch::stable::detail::from(bias),
                                        torch::stable::detail::from(none),  // padding
@@ -57,7 +57,7 @@ Tensor multiply_by_onednn(const Tensor& rows, const Tensor& weight, const std::o
                                        torch::stable::detail::from(groups)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mkldnn_convolution", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor result = torch::stable::detail::to<Tensor>(stack[0]);
-  return torch::stable::view(to_channels(result, 1, 3), {count, groups, channels_out});
+  return torch::stable::view(moved(result, 1, 3), {count, groups, channels_out});
 }
 
 }  // namespace mask2former
