@@ -66,7 +66,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=int, default=3600, help="in seconds (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.kernel is None:
-        if not torch.cpu.get_capabilities().get("avx512_f", False):
+        capabilities = torch.cpu.get_capabilities()
+        if not all(capabilities.get(f"avx512_{part}", False) for part in ("f", "bw", "dq", "vl")):
             parser.error("this processor has no AVX-512: name a --kernel for the emulator (see --help)")
     else:
         check_emulator(parser, arguments.kernel)

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.nn import functional as F
 
 from mask2former.modeling import query_masks
 
@@ -47,7 +48,7 @@ def run_model(model: nn.Module, size: tuple[int, int], all_masks: bool = False, 
     # Of the module alone, so that there is no dropout.
     training = mock.patch.object(head.predictor, "training", True) if all_masks or in_training else nullcontext()
     whole = mock.patch.object(query_masks, "QueryMasks", _whole_masks) if all_masks else nullcontext()
-    with mode_of(model), _deformable_attention_as_one_operator(), training, whole:
+    with mode_of(model), _deformable_attention_as_one_operator(), _attention_by_pytorch(), training, whole:
         images = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
         return predict(backbone(images))
 
@@ -116,6 +117,17 @@ _deformable_attention.register_fake(_deformable_attention._init_fn)
 _deformable_attention.register_autograd(
     lambda ctx, _: tuple(map(torch.zeros_like, ctx.saved_tensors)), setup_context=_keep_inputs
 )
+
+
+@contextmanager
+def _attention_by_pytorch() -> Iterator[None]:
+    """By its operators, which are counted."""
+    module = importlib.import_module("mask2former.modeling.attention")
+    with (
+        mock.patch.object(module, "linear", F.linear),
+        mock.patch.object(module, "has_native_attention", return_value=False),
+    ):
+        yield
 
 
 @contextmanager

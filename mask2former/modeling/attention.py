@@ -50,12 +50,13 @@ class MultiheadAttention(nn.Module):
         """
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
-        q, k, v = (linear(*operands) for operands in zip((query, key, value), weights, biases, strict=True))
-        if attend is not None and has_native_attention(q, attend, self.num_heads):
+        multiply = F.linear if torch.is_grad_enabled() else linear  # PyTorch's has all derivatives
+        q, k, v = (multiply(*operands) for operands in zip((query, key, value), weights, biases, strict=True))
+        dropout = self.dropout if self.training else 0.0
+        if attend is not None and dropout == 0 and has_native_attention(q, k, attend, self.num_heads):
             return self.out_proj(masked_attention(q, k, v, attend, self.num_heads))
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (N, M, Q or S, D)
         # One mask is broadcast over the heads, (N, 1, Q, S).
         mask = attend[:, None] if attend is not None and attend.dim() == 3 else attend
-        dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))

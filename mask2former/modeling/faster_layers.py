@@ -1,5 +1,7 @@
 """Faster convolutions and linear layers: in the memory format `channels_last`, and on CPUs by the native operators."""
 
+from typing import Any, cast
+
 import torch
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
@@ -7,7 +9,14 @@ from torch import Tensor, nn
 from ..ops.linear import has_native_float32, has_onednn, linear
 from ..ops.winograd import conv2d, takes_convolution, transform_weight, winograd_conv2d
 
-__all__ = ["FasterLinear", "PointwiseConv2d", "WinogradConv2d", "prepare_for_training", "use_faster_layers"]
+__all__ = [
+    "FasterLinear",
+    "PointwiseConv2d",
+    "WinogradConv2d",
+    "prepare_for_training",
+    "use_faster_layers",
+    "use_plain_layers",
+]
 
 # No module is made of these classes: `use_faster_layers` changes the class of layers, whose parameters and names stay.
 
@@ -25,7 +34,7 @@ class _Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H, W)."""
-        x = self.convolve(x)
+        x = self.convolve(x) if x.dim() == 4 else self._conv_forward(x, self.weight, self.bias)
         for name in ("norm", "activation"):
             follows = getattr(self, name, None)
             x = x if follows is None else follows(x)
@@ -80,12 +89,25 @@ def use_faster_layers(model: nn.Module, *, trained: bool) -> None:
         trained: whether weights will change. If not, those for Winograd's algorithm are transformed now, and not each
             time.
     """
+    use_plain_layers(model)
     for module in model.modules():
         # Not subclasses, which may do something to the weights first.
         if type(module) is nn.Linear and has_onednn():
             module.__class__ = FasterLinear
-        elif isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Conv2d, WinogradConv2d):
+        elif isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Conv2d):
             _change(module, trained)
+
+
+def use_plain_layers(model: nn.Module) -> None:
+    """Take back what :func:`use_faster_layers` did, in place."""
+    for module in model.modules():
+        layer = cast(Any, module)  # whose class may be anything
+        if isinstance(module, FasterLinear):
+            layer.__class__ = nn.Linear
+        elif isinstance(module, _Conv2d):
+            if isinstance(module, WinogradConv2d):
+                del module.transformed
+            layer.__class__ = Conv2d if hasattr(module, "norm") else nn.Conv2d
 
 
 def _change(conv: nn.Conv2d, trained: bool) -> None:

@@ -40,7 +40,7 @@ def has_onednn() -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear`` by whichever library is faster.
+    """``torch.nn.functional.linear`` by whichever library is faster; only its first gradients are known.
 
     Args:
         x: (..., C).
@@ -55,7 +55,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         not has_native_float32(x)
         or not has_onednn()
         or (is_differentiated and is_recording())
-        or x.numel() < _FEW_ROWS * weight.shape[1]
+        or weight.numel() == 0
+        # A graph is to serve all numbers of rows.
+        or (not is_recording() and x.numel() < _FEW_ROWS * weight.shape[1])
     ):
         return nn.functional.linear(x, weight, bias)
     multiply = _Linear.apply if is_differentiated else torch.ops.mask2former.linear

@@ -11,12 +11,13 @@ __all__ = ["has_native_attention", "masked_attention"]
 _CHANNELS = 32  # numbers of channels of a head are multiples of this
 
 
-def has_native_attention(query: Tensor, attend: Tensor, num_heads: int) -> bool:
+def has_native_attention(query: Tensor, key: Tensor, attend: Tensor, num_heads: int) -> bool:
     """Whether :func:`masked_attention` takes these: on a CPU, with bool masks, without gradients, and not exported."""
     return (
         query.device.type == "cpu"
         and query.dtype in (torch.float32, torch.bfloat16)
         and attend.dtype == torch.bool
+        and attend.shape == (*query.shape[:2], key.shape[1])
         and query.shape[-1] % (num_heads * _CHANNELS) == 0
         and not torch.is_grad_enabled()
         and not is_exporting()

@@ -75,6 +75,16 @@ def test_native_attention(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(actual, expected, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_dropout_without_gradients() -> None:
+    attention = MultiheadAttention(64, 2, dropout=0.5)
+    query, key = torch.randn(1, 3, 64), torch.randn(1, 70, 64)
+    attend = torch.ones(1, 3, 70, dtype=torch.bool)
+    assert not torch.equal(attention(query, key, key, attend), attention(query, key, key, attend))
+    attention.eval()
+    assert torch.equal(attention(query, key, key, attend), attention(query, key, key, attend))
+
+
 def test_no_mask_for_each_head(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     original = F.scaled_dot_product_attention

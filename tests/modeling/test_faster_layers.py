@@ -14,6 +14,7 @@ from mask2former.modeling.faster_layers import (
     WinogradConv2d,
     prepare_for_training,
     use_faster_layers,
+    use_plain_layers,
 )
 from mask2former.modeling.optimize import network, optimize_for_inference
 from mask2former.ops import _library
@@ -188,6 +189,37 @@ def test_results_may_be_written_into() -> None:
     expected = gradients(model, images)
     for name, gradient in gradients(prepare_for_training(model), images).items():
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=5e-4, msg=name)
+
+
+def test_images_without_a_batch() -> None:
+    model, image = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 8, 1)), torch.randn(16, 40, 40)
+    expected = model(image)
+    torch.testing.assert_close(prepare_for_training(model)(image), expected)
+
+
+def test_plain_again() -> None:
+    model = nn.Sequential(module(), Pointwise())
+    before = {name: type(x) for name, x in model.named_modules()}
+    names = [name for name, _ in model.named_buffers()]
+    for trained in (True, False):
+        use_faster_layers(model, trained=trained)
+        use_plain_layers(model)
+        assert {name: type(x) for name, x in model.named_modules()} == before
+        assert [name for name, _ in model.named_buffers()] == names
+
+
+@torch.no_grad()
+def test_batch_norms_of_a_trained_model_are_folded_into_their_convolutions(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    model = build_model(tiny_cfg).eval()
+    for name, x in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            x.copy_(torch.rand(x.shape) + 0.5)
+    images = torch.randn(1, 3, 96, 128)
+    expected = model.run_network(images)["pred_masks"]
+    fast = optimize_for_inference(prepare_for_training(model))
+    assert not [name for name, x in fast.backbone.named_modules() if type(x).__name__ == "FrozenBatchNorm2d"]
+    torch.testing.assert_close(fast.run_network(images)["pred_masks"], expected, rtol=0, atol=1e-4)
 
 
 def test_what_is_not_on_a_cpu_is_not_changed() -> None:

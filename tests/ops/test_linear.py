@@ -107,9 +107,11 @@ def test_results_may_be_written_into() -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(255, 8), (8,), (0, 8), (5, 0, 8)])
-def test_few_rows_are_multiplied_by_pytorch(shape: tuple[int, ...], called: list[torch.Size]) -> None:
-    problem = make(shape, 4)
+@pytest.mark.parametrize(
+    ("shape", "channels"), [((255, 8), 4), ((8,), 4), ((0, 8), 4), ((5, 0, 8), 4), ((300, 0), 4), ((300, 8), 0)]
+)
+def test_little_is_multiplied_by_pytorch(shape: tuple[int, ...], channels: int, called: list[torch.Size]) -> None:
+    problem = (torch.randn(shape), torch.randn(channels, shape[-1]), torch.randn(channels))
     assert torch.equal(linear(*problem), F.linear(*problem))
     assert not called
 
@@ -143,6 +145,13 @@ def test_recorded_graphs() -> None:
     compiled = torch.compile(linear, backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(x, weight, bias), F.linear(x, weight, bias))
     assert "mask2former.linear" in graphs[0].code
+    del graphs[:]
+    torch.compiler.reset()
+    compiled = torch.compile(linear, backend=backend, fullgraph=True, dynamic=True)
+    for rows in (300, 20, 0):  # one graph for all of them
+        x = torch.randn(rows, 8)
+        torch.testing.assert_close(compiled(x, weight, bias), F.linear(x, weight, bias))
+    assert len(graphs) <= 2  # none has a graph of its own
     compiled(x, weight.requires_grad_(), bias).sum().backward()
     assert weight.grad is not None
 

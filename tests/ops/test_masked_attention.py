@@ -111,15 +111,17 @@ def test_empty(size: tuple[int, ...]) -> None:
 
 @torch.no_grad()
 def test_what_it_is_for() -> None:
-    query, _, _, attend, heads = make(1, 4, 5, 2, 32)
-    assert has_native_attention(query, attend, heads)
-    assert has_native_attention(query.bfloat16(), attend, heads)
-    assert not has_native_attention(query.double(), attend, heads)
-    assert not has_native_attention(query.to("meta"), attend, heads)
-    assert not has_native_attention(query, attend.float(), heads)
-    assert not has_native_attention(query, attend, 4)
+    query, key, _, attend, heads = make(2, 4, 5, 2, 32)
+    assert has_native_attention(query, key, attend, heads)
+    assert has_native_attention(query.bfloat16(), key.bfloat16(), attend, heads)
+    assert not has_native_attention(query.double(), key.double(), attend, heads)
+    assert not has_native_attention(query.to("meta"), key.to("meta"), attend, heads)
+    assert not has_native_attention(query, key, attend.float(), heads)
+    assert not has_native_attention(query, key, attend[:1], heads)
+    assert not has_native_attention(query, key, attend[:, None], heads)
+    assert not has_native_attention(query, key, attend, 4)
     with torch.enable_grad():
-        assert not has_native_attention(query, attend, heads)
+        assert not has_native_attention(query, key, attend, heads)
 
 
 def test_opcheck() -> None:

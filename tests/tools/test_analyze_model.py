@@ -123,6 +123,15 @@ def test_operations_are_fvcores() -> None:
     assert _total(build_without_weights(cfg), (64, 96)) == pytest.approx(_total(model, (64, 96)), rel=1e-6)
 
 
+def test_native_operators_change_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = _small_config()
+    cfg.MODEL.MASK_FORMER.NHEADS = cfg.MODEL.MASK_FORMER.HIDDEN_DIM // 32 or 1
+    with torch.no_grad():
+        counted = _total(build_without_weights(cfg), (256, 512))  # scales with more rows than PyTorch multiplies
+        monkeypatch.setattr("mask2former.ops._library._load_library", lambda: False)
+        assert _total(build_without_weights(cfg), (256, 512)) == counted
+
+
 def test_deformable_attention_is_one_operator() -> None:
     module = MSDeformAttn(embed_dim=16, num_levels=2, num_heads=4, num_points=3)
     shapes, pixels = [(4, 6), (2, 3)], 30

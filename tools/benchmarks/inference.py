@@ -238,7 +238,9 @@ def attention_flops(
     return 4 * math.prod(query) * key[1]
 
 
-def winograd_flops(pixels: list[int], weight: list[int], bias: list[int], *, out_shape: object, onednn: bool) -> int:
+def winograd_flops(
+    pixels: list[int], weight: list[int], bias: list[int], *, out_shape: object, onednn: bool = False
+) -> int:
     """Of the products alone, of which there is one for each tile of 4x4 pixels and each of its 36 transformed ones."""
     images, height, width, _ = pixels
     return 2 * images * -(-height // 4) * -(-width // 4) * math.prod(weight)

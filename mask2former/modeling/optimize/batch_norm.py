@@ -90,6 +90,7 @@ class _Recorder(TorchFunctionMode):
         self._calls[name] += 1
         self._reads[id(x)] += 1
         self._norms[name] = id(x)
+        self._alive.append(x)
         self._inside_norm = True
 
     def leave_norm(self) -> None:

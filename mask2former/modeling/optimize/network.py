@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.linear import has_native_float32
-from ..faster_layers import use_faster_layers
+from ..faster_layers import use_faster_layers, use_plain_layers
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
 from .bfloat16 import cpu_has_bfloat16, store_in_bfloat16
@@ -30,9 +30,9 @@ def optimize_for_inference(
     """A faster copy of a trained model, for inference alone.
 
     Batch norms are folded into convolutions, and the convolution of the per-pixel embedding into the queries' network.
-    Convolutions compute in the memory format ``channels_last``, which is that of the Transformers' tokens too, and in
-    float32 on a CPU those of 3x3 pixels by Winograd's algorithm. Position encodings are kept for the next image of that
-    size.
+    Convolutions compute in the memory format ``channels_last``, which is that of the Transformers' tokens too. In
+    float32 on a CPU, those of 3x3 pixels do it by Winograd's algorithm, and those of 1x1 pixels and linear layers by
+    oneDNN. Position encodings are kept for the next image of that size.
 
     Args:
         model: in evaluation mode, on its device. It stays as it is; weights that need no change are shared with it.
@@ -46,6 +46,7 @@ def optimize_for_inference(
     """
     _check(model, dtype, compile_mode)
     fast = _copy_sharing_tensors(model)
+    use_plain_layers(fast)  # of a trained model: what follows which convolution is seen by PyTorch's function for them
     fold_batch_norms(fast, lambda: fast.sem_seg_head(fast.backbone(_small_image(fast))))
     fold_mask_features(fast.sem_seg_head)
     for module in fast.modules():

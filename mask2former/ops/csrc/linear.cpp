@@ -24,15 +24,17 @@ Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   check_type(weight);
   if (bias)
     check_type(*bias);
-  STD_TORCH_CHECK(x.dim() > 0 && weight.dim() == 2 && x.size(-1) == weight.size(1) &&
+  STD_TORCH_CHECK(x.dim() > 0 && weight.dim() == 2 && x.size(-1) == weight.size(1) && weight.numel() > 0 &&
                       (!bias || (bias->dim() == 1 && bias->size(0) == weight.size(0))),
                   "linear: expected x (..., C), weights (K, C) and a bias (K)");
   const int64_t channels_in = weight.size(1), channels_out = weight.size(0);
-  const Tensor rows = torch::stable::view(torch::stable::contiguous(x), {-1, 1, channels_in});
+  const Tensor rows = torch::stable::view(torch::stable::contiguous(x), {x.numel() / channels_in, 1, channels_in});
   const Tensor weights = torch::stable::view(torch::stable::contiguous(weight), {1, channels_out, channels_in});
   std::vector<int64_t> shape;
   for (int64_t i = 0; i < x.dim() - 1; ++i) shape.push_back(x.size(i));
   shape.push_back(channels_out);
+  if (rows.size(0) == 0)  // which oneDNN refuses
+    return torch::stable::new_empty(x, shape);
   return torch::stable::view(multiply_by_onednn(rows, weights, bias), shape);
 }
 

@@ -68,11 +68,11 @@ MASK2FORMER_INLINE void pack_values(const Scalar* from, int64_t stride, int64_t 
 
 // Whether one of these queries may look at one of these keys; rows of `attend` lie `stride` apart.
 MASK2FORMER_INLINE bool any_attends(const uint8_t* attend, int64_t stride, int64_t queries, int64_t keys) {
+  uint8_t any = 0;
   for (int64_t q = 0; q < queries; ++q) {
-    if (std::memchr(attend + q * stride, 1, keys) != nullptr)
-      return true;
+    for (int64_t i = 0; i < keys; ++i) any |= attend[q * stride + i];
   }
-  return false;
+  return any != 0;
 }
 
 MASK2FORMER_INLINE void compute_logits(const float* query, const float* keys, int64_t head_dim, float* logits) {
@@ -119,7 +119,7 @@ MASK2FORMER_INLINE float weigh(float* logits, const uint8_t* attend, int64_t key
 
 MASK2FORMER_INLINE void add_values(const float* weights, const float* values, int64_t head_dim, const float* shrink,
                                    float* sums) {
-  constexpr int kChannelVectors = 2;  // of half a block of channels with AVX-512, a whole one
+  constexpr int kChannelVectors = 2;  // that stay in registers: with AVX-512 a whole block of channels
   for (int64_t channel = 0; channel < head_dim; channel += kChannelVectors * kLanes) {
     Float sum[kDown][kChannelVectors];
 #pragma GCC unroll 4
