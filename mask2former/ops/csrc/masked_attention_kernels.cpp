@@ -14,10 +14,10 @@
 namespace mask2former {
 namespace {
 
-constexpr int kParts = kHeadDims / kLanes;                   // vectors of a block of channels
-constexpr int kAcross = kLanes == 16 ? 4 : 2;                // vectors of keys, or of channels, that stay in registers
-constexpr int kDown = kQueriesTogether;                      // queries that do
-constexpr float kNothing = -1e30f;                           // the largest logit of no key
+constexpr int kParts = kHeadDims / kLanes;  // vectors of a block of channels
+constexpr int kAcross = kLanes == 16 ? 4 : 2;  // vectors of keys whose logits stay in registers
+constexpr int kDown = kQueriesTogether;  // for so many queries
+constexpr float kNothing = -1e30f;  // the largest logit of no key
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
 // ---- Blocks as float ----
