@@ -2,7 +2,9 @@
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,3 +40,20 @@ def shared_dir() -> Path:
 def contract_dir(shared_dir: Path) -> Path:
     """What the official release computes: parameter names, golden results, resolved configurations."""
     return shared_dir / "contract"
+
+
+@pytest.fixture
+def calls_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[torch.Size]]:
+    """``calls_of(name)``: a list that gets the shape of the first tensor of every call of a native operator."""
+
+    def watch(name: str) -> list[torch.Size]:
+        operator, calls = getattr(torch.ops.mask2former, name), []
+
+        def watched(x: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+            calls.append(x.shape)
+            return operator(x, *others, **options)
+
+        monkeypatch.setattr(torch.ops.mask2former, name, watched)
+        return calls
+
+    return watch

@@ -30,18 +30,19 @@ class FasterLinear(nn.Linear):
 
 
 class _Conv2d(nn.Conv2d):
-    """A convolution and what follows it in Detectron2's."""
+    """A convolution and what follows it in Detectron2's; done as before where the native operators are not for it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H, W)."""
-        x = self.convolve(x) if x.dim() == 4 else self._conv_forward(x, self.weight, self.bias)
+        native = x.dim() == 4 and has_native_float32(x)
+        x = self.convolve(x) if native else self._conv_forward(x, self.weight, self.bias)
         for name in ("norm", "activation"):
             follows = getattr(self, name, None)
             x = x if follows is None else follows(x)
         return x
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The convolution alone."""
+        """The convolution alone, of (N, C, H, W) that the native operators take."""
         raise NotImplementedError
 
 
@@ -50,14 +51,12 @@ class PointwiseConv2d(_Conv2d):
 
     def convolve(self, x: Tensor) -> Tensor:
         """The convolution alone."""
-        if not has_native_float32(x):
-            return self._conv_forward(x, self.weight, self.bias)
         pixels = x[..., :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1)
         return linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class WinogradConv2d(_Conv2d):
-    """A convolution of 3x3 pixels, done as before where the native operators are not for it."""
+    """A convolution of 3x3 pixels by Winograd's algorithm."""
 
     transformed: Tensor | None
     """Weights that will not change, transformed."""
@@ -65,7 +64,7 @@ class WinogradConv2d(_Conv2d):
     def convolve(self, x: Tensor) -> Tensor:
         """The convolution alone."""
         is_differentiated = torch.is_grad_enabled() and x.requires_grad
-        if self.transformed is None or is_differentiated or not has_native_float32(x):
+        if self.transformed is None or is_differentiated:
             return conv2d(x, self.weight, self.bias)
         return winograd_conv2d(x, self.transformed, self.bias)
 

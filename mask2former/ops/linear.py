@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ._library import load_library
-from .recording import is_exporting, is_recording
+from ._library import has_native_kernel
+from .recording import is_recording
 
 __all__ = ["has_native_float32", "has_onednn", "linear"]
 
@@ -24,8 +24,7 @@ def has_native_float32(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not is_exporting()
-        and load_library()
+        and has_native_kernel(x)
     )
 
 

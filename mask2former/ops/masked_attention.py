@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from ._library import load_library
-from .recording import is_exporting
+from ._library import has_native_kernel
 
 __all__ = ["has_native_attention", "masked_attention"]
 
@@ -15,13 +14,11 @@ def has_native_attention(query: Tensor, key: Tensor, attend: Tensor, num_heads: 
     """Whether :func:`masked_attention` takes these: on a CPU, with bool masks, without gradients, and not exported."""
     return (
         query.device.type == "cpu"
-        and query.dtype in (torch.float32, torch.bfloat16)
         and attend.dtype == torch.bool
         and attend.shape == (*query.shape[:2], key.shape[1])
         and query.shape[-1] % (num_heads * _CHANNELS) == 0
         and not torch.is_grad_enabled()
-        and not is_exporting()
-        and load_library()
+        and has_native_kernel(query)
     )
 
 

@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -26,17 +27,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+def called(calls_of: Callable[[str], list[torch.Size]]) -> list[torch.Size]:
     """Shapes that the operator was called with."""
-    calls = []
-    operator = torch.ops.mask2former.winograd_conv2d
-
-    def watched(pixels: Tensor, weight: Tensor, bias: Tensor, *, onednn: bool) -> Tensor:
-        calls.append(pixels.shape)
-        return operator(pixels, weight, bias, onednn=onednn)
-
-    monkeypatch.setattr(torch.ops.mask2former, "winograd_conv2d", watched)
-    return calls
+    return calls_of("winograd_conv2d")
 
 
 def module() -> nn.Sequential:
@@ -153,7 +146,7 @@ class Pointwise(nn.Module):
 
 @pytest.mark.skipif(not has_onednn(), reason="PyTorch multiplies without oneDNN here")
 @pytest.mark.parametrize("trained", [False, True])
-def test_layers_of_one_pixel(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_of_one_pixel(trained: bool, calls_of: Callable[[str], list[torch.Size]]) -> None:
     model, images = Pointwise(), torch.randn(2, 8, 31, 20)
     names, before, expected = list(model.state_dict()), gradients(model, images), model(images)
     use_faster_layers(model, trained=trained)
@@ -167,14 +160,7 @@ def test_layers_of_one_pixel(trained: bool, monkeypatch: pytest.MonkeyPatch) -> 
         "others.1": nn.Conv2d,
     }
     assert list(model.state_dict()) == names
-    shapes = []
-    operator = torch.ops.mask2former.linear
-
-    def watched(x: Tensor, *others: Tensor) -> Tensor:
-        shapes.append(tuple(x.shape))
-        return operator(x, *others)
-
-    monkeypatch.setattr(torch.ops.mask2former, "linear", watched)
+    shapes = calls_of("linear")
     torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5)
     assert shapes == [(2, 16, 20, 8), (2, 16, 20, 12), (2, 16, 20, 6)]
     for name, gradient in gradients(model, images).items():
@@ -253,7 +239,7 @@ def test_which_models_use_it(tiny_cfg: CfgNode, dtype: network.Dtype, winograd: 
 
 
 def test_nothing_is_transformed_where_nothing_is_built(tiny_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mask2former.ops.linear.load_library", lambda: False)
+    monkeypatch.setattr("mask2former.ops._library.load_library", lambda: False)
     model = optimize_for_inference(build_model(tiny_cfg).eval())
     assert not [x for x in model.modules() if type(x) is WinogradConv2d]
 

@@ -32,17 +32,9 @@ def exact(*problem: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+def called(calls_of: Callable[[str], list[torch.Size]]) -> list[torch.Size]:
     """Shapes that the operator was called with."""
-    calls = []
-    operator = torch.ops.mask2former.linear
-
-    def watched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        calls.append(x.shape)
-        return operator(x, weight, bias)
-
-    monkeypatch.setattr(torch.ops.mask2former, "linear", watched)
-    return calls
+    return calls_of("linear")
 
 
 @pytest.mark.parametrize(("shape", "channels"), SIZES)

@@ -147,17 +147,9 @@ def gradients(convolve: Callable[[Tensor, Tensor, Tensor], Tensor], *problem: Te
 
 
 @pytest.fixture
-def gradients_of_weights(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+def gradients_of_weights(calls_of: Callable[[str], list[torch.Size]]) -> list[torch.Size]:
     """Shapes of the pixels that the operator was called with."""
-    calls = []
-    operator = torch.ops.mask2former.winograd_weight_gradient
-
-    def watched(pixels: Tensor, grad_output: Tensor) -> Tensor:
-        calls.append(pixels.shape)
-        return operator(pixels, grad_output)
-
-    monkeypatch.setattr(torch.ops.mask2former, "winograd_weight_gradient", watched)
-    return calls
+    return calls_of("winograd_weight_gradient")
 
 
 @pytest.mark.parametrize("size", TRAINED_SIZES)

@@ -74,7 +74,8 @@ Tensor masked_attention(Tensor query_, Tensor key_, Tensor value_, Tensor attend
   // A head's keys are packed once for each part of its queries, so that there are no more parts than threads need.
   const int64_t threads = torch::stable::get_num_threads(), rows = images * heads;
   const int64_t groups = (queries + kQueriesTogether - 1) / kQueriesTogether;
-  const int64_t parts = rows == 0 ? 1 : std::clamp<int64_t>((threads + rows - 1) / rows, 1, std::max<int64_t>(groups, 1));
+  const int64_t most = std::max<int64_t>(groups, 1);
+  const int64_t parts = rows == 0 ? 1 : std::clamp<int64_t>((threads + rows - 1) / rows, 1, most);
   const int64_t part = (groups + parts - 1) / parts * kQueriesTogether;
   const auto kernel = attention_kernels().attend[query.scalar_type() == ScalarType::BFloat16];
   torch::stable::parallel_for(0, rows * parts, 1, [&](int64_t begin, int64_t end) {

@@ -75,24 +75,33 @@ MASK2FORMER_INLINE bool any_attends(const uint8_t* attend, int64_t stride, int64
   return any != 0;
 }
 
-MASK2FORMER_INLINE void compute_logits(const float* query, const float* keys, int64_t head_dim, float* logits) {
-  for (int64_t first = 0; first < kKeysTogether; first += kAcross * kLanes) {
-    Float sums[kDown][kAcross] = {};
-    for (int64_t channel = 0; channel < head_dim; ++channel) {
-      Float key[kAcross];
+// Adds to `sums` the product of kDown rows of `count` numbers and a matrix of `count` rows of `kVectors` vectors, and
+// writes them; rows lie as far apart as the strides say.
+template <int kVectors>
+MASK2FORMER_INLINE void add_products(Float (&sums)[kDown][kVectors], const float* rows, int64_t row_stride,
+                                     int64_t count, const float* matrix, int64_t matrix_stride, float* to,
+                                     int64_t to_stride) {
+  for (int64_t k = 0; k < count; ++k) {
+    Float vectors[kVectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < kAcross; ++j) key[j] = load<Float>(keys + channel * kKeysTogether + first + j * kLanes);
-#pragma GCC unroll 4
-      for (int i = 0; i < kDown; ++i) {
-#pragma GCC unroll 4
-        for (int j = 0; j < kAcross; ++j) sums[i][j] += query[i * head_dim + channel] * key[j];
-      }
-    }
+    for (int j = 0; j < kVectors; ++j) vectors[j] = load<Float>(matrix + k * matrix_stride + j * kLanes);
 #pragma GCC unroll 4
     for (int i = 0; i < kDown; ++i) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kAcross; ++j) store(logits + i * kKeysTogether + first + j * kLanes, sums[i][j]);
+      for (int j = 0; j < kVectors; ++j) sums[i][j] += rows[i * row_stride + k] * vectors[j];
     }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kDown; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) store(to + i * to_stride + j * kLanes, sums[i][j]);
+  }
+}
+
+MASK2FORMER_INLINE void compute_logits(const float* query, const float* keys, int64_t head_dim, float* logits) {
+  for (int64_t first = 0; first < kKeysTogether; first += kAcross * kLanes) {
+    Float sums[kDown][kAcross] = {};
+    add_products(sums, query, head_dim, head_dim, keys + first, kKeysTogether, logits + first, kKeysTogether);
   }
 }
 
@@ -128,21 +137,7 @@ MASK2FORMER_INLINE void add_values(const float* weights, const float* values, in
       for (int j = 0; j < kChannelVectors; ++j)
         sum[i][j] = load<Float>(sums + i * head_dim + channel + j * kLanes) * shrink[i];
     }
-    for (int64_t key = 0; key < kKeysTogether; ++key) {
-      Float value[kChannelVectors];
-#pragma GCC unroll 2
-      for (int j = 0; j < kChannelVectors; ++j) value[j] = load<Float>(values + key * head_dim + channel + j * kLanes);
-#pragma GCC unroll 4
-      for (int i = 0; i < kDown; ++i) {
-#pragma GCC unroll 2
-        for (int j = 0; j < kChannelVectors; ++j) sum[i][j] += weights[i * kKeysTogether + key] * value[j];
-      }
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < kDown; ++i) {
-#pragma GCC unroll 2
-      for (int j = 0; j < kChannelVectors; ++j) store(sums + i * head_dim + channel + j * kLanes, sum[i][j]);
-    }
+    add_products(sum, weights, kKeysTogether, kKeysTogether, values + channel, head_dim, sums + channel, head_dim);
   }
 }
 
