@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <array>
 #include <vector>
@@ -57,7 +58,7 @@ Tensor multiply_by_onednn(const Tensor& rows, const Tensor& weight, const std::o
                                        torch::stable::detail::from(one),  // stride
                                        torch::stable::detail::from(one),  // dilation
                                        torch::stable::detail::from(groups)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mkldnn_convolution", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mkldnn_convolution", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor result = torch::stable::detail::to<Tensor>(stack[0]);
   return torch::stable::view(moved(result, 1, 3), {count, groups, channels_out});
 }
