@@ -1,5 +1,7 @@
 """Multi-head attention, as all Transformers here use it."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,10 +50,7 @@ class MultiheadAttention(nn.Module):
         Returns:
             (N, Q, C).
         """
-        weights = self.in_proj_weight.chunk(3)
-        biases = self.in_proj_bias.chunk(3)
-        multiply = F.linear if torch.is_grad_enabled() else linear  # PyTorch's has all derivatives
-        q, k, v = (multiply(*operands) for operands in zip((query, key, value), weights, biases, strict=True))
+        q, k, v = self._project(query, key, value)
         dropout = self.dropout if self.training else 0.0
         if attend is not None and dropout == 0 and has_native_attention(q, k, attend, self.num_heads):
             return self.out_proj(masked_attention(q, k, v, attend, self.num_heads))
@@ -60,3 +59,13 @@ class MultiheadAttention(nn.Module):
         mask = attend[:, None] if attend is not None and attend.dim() == 3 else attend
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> Iterator[Tensor]:
+        """Queries, keys and values; what is both query and key is multiplied once."""
+        multiply = F.linear if torch.is_grad_enabled() else linear  # PyTorch's has all derivatives
+        inputs, parts = ((query, value), (2, 1)) if query is key else ((query, key, value), (1, 1, 1))
+        rows = [part * self.out_proj.in_features for part in parts]
+        for x, weight, bias, count in zip(
+            inputs, self.in_proj_weight.split(rows), self.in_proj_bias.split(rows), parts, strict=True
+        ):
+            yield from multiply(x, weight, bias).chunk(count, dim=-1)

@@ -27,14 +27,14 @@ def mask_logits(embeddings: Tensor, pixels: Tensor) -> Tensor:
     """Dot products of queries' and pixels' embeddings.
 
     Args:
-        embeddings: (N, Q, C); or, of optimised models, (N, Q, C + 1), of which the last is a bias of the query's mask.
+        embeddings: (N, Q, C); or, of optimised models, with a bias of the query's mask after these, and zeros.
         pixels: (N, C, P).
 
     Returns:
         (N, Q, P).
     """
     channels = pixels.shape[1]
-    vectors, biases = embeddings[..., :channels], embeddings[..., channels:]
+    vectors, biases = embeddings[..., :channels], embeddings[..., channels : channels + 1]
     if not is_exporting() and len(embeddings) == 1:  # without a batch, PyTorch copies no pixels in bfloat16 on a CPU
         product = vectors[0] @ pixels[0] if biases.numel() == 0 else torch.addmm(biases[0], vectors[0], pixels[0])
         return product[None]

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..ops.linear import linear_relu
 from .attention import MultiheadAttention
 
 __all__ = ["TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder", "TransformerEncoderLayer"]
@@ -31,10 +31,14 @@ class _Layer(nn.Module):
         return norm(x + self.dropout(sub_layer(x)))
 
     def _self_attention(self, x: Tensor, norm: nn.Module, pos: Tensor) -> Tensor:
-        return self._residual(x, norm, lambda y: self.self_attn(y + pos, y + pos, y))
+        def attend(y: Tensor) -> Tensor:
+            placed = y + pos
+            return self.self_attn(placed, placed, y)
+
+        return self._residual(x, norm, attend)
 
     def _feed_forward(self, x: Tensor, norm: nn.Module) -> Tensor:
-        return self._residual(x, norm, lambda y: self.linear2(self.dropout(F.relu(self.linear1(y)))))
+        return self._residual(x, norm, lambda y: self.linear2(self.dropout(linear_relu(self.linear1, y))))
 
 
 class TransformerEncoderLayer(_Layer):

@@ -172,9 +172,10 @@ def test_layers_of_one_pixel(trained: bool, calls_of: Callable[[str], list[torch
 
 def test_results_may_be_written_into() -> None:
     model, images = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(inplace=True)), torch.randn(1, 16, 40, 40)
-    expected = gradients(model, images)
+    # PyTorch's own gradient of the bias, in float32 and one thread, is no nearer than this.
+    expected = gradients(copy.deepcopy(model).double(), images.double())
     for name, gradient in gradients(prepare_for_training(model), images).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=5e-4, msg=name)
+        torch.testing.assert_close(gradient.double(), expected[name], rtol=0, atol=5e-4, msg=name)
 
 
 def test_images_without_a_batch() -> None:

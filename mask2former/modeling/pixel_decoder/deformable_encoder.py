@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...ops import MSDeformAttn
+from ...ops.linear import linear_relu
 from ..row_chunks import in_row_chunks
 
 __all__ = ["MSDeformAttnTransformerEncoder", "MSDeformAttnTransformerEncoderLayer"]
@@ -35,7 +35,7 @@ class MSDeformAttnTransformerEncoderLayer(nn.Module):
         return in_row_chunks(self._feed_forward, x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(F.relu_(self.linear1(x)))
+        hidden = self.dropout(linear_relu(self.linear1, x))
         return self.norm2(x + self.dropout(self.linear2(hidden)))
 
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 import fvcore.nn.weight_init as weight_init
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ...ops.linear import linear_relu
 from ..attention import MultiheadAttention
 from ..build import CROSS_ATTENTION_REGISTRY
 from .scales import Scale
@@ -55,7 +55,8 @@ class SelfAttentionLayer(ResidualLayer):
     def forward(self, x: Tensor, query_pos: Tensor) -> Tensor:
         """Map queries (N, Q, C) with positions (1 or N, Q, C) to (N, Q, C)."""
         y = self._before(x)
-        return self._after(x, self.self_attn(y + query_pos, y + query_pos, y))
+        placed = y + query_pos
+        return self._after(x, self.self_attn(placed, placed, y))
 
 
 @CROSS_ATTENTION_REGISTRY.register()
@@ -101,7 +102,7 @@ class FFNLayer(ResidualLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map queries (N, Q, C) to (N, Q, C)."""
-        hidden = self.dropout(F.relu(self.linear1(self._before(x))))
+        hidden = self.dropout(linear_relu(self.linear1, self._before(x)))
         return self._after(x, self.linear2(hidden))
 
 
@@ -116,7 +117,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., input_dim) to (..., output_dim)."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = linear_relu(layer, x)
         return self.layers[-1](x)
 
 
