@@ -35,10 +35,10 @@ def mask_logits(embeddings: Tensor, pixels: Tensor) -> Tensor:
     """
     channels = pixels.shape[1]
     vectors, biases = embeddings[..., :channels], embeddings[..., channels : channels + 1]
-    if not is_exporting() and len(embeddings) == 1:  # without a batch, PyTorch copies no pixels in bfloat16 on a CPU
-        product = vectors[0] @ pixels[0] if biases.numel() == 0 else torch.addmm(biases[0], vectors[0], pixels[0])
-        return product[None]
-    return vectors @ pixels if biases.numel() == 0 else torch.baddbmm(biases, vectors, pixels)
+    # Of one image without a batch: with one, PyTorch copies all pixels in bfloat16 on a CPU.
+    alone = len(embeddings) == 1 and not is_exporting()
+    product = (vectors[0] @ pixels[0])[None] if alone else vectors @ pixels
+    return product if biases.numel() == 0 else product + biases
 
 
 class QueryMasks(LazyTensor):
