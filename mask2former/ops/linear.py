@@ -64,10 +64,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return result
 
 
-def linear_relu(layer: nn.Linear, x: Tensor) -> Tensor:
+def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
     """``relu(layer(x))``, (..., C) to (..., K); on a GPU without gradients by one kernel, which rounds once."""
-    if not x.is_cuda or torch.is_grad_enabled() or is_exporting() or type(layer) is not nn.Linear:
-        return layer(x).relu_()
+    if type(layer) is not nn.Linear or not x.is_cuda or torch.is_grad_enabled() or is_exporting():
+        result: Tensor = layer(x).relu_()
+        return result
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
     bias, rows, weight = (y.to(dtype) for y in (layer.bias, x.flatten(0, -2), layer.weight))
     return torch._addmm_activation(bias, rows, weight.t()).unflatten(0, x.shape[:-1])

@@ -13,6 +13,7 @@ from ..faster_layers import use_faster_layers, use_plain_layers
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
 from .bfloat16 import cpu_has_bfloat16, store_in_bfloat16
+from .joint_keys import join_keys
 from .mask_features import fold_mask_features
 from .positions import keep_position_encodings
 
@@ -32,7 +33,8 @@ def optimize_for_inference(
     Batch norms are folded into convolutions, and the convolution of the per-pixel embedding into the queries' network.
     Convolutions compute in the memory format ``channels_last``, which is that of the Transformers' tokens too. In
     float32 on a CPU, those of 3x3 pixels do it by Winograd's algorithm, and those of 1x1 pixels and linear layers by
-    oneDNN. Position encodings are kept for the next image of that size.
+    oneDNN. On a GPU, the masked attention's keys and values are computed for all layers at once. Position encodings are
+    kept for the next image of that size.
 
     Args:
         model: in evaluation mode, on its device. It stays as it is; weights that need no change are shared with it.
@@ -49,6 +51,8 @@ def optimize_for_inference(
     use_plain_layers(fast)  # of a trained model: what follows which convolution is seen by PyTorch's function for them
     fold_batch_norms(fast, lambda: fast.sem_seg_head(fast.backbone(_small_image(fast))))
     fold_mask_features(fast.sem_seg_head)
+    if model.device.type == "cuda":
+        join_keys(fast.sem_seg_head)
     for module in fast.modules():
         if isinstance(module, nn.Conv2d):
             module.weight = _constant(module.weight.contiguous(memory_format=torch.channels_last))
