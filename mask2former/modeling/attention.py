@@ -1,7 +1,5 @@
 """Multi-head attention, as all Transformers here use it."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,12 +58,12 @@ class MultiheadAttention(nn.Module):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> Iterator[Tensor]:
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values; what is both query and key is multiplied once."""
         multiply = F.linear if torch.is_grad_enabled() else linear  # PyTorch's has all derivatives
-        inputs, parts = ((query, value), (2, 1)) if query is key else ((query, key, value), (1, 1, 1))
-        rows = [part * self.out_proj.in_features for part in parts]
-        for x, weight, bias, count in zip(
-            inputs, self.in_proj_weight.split(rows), self.in_proj_bias.split(rows), parts, strict=True
-        ):
-            yield from multiply(x, weight, bias).chunk(count, dim=-1)
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        if query is not key:
+            return tuple(map(multiply, (query, key, value), weights, biases))
+        channels = query.shape[-1]
+        both = multiply(query, self.in_proj_weight[: 2 * channels], self.in_proj_bias[: 2 * channels])
+        return *both.chunk(2, dim=-1), multiply(value, weights[2], biases[2])

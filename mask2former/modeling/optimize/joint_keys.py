@@ -1,6 +1,6 @@
 """Keys and values of all layers that read a scale in one product each: GPUs want few and large ones."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,9 @@ def join_keys(head: nn.Module) -> bool:
 class _AttentionToKeys(MultiheadAttention):
     """Attention to keys and values that have gone through its projections before."""
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> Iterator[Tensor]:
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         channels = query.shape[-1]
-        yield linear(query, self.in_proj_weight[:channels], self.in_proj_bias[:channels])
-        yield key
-        yield value
+        return linear(query, self.in_proj_weight[:channels], self.in_proj_bias[:channels]), key, value
 
 
 class _JointKeys(nn.Module):
