@@ -97,7 +97,17 @@ def _clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_typ
 
 
 def _adamw(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=solver.BASE_LR)
+    optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=True)  # several times as fast, on CPUs too
+    optimizer.register_load_state_dict_post_hook(_lay_out_like_parameters)
+    return optimizer
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """A fused optimizer reads numbers in the order in which they are in memory: a checkpoint may have another one."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _sgd(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer:

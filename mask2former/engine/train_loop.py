@@ -100,17 +100,20 @@ class StepTrainer(SimpleTrainer):
     def _apply_gradients(self, everyone: list[StepReport]) -> None:
         """Step unless a number of a process is not finite; the same in every process."""
         if all(report.is_finite for report in everyone):
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
+            self._step()
             self.skipped_steps.reset_row()
             return
         self._norm_statistics.restore()
         scale = 1.0
         if self.grad_scaler.is_enabled() and all(report.losses_are_finite for report in everyone):
             scale = self.grad_scaler.get_scale()
-            self.grad_scaler.step(self.optimizer)  # which finds the same, and leaves it out
-            self.grad_scaler.update()
+            self._step()  # which finds the same, and leaves it out
         self.skipped_steps.add(self.iter, everyone, loss_scale=scale)
+
+    def _step(self) -> None:
+        self.grad_scaler.unscale_(self.optimizer)  # a fused optimizer would do it after gradients are clipped
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
 
     def _gradients_are_finite(self) -> bool:
         """Of this process's part of them, where they are shared out."""

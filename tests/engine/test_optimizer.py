@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -71,6 +73,25 @@ def test_the_optimizer_reads_the_configuration(toy_config):
     assert found["backbone.conv.weight"] == (0.25, 0.05)
     assert found["head.norm.weight"] == (0.5, 0.0)
     assert found["head.query.weight"] == (0.5, 0.01)
+
+
+def test_a_checkpoint_may_have_another_memory_format(toy_config):
+    def train(conv: nn.Conv2d, steps: int) -> None:
+        for _ in range(steps):
+            conv.weight.grad = None
+            (conv.weight * torch.linspace(-1, 2, conv.weight.numel()).view_as(conv.weight)).sum().backward()
+            optimizers[conv].step()
+
+    convs = [nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(3, 4, 3, bias=False).to(memory_format=torch.channels_last)]
+    optimizers = {conv: build_optimizer(toy_config(), conv) for conv in convs}
+    train(convs[0], 3)
+    with torch.no_grad():
+        convs[1].weight.copy_(convs[0].weight)
+    optimizers[convs[1]].load_state_dict(copy.deepcopy(optimizers[convs[0]].state_dict()))
+    for conv in convs:
+        train(conv, 1)
+
+    torch.testing.assert_close(convs[1].weight, convs[0].weight)
 
 
 def test_sgd_has_momentum(toy_config):

@@ -106,7 +106,7 @@ def serve(arguments: argparse.Namespace) -> None:
     make = make_theirs if arguments.serve.startswith(THEIRS) else make_ours
     model, run = make(arguments)
     model.criterion.register_forward_pre_hook(lambda *_: marks.update({"network": clock()}))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
     for request in map(str.strip, sys.stdin):
         if request == "memory":
             print(peak_memory(arguments.device), flush=True)
