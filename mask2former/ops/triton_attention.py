@@ -5,7 +5,7 @@ split, too: a program takes a block of queries of one head of one image, and one
 block after the other, with a softmax whose largest logit is the largest so far. A second kernel puts the splits together.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -22,6 +22,7 @@ class Plan(NamedTuple):
     Attributes:
         queries: of a program.
         keys: of a block.
+        split: keys of a split, at least.
         programs: that splitting the keys aims at. Shapes alone decide, so that graphs need not know the GPU.
         warps: of a program.
         stages: blocks of keys that are on their way at once.
@@ -30,14 +31,15 @@ class Plan(NamedTuple):
 
     queries: int
     keys: int
+    split: int
     programs: int
     warps: int
     stages: int
     precision: str = "ieee"
 
 
-HALF = Plan(queries=64, keys=64, programs=256, warps=4, stages=2)
-FLOAT32 = Plan(queries=32, keys=64, programs=512, warps=4, stages=2)
+HALF = Plan(queries=64, keys=64, split=64, programs=256, warps=4, stages=2)
+FLOAT32 = Plan(queries=32, keys=32, split=64, programs=512, warps=4, stages=2)
 _MAX_SPLITS = 64  # a program of the second kernel holds the channels of a head for each of them
 
 
@@ -64,7 +66,7 @@ def masked_attention(
     if plan is None:
         plan = FLOAT32 if query.dtype == torch.float32 else HALF
     num_images, num_queries, channels = query.shape
-    num_keys = key.shape[1]
+    num_keys, head_dim = key.shape[1], channels // num_heads
     output = query.new_empty(num_images, num_queries, channels)
     if output.numel() == 0:
         return output
@@ -72,10 +74,10 @@ def masked_attention(
     heads = num_images * num_heads
     query_blocks = triton.cdiv(num_queries, plan.queries)
     splits = _count_splits(num_keys, heads * query_blocks, plan)
-    # What a split leaves behind is the sum of values for each of a head's channels, the largest logit, and the sum of
-    # weights. Where there is one split only, nobody reads them.
-    sums = query.new_empty((heads, num_queries, splits, channels // num_heads) if splits > 1 else 1, dtype=torch.float32)
-    scales = query.new_empty((2, heads, num_queries, splits) if splits > 1 else 1, dtype=torch.float32)
+    # What a split leaves behind, unless it is the only one: the sum of values for each of a head's channels, not yet
+    # divided by the sum of weights; the largest logit, and the sum of weights.
+    sums = query.new_empty(heads, num_queries, splits, head_dim, dtype=torch.float32)
+    scales = query.new_empty(2, heads, num_queries, splits, dtype=torch.float32)
     wrap_triton(_attend_kernel)[(splits, query_blocks, heads)](
         query,
         key,
@@ -90,11 +92,11 @@ def masked_attention(
         num_queries,
         num_keys,
         num_heads,
-        HEAD_DIM=channels // num_heads,
+        HEAD_DIM=head_dim,
         SPLITS=splits,
         ALIGNMENT=next(x for x in (16, 8, 4, 2, 1) if num_keys % x == 0),
         QUERIES=plan.queries,
-        KEYS=plan.keys,
+        KEYS=plan.keys if head_dim <= 64 else plan.keys // 2,  # more do not fit into registers
         PRECISION=plan.precision,
         num_warps=plan.warps,
         num_stages=plan.stages,
@@ -106,9 +108,9 @@ def masked_attention(
             output,
             num_queries,
             num_heads,
-            HEAD_DIM=channels // num_heads,
+            HEAD_DIM=head_dim,
             SPLITS=splits,
-            num_warps=1,
+            num_warps=max(1, splits * head_dim // 2048),  # 64 registers of a thread
         )
     return output
 
@@ -139,7 +141,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, num_heads:
 def _count_splits(num_keys: int, programs: int, plan: Plan) -> int:
     """A power of 2, so that there are few kernels; found by comparing, because a graph may have symbols for sizes."""
     splits = 1
-    while splits < _MAX_SPLITS and splits * programs < plan.programs and splits * plan.keys < num_keys:
+    while splits < _MAX_SPLITS and splits * programs < plan.programs and 2 * splits * plan.split <= num_keys:
         splits *= 2
     return splits
 
@@ -194,21 +196,19 @@ def _attend_kernel(
     masks = attend + (image * num_queries + row[:, None]) * num_keys + (begin + column)[None, :]
 
     q = tl.load(query + row[:, None].to(tl.int64) * query_stride + channel[None, :], mask=exists[:, None], other=0.0)
-    # Powers of 2 are what the hardware has.
-    scale = 1.4426950408889634 / HEAD_DIM**0.5
+    scale = 1.4426950408889634 / HEAD_DIM**0.5  # of logits to the base 2, of which the hardware has powers
     total = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
     largest = tl.full((QUERIES,), float("-inf"), tl.float32)
     weight = tl.zeros((QUERIES,), tl.float32)
     for start in range(begin, end, KEYS):
         inside = start + column < num_keys
-        looks = tl.load(masks, mask=exists[:, None] & inside[None, :], other=0)
+        looks = tl.load(masks, mask=exists[:, None] & inside[None, :], other=False)
         k = tl.load(keys, mask=inside[:, None], other=0.0)
         v = tl.load(values, mask=inside[:, None], other=0.0)
-        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        logits = tl.where(looks != 0, logits, float("-inf"))
-        new = tl.maximum(largest, tl.max(logits, axis=1))
+        products = tl.where(looks, tl.dot(q, tl.trans(k), input_precision=PRECISION), float("-inf"))
+        new = tl.maximum(largest, tl.max(products, axis=1) * scale)
         shift = tl.where(new == float("-inf"), 0.0, new)  # nothing seen so far: infinity less infinity is not a number
-        p = tl.exp2(logits - shift[:, None])
+        p = tl.exp2(products * scale - shift[:, None])
         decay = tl.exp2(largest - shift)
         weight = weight * decay + tl.sum(p, axis=1)
         total = tl.dot(p.to(v.dtype), v, total * decay[:, None], input_precision=PRECISION)

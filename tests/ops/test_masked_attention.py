@@ -8,7 +8,7 @@ from other_instructions import run_with_instructions
 from torch import Tensor
 
 from mask2former.ops import _library
-from mask2former.ops.masked_attention import has_native_attention, masked_attention
+from mask2former.ops.masked_attention import has_fast_attention, masked_attention
 
 pytestmark = pytest.mark.skipif(
     not _library.load_library(), reason="the native library is not built (python -m mask2former.ops.build)"
@@ -112,16 +112,16 @@ def test_empty(size: tuple[int, ...]) -> None:
 @torch.no_grad()
 def test_what_it_is_for() -> None:
     query, key, _, attend, heads = make(2, 4, 5, 2, 32)
-    assert has_native_attention(query, key, attend, heads)
-    assert has_native_attention(query.bfloat16(), key.bfloat16(), attend, heads)
-    assert not has_native_attention(query.double(), key.double(), attend, heads)
-    assert not has_native_attention(query.to("meta"), key.to("meta"), attend, heads)
-    assert not has_native_attention(query, key, attend.float(), heads)
-    assert not has_native_attention(query, key, attend[:1], heads)
-    assert not has_native_attention(query, key, attend[:, None], heads)
-    assert not has_native_attention(query, key, attend, 4)
+    assert has_fast_attention(query, key, key, attend, heads)
+    assert has_fast_attention(query.bfloat16(), key.bfloat16(), key.bfloat16(), attend, heads)
+    assert not has_fast_attention(query.double(), key.double(), key.double(), attend, heads)
+    assert not has_fast_attention(query.to("meta"), key.to("meta"), key.to("meta"), attend, heads)
+    assert not has_fast_attention(query, key, key, attend.float(), heads)
+    assert not has_fast_attention(query, key, key, attend[:1], heads)
+    assert not has_fast_attention(query, key, key, attend[:, None], heads)
+    assert not has_fast_attention(query, key, key, attend, 4)
     with torch.enable_grad():
-        assert not has_native_attention(query, key, attend, heads)
+        assert not has_fast_attention(query, key, key, attend, heads)
 
 
 def test_opcheck() -> None:
