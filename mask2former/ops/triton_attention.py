@@ -92,8 +92,8 @@ def masked_attention(
         num_queries,
         num_keys,
         num_heads,
+        WHOLE=splits == 1,
         HEAD_DIM=head_dim,
-        SPLITS=splits,
         ALIGNMENT=next(x for x in (16, 8, 4, 2, 1) if num_keys % x == 0),
         QUERIES=plan.queries,
         KEYS=plan.keys if head_dim <= 64 else plan.keys // 2,  # more do not fit into registers
@@ -169,14 +169,14 @@ def _attend_kernel(
     num_queries,
     num_keys,
     num_heads,
+    WHOLE: tl.constexpr,  # noqa: N803
     HEAD_DIM: tl.constexpr,  # noqa: N803
-    SPLITS: tl.constexpr,  # noqa: N803
     ALIGNMENT: tl.constexpr,  # noqa: N803
     QUERIES: tl.constexpr,  # noqa: N803
     KEYS: tl.constexpr,  # noqa: N803
     PRECISION: tl.constexpr,  # noqa: N803
 ):
-    split = tl.program_id(0)
+    split, splits = tl.program_id(0), tl.num_programs(0)
     image = (tl.program_id(2) // num_heads).to(tl.int64)
     head = tl.program_id(2) % num_heads
     num_keys = num_keys // ALIGNMENT * ALIGNMENT  # the same, but as a multiple masks are loaded many at a time
@@ -184,8 +184,8 @@ def _attend_kernel(
     row = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
     exists = row < num_queries
     blocks = tl.cdiv(num_keys, KEYS)
-    begin = (blocks * split // SPLITS) * KEYS
-    end = (blocks * (split + 1) // SPLITS) * KEYS
+    begin = (blocks * split // splits) * KEYS
+    end = (blocks * (split + 1) // splits) * KEYS
     column = tl.arange(0, KEYS)
 
     query += image * query_image_stride + head * HEAD_DIM
@@ -217,16 +217,16 @@ def _attend_kernel(
         values += KEYS * value_stride
         masks += KEYS
 
-    if SPLITS == 1:
+    if WHOLE:
         result = total / weight[:, None]
         rows = (image * num_queries + row) * num_heads + head
         written = output + rows[:, None] * HEAD_DIM + channel[None, :]
         tl.store(written, result.to(output.dtype.element_ty), mask=exists[:, None])
     else:
-        rows = (tl.program_id(2).to(tl.int64) * num_queries + row) * SPLITS + split
+        rows = (tl.program_id(2).to(tl.int64) * num_queries + row) * splits + split
         tl.store(sums + rows[:, None] * HEAD_DIM + channel[None, :], total, mask=exists[:, None])
         tl.store(scales + rows, largest, mask=exists)
-        weights = scales + tl.num_programs(2).to(tl.int64) * num_queries * SPLITS
+        weights = scales + tl.num_programs(2).to(tl.int64) * num_queries * splits
         tl.store(weights + rows, weight, mask=exists)
 
 
