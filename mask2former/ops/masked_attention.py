@@ -1,4 +1,7 @@
-"""Masked attention (Section 3.2.1 of the paper, equation 2) without gradients, on CPUs and in compiled networks on GPUs."""
+"""Masked attention (Section 3.2.1 of the paper, equation 2) without gradients: on CPUs, and compiled on GPUs.
+
+On CPUs a native operator passes over what no query may look at. On GPUs Triton shares the keys out as well.
+"""
 
 import functools
 
@@ -17,7 +20,7 @@ _GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def has_fast_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, num_heads: int) -> bool:
-    """Whether :func:`masked_attention` takes these: bool masks, without gradients, not exported, and on a GPU compiled."""
+    """Whether :func:`masked_attention` takes these: bool masks, no gradients, not exported, and compiled on a GPU."""
     return (
         attend.dtype == torch.bool
         and attend.shape == (*query.shape[:2], key.shape[1])

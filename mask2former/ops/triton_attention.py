@@ -1,8 +1,9 @@
 """Masked attention (Section 3.2.1 of the paper, equation 2) for GPUs in Triton, which PyTorch brings along.
 
-Importing this needs Triton, and registers the operator. A hundred queries are too few to keep a GPU busy, so the keys are
-split, too: a program takes a block of queries of one head of one image, and one split of the keys. It visits these a
-block after the other, with a softmax whose largest logit is the largest so far. A second kernel puts the splits together.
+Importing this needs Triton, and registers the operator. A hundred queries are too few to keep a GPU busy, so the keys
+are split, too: a program takes a block of queries of one head of one image, and one split of the keys. It visits these
+a block after the other, with a softmax whose largest logit is the largest so far. A second kernel puts the splits
+together.
 """
 
 from typing import NamedTuple
@@ -96,7 +97,7 @@ def masked_attention(
         HEAD_DIM=head_dim,
         ALIGNMENT=next(x for x in (16, 8, 4, 2, 1) if num_keys % x == 0),
         QUERIES=plan.queries,
-        KEYS=plan.keys if head_dim <= 64 else plan.keys // 2,  # more do not fit into registers
+        KEYS=_keys_of_a_block(plan, head_dim),
         PRECISION=plan.precision,
         num_warps=plan.warps,
         num_stages=plan.stages,
@@ -110,7 +111,7 @@ def masked_attention(
             num_heads,
             HEAD_DIM=head_dim,
             SPLITS=splits,
-            num_warps=max(1, splits * head_dim // 2048),  # 64 registers of a thread
+            num_warps=_combining_warps(splits, head_dim),
         )
     return output
 
@@ -131,8 +132,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, num_heads:
         )
     if not query.dtype == key.dtype == value.dtype or attend.dtype != torch.bool:
         raise ValueError(
-            f"expected query, key and value of one type, and attend bool, not {query.dtype}, {key.dtype}, {value.dtype} "
-            f"and {attend.dtype}."
+            "expected query, key and value of one type, and attend bool, not "
+            f"{query.dtype}, {key.dtype}, {value.dtype} and {attend.dtype}."
         )
     if channels not in [num_heads * x for x in (16, 32, 64, 128)]:
         raise ValueError(f"expected 16, 32, 64 or 128 channels a head, not {channels} in {num_heads} heads.")
@@ -144,6 +145,14 @@ def _count_splits(num_keys: int, programs: int, plan: Plan) -> int:
     while splits < _MAX_SPLITS and splits * programs < plan.programs and 2 * splits * plan.split <= num_keys:
         splits *= 2
     return splits
+
+
+def _keys_of_a_block(plan: Plan, head_dim: int) -> int:
+    return plan.keys if head_dim <= 64 else plan.keys // 2  # more do not fit into registers
+
+
+def _combining_warps(splits: int, head_dim: int) -> int:
+    return max(1, splits * head_dim // 2048)  # of whose numbers a thread has 64
 
 
 # Triton compiles anew for numbers that are 1 or multiples of 16. These change with the image's size; what matters of
