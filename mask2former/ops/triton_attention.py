@@ -6,6 +6,7 @@ a block after the other, with a softmax whose largest logit is the largest so fa
 together.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
 
 HALF = Plan(queries=64, keys=64, split=64, programs=256, warps=4, stages=2)
 FLOAT32 = Plan(queries=32, keys=32, split=64, programs=512, warps=4, stages=2)
+_MANY_KEYS = 10_000
 _MAX_SPLITS = 64  # a program of the second kernel holds the channels of a head for each of them
 
 
@@ -74,7 +76,7 @@ def masked_attention(
     query, key, value = (x if x.stride(2) == 1 else x.contiguous() for x in (query, key, value))
     heads = num_images * num_heads
     query_blocks = triton.cdiv(num_queries, plan.queries)
-    splits = _count_splits(num_keys, heads * query_blocks, plan)
+    splits = _count_splits(_known(num_keys, _MANY_KEYS), _known(heads * query_blocks, num_heads), plan)
     # What a split leaves behind, unless it is the only one: the sum of values for each of a head's channels, not yet
     # divided by the sum of weights; the largest logit, and the sum of weights.
     sums = query.new_empty(heads, num_queries, splits, head_dim, dtype=torch.float32)
@@ -95,7 +97,7 @@ def masked_attention(
         num_heads,
         WHOLE=splits == 1,
         HEAD_DIM=head_dim,
-        ALIGNMENT=next(x for x in (16, 8, 4, 2, 1) if num_keys % x == 0),
+        ALIGNMENT=math.gcd(_known(num_keys, 1), 16),
         QUERIES=plan.queries,
         KEYS=_keys_of_a_block(plan, head_dim),
         PRECISION=plan.precision,
@@ -139,8 +141,13 @@ def _check(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, num_heads:
         raise ValueError(f"expected 16, 32, 64 or 128 channels a head, not {channels} in {num_heads} heads.")
 
 
+def _known(size: int, otherwise: int) -> int:
+    """A size, if it is no symbol: a graph that asks what a symbol is would be for that answer only."""
+    return size if isinstance(size, int) else otherwise
+
+
 def _count_splits(num_keys: int, programs: int, plan: Plan) -> int:
-    """A power of 2, so that there are few kernels; found by comparing, because a graph may have symbols for sizes."""
+    """A power of 2, so that there are few kernels; where there are too many, some find nothing to do."""
     splits = 1
     while splits < _MAX_SPLITS and splits * programs < plan.programs and 2 * splits * plan.split <= num_keys:
         splits *= 2

@@ -53,6 +53,10 @@ for size in [(1, 1, 1, 1, 16), (2, 33, 70, 2, 32), (1, 100, 400, 1, 64), (1, 7, 
         check(*make(*size, dtype))
 assert splits == {1, 2, 4, 16}, splits
 
+triton_attention._count_splits = lambda *x: 16  # of 2 blocks: most splits have no key
+check(*make(1, 7, 70, 2, 32))
+triton_attention._count_splits = count
+
 query, key, value, attend, heads = make(1, 6, 640, 2, 32)
 attend[:, :, 60:] = False  # most splits see nothing
 attend[0, 2] = False
@@ -205,6 +209,22 @@ def test_compiled_attention_uses_it(dynamic: bool | None) -> None:
     assert NAME in names
     assert "scaled_dot_product_attention" not in str(names)
     assert NAME not in operators_of(attention, query, key, key, None, dynamic=dynamic)
+
+
+@pytest.mark.usefixtures("_pretend_gpu")
+def test_one_graph_is_for_all_sizes() -> None:
+    with torch.device("cuda"):
+        attention, graphs = MultiheadAttention(64, 2).eval(), []
+
+        def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+            graphs.append(graph)
+            return graph.forward
+
+        compiled = torch.compile(attention, backend=backend, fullgraph=True, dynamic=True)
+        for images, queries, keys in ((2, 5, 70), (2, 100, 6400), (30, 9, 640)):
+            query, key = torch.zeros(images, queries, 64), torch.zeros(images, keys, 64)
+            assert compiled(query, key, key, torch.ones(images, queries, keys, dtype=torch.bool)).shape == query.shape
+    assert len(graphs) == 1
 
 
 @pytest.mark.usefixtures("_pretend_gpu")
