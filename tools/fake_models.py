@@ -125,7 +125,7 @@ def _attention_by_pytorch() -> Iterator[None]:
     module = importlib.import_module("mask2former.modeling.attention")
     with (
         mock.patch.object(module, "linear", F.linear),
-        mock.patch.object(module, "has_native_attention", return_value=False),
+        mock.patch.object(module, "has_fast_attention", return_value=False),
     ):
         yield
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.linear import linear
-from ..ops.masked_attention import has_native_attention, masked_attention
+from ..ops.masked_attention import has_fast_attention, masked_attention
 
 __all__ = ["MultiheadAttention"]
 
@@ -50,7 +50,7 @@ class MultiheadAttention(nn.Module):
         """
         q, k, v = self._project(query, key, value)
         dropout = self.dropout if self.training else 0.0
-        if attend is not None and dropout == 0 and has_native_attention(q, k, attend, self.num_heads):
+        if attend is not None and dropout == 0 and has_fast_attention(q, k, v, attend, self.num_heads):
             return self.out_proj(masked_attention(q, k, v, attend, self.num_heads))
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (N, M, Q or S, D)
         # One mask is broadcast over the heads, (N, 1, Q, S).

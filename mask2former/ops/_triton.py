@@ -12,7 +12,7 @@ from torch import Tensor
 from ._library import fake_backward, fake_forward, flat_arguments, save_inputs
 from .recording import is_exporting
 
-__all__ = ["has_triton_kernel", "triton_ms_deform_attn"]
+__all__ = ["find_triton", "has_triton_kernel", "triton_ms_deform_attn"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -35,11 +35,11 @@ def triton_ms_deform_attn(value: Tensor, spatial_shapes: Sequence[tuple[int, int
 
 @torch.compiler.assume_constant_result
 def _is_there() -> bool:
-    return _find_triton()
+    return find_triton()
 
 
 @functools.cache
-def _find_triton() -> bool:
+def find_triton() -> bool:
     return os.environ.get("MASK2FORMER_OPS") != "reference" and importlib.util.find_spec("triton") is not None
 
 

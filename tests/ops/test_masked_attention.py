@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from attention_cases import exact, make
 from other_instructions import run_with_instructions
-from torch import Tensor
 
 from mask2former.ops import _library
-from mask2former.ops.masked_attention import has_native_attention, masked_attention
+from mask2former.ops.masked_attention import has_fast_attention, masked_attention
 
 pytestmark = pytest.mark.skipif(
     not _library.load_library(), reason="the native library is not built (python -m mask2former.ops.build)"
@@ -17,23 +17,6 @@ pytestmark = pytest.mark.skipif(
 # N, Q, S, heads, channels of a head: fewer queries than are taken together, and keys that blocks divide and do not.
 SIZES = [(1, 1, 1, 1, 32), (2, 3, 64, 2, 32), (1, 9, 130, 2, 64), (2, 100, 191, 8, 32)]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}  # results reach 4
-
-
-def make(
-    n: int, q: int, s: int, heads: int, size: int, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """Queries, keys, values, where a query may look, and the number of heads."""
-    query, key, value = (torch.randn(n, length, heads * size).to(dtype) for length in (q, s, s))
-    attend = torch.rand(n, q, 1) > torch.rand(n, q, s)  # from nearly nothing to nearly everything
-    attend[:, :, 0] |= ~attend.any(dim=-1)
-    return query, key, value, attend, heads
-
-
-def exact(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, heads: int) -> Tensor:
-    q, k, v = (x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    logits = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5
-    weights = logits.masked_fill(~attend[:, None], -torch.inf).softmax(dim=-1)
-    return (weights @ v).transpose(1, 2).flatten(2)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -112,16 +95,16 @@ def test_empty(size: tuple[int, ...]) -> None:
 @torch.no_grad()
 def test_what_it_is_for() -> None:
     query, key, _, attend, heads = make(2, 4, 5, 2, 32)
-    assert has_native_attention(query, key, attend, heads)
-    assert has_native_attention(query.bfloat16(), key.bfloat16(), attend, heads)
-    assert not has_native_attention(query.double(), key.double(), attend, heads)
-    assert not has_native_attention(query.to("meta"), key.to("meta"), attend, heads)
-    assert not has_native_attention(query, key, attend.float(), heads)
-    assert not has_native_attention(query, key, attend[:1], heads)
-    assert not has_native_attention(query, key, attend[:, None], heads)
-    assert not has_native_attention(query, key, attend, 4)
+    assert has_fast_attention(query, key, key, attend, heads)
+    assert has_fast_attention(query.bfloat16(), key.bfloat16(), key.bfloat16(), attend, heads)
+    assert not has_fast_attention(query.double(), key.double(), key.double(), attend, heads)
+    assert not has_fast_attention(query.to("meta"), key.to("meta"), key.to("meta"), attend, heads)
+    assert not has_fast_attention(query, key, key, attend.float(), heads)
+    assert not has_fast_attention(query, key, key, attend[:1], heads)
+    assert not has_fast_attention(query, key, key, attend[:, None], heads)
+    assert not has_fast_attention(query, key, key, attend, 4)
     with torch.enable_grad():
-        assert not has_native_attention(query, key, attend, heads)
+        assert not has_fast_attention(query, key, key, attend, heads)
 
 
 def test_opcheck() -> None:

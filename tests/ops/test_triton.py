@@ -1,31 +1,16 @@
 """The Triton kernels, run by Triton's interpreter on the CPU, and compiled for GPUs that need not be there."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from deformable import make_fused_inputs, make_inputs, relative_error, run
+from other_process import run_python
 
 from mask2former.ops import _library, _triton, fused_ms_deform_attn, ms_deform_attn
 
-HERE = Path(__file__).parent
-
 pytest.importorskip("triton")
-
-
-def run_python(program: str, *arguments: str, **environment: str) -> str:
-    """What it prints; Triton reads its environment variables when it is imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]), **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 INTERPRET = """
@@ -99,9 +84,9 @@ def test_torch_knows_the_operators() -> None:
 def test_only_on_gpus_and_where_any_order_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not _triton.has_triton_kernel(torch.ones(1))
     monkeypatch.setenv("MASK2FORMER_OPS", "reference")
-    assert not _triton._find_triton.__wrapped__()
+    assert not _triton.find_triton.__wrapped__()
     monkeypatch.delenv("MASK2FORMER_OPS")
-    assert _triton._find_triton.__wrapped__()
+    assert _triton.find_triton.__wrapped__()
 
 
 @pytest.mark.gpu
