@@ -63,8 +63,9 @@ def check(name: str, inputs: tuple[Shapes, list[Tensor]]) -> None:
 @pytest.mark.timeout(1200)  # with the first test, the fixture compiles
 @names
 @dtypes
-def test_sizes_of_mask2former(emulation: ctypes.CDLL, name: str, dtype: torch.dtype) -> None:
-    check(name, OPERATORS[name](dtype, **FAST))
+@pytest.mark.parametrize("heads", [2, 8])
+def test_sizes_of_mask2former(emulation: ctypes.CDLL, name: str, dtype: torch.dtype, heads: int) -> None:
+    check(name, OPERATORS[name](dtype, **FAST | {"heads": heads}))
 
 
 @names
@@ -94,8 +95,8 @@ def test_reference_points_broadcast(emulation: ctypes.CDLL, images: int, levels:
 @names
 @pytest.mark.parametrize(
     "shapes",
-    [[(9, 10), (8, 8), (4, 5)], [(17, 2), (1, 9), (1, 1)]],
-    ids=["in tiles", "too thin for tiles"],
+    [[(9, 10), (8, 8), (4, 5)], [(17, 2), (2, 9), (2, 2)], [(17, 2), (1, 9), (1, 1)]],
+    ids=["in tiles", "too thin for tiles", "single rows"],
 )
 def test_queries_that_are_pixels(emulation: ctypes.CDLL, name: str, shapes: Shapes) -> None:
     queries = sum(math.prod(shape) for shape in shapes)

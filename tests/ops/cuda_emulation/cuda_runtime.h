@@ -6,6 +6,7 @@
 // so do blocks. Warps and blocks run in either order.
 #pragma once
 
+#include <climits>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -127,6 +128,12 @@ inline unsigned __float_as_uint(float value) {
   unsigned result;
   std::memcpy(&result, &value, sizeof(result));
   return result;
+}
+
+inline int __float2int_rd(float value) {
+  if (!(value > -2147483648.0f))
+    return value == value ? INT_MIN : 0;
+  return value < 2147483648.0f ? static_cast<int>(std::floor(value)) : INT_MAX;
 }
 
 inline float __fdividef(float a, float b) { return a / b; }

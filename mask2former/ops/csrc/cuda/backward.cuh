@@ -25,13 +25,13 @@ MASK2FORMER_DEVICE void store_attention(const Problem& problem, const Item& item
 }
 
 // The gradients of offsets and attention, for the sizes that Mask2Former has, as in forward_kernel.
-template <typename Scalar>
+template <typename Scalar, int kHeads>
 __global__ void __launch_bounds__(kThreads) sample_gradient_kernel(const __grid_constant__ Problem problem) {
   constexpr int kAll = kRowLanes<Scalar>;
   const Item item = item_of_tile(problem);
   const Slots slots(problem, item);
-  const uint32_t row_bytes = row_bytes_of<Scalar>(problem);
-  const uint32_t first = first_byte_of<Scalar>(problem, item);
+  const uint32_t across = row_bytes_of<Scalar, kHeads>(problem);
+  const char* const first = first_of<Scalar, kHeads>(problem, item);
   Channels<Scalar> grads[kRowItems<Scalar>];
 #pragma unroll
   for (int i = 0; i < kRowItems<Scalar>; ++i) {
@@ -44,17 +44,16 @@ __global__ void __launch_bounds__(kThreads) sample_gradient_kernel(const __grid_
     const int index = i * kLanes / kPoints;
     const Level& level = problem.levels[index];
     const Frame frame = frame_of(problem, item, index);
-    const Sample sample = locate(frame, level, Slots::offset(problem, item, i));
-    const Places own = Places::of(sample, level, row_bytes);
+    const Sample sample = locate<true>(frame, level, Slots::offset(problem, item, i));
+    const uint32_t own = across * sample.pixel(level), down = across * level.width;
     float products[4][kAll];  // of this lane's channels
 #pragma unroll
     for (int owner = 0; owner < kAll; ++owner) {
-      uint32_t at[4];
-      broadcast<kAll>(own, owner).unpack(level, row_bytes, at);
+      const char* const at = first + broadcast<kAll>(own, owner);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         Channels<Scalar> corner;
-        corner.load(problem.value, first + at[k]);
+        corner.load(at + k / 2 * down, k % 2 * across);
         products[k][owner] = grads[owner / kLanes].dot(corner);
       }
     }
@@ -89,17 +88,17 @@ __global__ void __launch_bounds__(kThreads) backward_any_kernel(const __grid_con
     const Level& level = problem.levels[s / problem.num_points];
     const Frame frame = frame_of(problem, item, s / problem.num_points);
     const float attention = samples.weight(problem, item, s);
-    const Sample sample = locate(frame, level, samples.offset(problem, item, s));
+    const Sample sample = locate<false>(frame, level, samples.offset(problem, item, s));
     float weight[4];
     weigh_corners(sample, attention, weight);
-    uint32_t at[4];
-    Places::of(sample, level, 4).unpack(level, 4, at);
+    uint32_t pixel[4];
+    corner_pixels(sample, level, pixel);
     float product[4] = {};
     for (int32_t channel = item.lane; channel < problem.head_dim; channel += kAnyLanes) {
       const float grad = static_cast<float>(grad_output[channel]);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const int64_t place = first_row + static_cast<int64_t>(at[k] / 4) * row_stride + channel;
+        const int64_t place = first_row + static_cast<int64_t>(pixel[k]) * row_stride + channel;
         product[k] += grad * static_cast<float>(value[place]);
         if (item.exists && weight[k] != 0.0f)
           sums.add(place, weight[k] * grad);

@@ -7,30 +7,29 @@
 namespace mask2former {
 namespace cuda {
 
-// The sizes that Mask2Former has. Every lane locates kSlots samples, tells the others of them, and interpolates its own
-// channels of all.
-template <typename Scalar>
+// The sizes that Mask2Former has; kHeads is how many heads, or 0 if that is not known. Every lane locates kSlots samples,
+// tells the others of them, and interpolates its own channels of all.
+template <typename Scalar, int kHeads>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ Problem problem) {
   const Item item = item_of_tile(problem);
   const Slots slots(problem, item);
-  const uint32_t row_bytes = row_bytes_of<Scalar>(problem);
-  const uint32_t first = first_byte_of<Scalar>(problem, item);
+  const uint32_t across = row_bytes_of<Scalar, kHeads>(problem);
+  const char* const first = first_of<Scalar, kHeads>(problem, item);
   Channels<Scalar> results[kRowItems<Scalar>] = {};
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
     const int index = i * kLanes / kPoints;  // the points of a level are a multiple of kLanes: a slot has one level
     const Level& level = problem.levels[index];
-    const Sample sample = locate(frame_of(problem, item, index), level, Slots::offset(problem, item, i));
-    const Places own = Places::of(sample, level, row_bytes);
+    const Sample sample = locate<true>(frame_of(problem, item, index), level, Slots::offset(problem, item, i));
+    const uint32_t own = across * sample.pixel(level), down = across * level.width;
     float own_weight[4];
     weigh_corners(sample, slots.attention[i], own_weight);
 #pragma unroll
     for (int owner = 0; owner < kRowLanes<Scalar>; ++owner) {
-      uint32_t at[4];
-      broadcast<kRowLanes<Scalar>>(own, owner).unpack(level, row_bytes, at);
+      const char* const at = first + broadcast<kRowLanes<Scalar>>(own, owner);
       Channels<Scalar> corner[4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) corner[k].load(problem.value, first + at[k]);
+      for (int k = 0; k < 4; ++k) corner[k].load(at + k / 2 * down, k % 2 * across);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         results[owner / kLanes].add(broadcast<kRowLanes<Scalar>>(own_weight[k], owner), corner[k]);
@@ -61,14 +60,14 @@ __global__ void __launch_bounds__(kThreads) forward_any_kernel(const __grid_cons
     for (int32_t s = 0; s < problem.num_samples; ++s) {
       const Level& level = problem.levels[s / problem.num_points];
       const Frame frame = frame_of(problem, item, s / problem.num_points);
-      const Sample sample = locate(frame, level, samples.offset(problem, item, s));
+      const Sample sample = locate<false>(frame, level, samples.offset(problem, item, s));
       float weight[4];
       weigh_corners(sample, samples.weight(problem, item, s), weight);
-      uint32_t at[4];
-      Places::of(sample, level, 4).unpack(level, 4, at);
+      uint32_t pixel[4];
+      corner_pixels(sample, level, pixel);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const Scalar* row = value + static_cast<int64_t>(at[k] / 4) * row_stride;
+        const Scalar* row = value + static_cast<int64_t>(pixel[k]) * row_stride;
 #pragma unroll
         for (int i = 0; i < kBlock; ++i) {
           const int32_t channel = first + i * kAnyLanes;

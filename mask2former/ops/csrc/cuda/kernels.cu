@@ -15,13 +15,15 @@ namespace {
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// Whether the sizes are those of the fast kernels, the memory is aligned for them, and arrays of Scalar or float in the
-// shapes of value and output have less than 2^32 bytes. A grid has at most 65535 blocks in y and z.
+// Whether the sizes are those of the fast kernels, the memory is aligned for them, levels have two rows and columns, and
+// arrays of Scalar or float in the shapes of value and output have less than 2^32 bytes. A grid has at most 65535 blocks in
+// y and z.
 bool is_fast(const Problem& problem) {
   const int64_t rows = static_cast<int64_t>(problem.num_images) * std::max(problem.num_pixels, problem.num_queries);
   const int64_t rows_in_reach = (int64_t{1} << 30) / problem.num_heads / problem.head_dim;
   return problem.head_dim == kHeadDim && problem.num_levels == kLevels && problem.num_points == kPoints &&
          is_aligned(problem.value) && is_aligned(problem.offsets) && is_aligned(problem.grad_output) &&
+         std::all_of(problem.levels, problem.levels + kLevels, [](Level x) { return x.height > 1 && x.width > 1; }) &&
          rows < rows_in_reach && problem.num_tiles <= 65535 && problem.num_images <= 65535;
 }
 
@@ -36,15 +38,19 @@ dim3 any_blocks(const Problem& problem) {
 
 template <typename Scalar>
 cudaError_t forward(const Problem& problem, cudaStream_t stream) {
-  if (is_fast(problem))
-    return launch(tile_blocks(problem), stream, forward_kernel<Scalar>, problem);
+  if (is_fast(problem)) {
+    const auto kernel = problem.num_heads == kHeads ? forward_kernel<Scalar, kHeads> : forward_kernel<Scalar, 0>;
+    return launch(tile_blocks(problem), stream, kernel, problem);
+  }
   return launch(any_blocks(problem), stream, forward_any_kernel<Scalar>, problem);
 }
 
 template <typename Scalar, typename Sums>
 cudaError_t backward(const Problem& problem, cudaStream_t stream) {
   if (is_fast(problem)) {
-    const cudaError_t error = launch(tile_blocks(problem), stream, sample_gradient_kernel<Scalar>, problem);
+    const auto kernel =
+        problem.num_heads == kHeads ? sample_gradient_kernel<Scalar, kHeads> : sample_gradient_kernel<Scalar, 0>;
+    const cudaError_t error = launch(tile_blocks(problem), stream, kernel, problem);
     if (error != cudaSuccess)
       return error;
     return launch(tile_blocks(problem), stream, value_gradient_kernel<Scalar, Sums>, problem);

@@ -110,8 +110,7 @@ struct Channels {
   static constexpr int kWidth = 16 / sizeof(Scalar);
   float channel[kWidth];
 
-  // From the lane's first channel on, which is `bytes` after `base`. With a base that is the same for all threads and 32
-  // bits for the rest, an address takes no arithmetic.
+  // From the lane's first channel on, which is `bytes` after `base`; a constant is part of the instruction.
   MASK2FORMER_DEVICE void load(const void* base, uint32_t bytes) {
     widen(__ldg(reinterpret_cast<const uint4*>(static_cast<const char*>(base) + bytes)), channel, Scalar());
   }

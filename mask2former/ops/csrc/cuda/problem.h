@@ -18,6 +18,9 @@ constexpr int kMaxLevels = 64;
 #endif
 constexpr int kLanes = MASK2FORMER_LANES, kAnyLanes = 8;
 
+// How many heads Mask2Former's configurations have: known to the compiler, they are a tenth or so faster.
+constexpr int kHeads = 8;
+
 // The sizes of the fast kernels. Sample kLanes * i + lane of a (query, head) is slot i of the lane.
 constexpr int kLevels = 3, kPoints = 4, kHeadDim = 32, kSlots = kLevels * kPoints / kLanes;
 

@@ -42,29 +42,28 @@ MASK2FORMER_DEVICE Frame frame_of(const Problem& problem, const Item& item, int3
   return {__ldg(point) * width - 0.5f, __ldg(point + 1) * height - 0.5f, 1.0f, 1.0f};
 }
 
-// Along one axis: the two pixels around a sample, clamped to the level, and for each
+// Along one axis of a level, of which the fast kernels know that it is at least two pixels long:
 struct Axis {
-  int32_t pixel[2];
-  float inside[2];  // 1 if it is in the level, else 0
-  float weight[2];  // its share of the sample's value; 0 outside the level
+  int32_t pixel;    // the first of two neighbours in the level, of which one is the next to the sample, if any is near
+  float weight[2];  // their shares of the sample's value: 1 - distance, or 0 if that is negative
+  float slope[2];   // of the weights, by the position
 };
 
+template <bool kAtLeastTwo>
 MASK2FORMER_DEVICE Axis locate_on_axis(float position, int32_t size) {
-  // From two pixels beyond either end on nothing is read any more, and up to there the conversion to integers is safe.
-  const float end = static_cast<float>(size);
-  position = position < -2.0f ? -2.0f : position;
-  position = position > end ? end : position;
-  const float first = floorf(position == position ? position : 0.0f);
-  const float fraction = position - first;
-  const float weight[2] = {1.0f - fraction, fraction};
+  const int32_t last = size - 2;
+  const int32_t first = __float2int_rd(position);  // far away the farthest integer, and 0 for a NaN
+  const int32_t at_most_last = first < last ? first : last;
   Axis axis;
+  axis.pixel = at_most_last > 0 ? at_most_last : 0;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int32_t pixel = static_cast<int32_t>(first) + i;
-    const int32_t at_least_0 = pixel < 0 ? 0 : pixel;
-    axis.pixel[i] = at_least_0 < size ? at_least_0 : size - 1;
-    axis.inside[i] = axis.pixel[i] == pixel ? 1.0f : 0.0f;
-    axis.weight[i] = axis.inside[i] * weight[i];
+    const float distance = position - static_cast<float>(axis.pixel + i);
+    const float weight = 1.0f - fabsf(distance);
+    const float slope = distance < 0.0f ? 1.0f : -1.0f;
+    const bool exists = kAtLeastTwo || i < size;
+    axis.weight[i] = weight < 0.0f || !exists ? 0.0f : weight;
+    axis.slope[i] = distance >= -1.0f && distance < 1.0f && exists ? slope : 0.0f;
   }
   return axis;
 }
@@ -72,15 +71,20 @@ MASK2FORMER_DEVICE Axis locate_on_axis(float position, int32_t size) {
 // What the lane that owns a sample knows of it.
 struct Sample {
   Axis x, y;
+
+  // Of the first of its corners, in the value.
+  MASK2FORMER_DEVICE uint32_t pixel(const Level& level) const {
+    return level.first_pixel + y.pixel * level.width + x.pixel;
+  }
 };
 
+template <bool kAtLeastTwo>
 MASK2FORMER_DEVICE Sample locate(const Frame& frame, const Level& level, float2 offset) {
-  return {locate_on_axis(frame.start_x + frame.scale_x * offset.x, level.width),
-          locate_on_axis(frame.start_y + frame.scale_y * offset.y, level.height)};
+  return {locate_on_axis<kAtLeastTwo>(frame.start_x + frame.scale_x * offset.x, level.width),
+          locate_on_axis<kAtLeastTwo>(frame.start_y + frame.scale_y * offset.y, level.height)};
 }
 
-// Corner k of a sample is (row k / 2, column k % 2) of the 2 x 2 pixels around it. Its weight is bilinear, times
-// attention; 0 outside the level.
+// Corner k of a sample is (row k / 2, column k % 2) of 2 x 2 pixels. Its weight is bilinear, times attention.
 MASK2FORMER_DEVICE void weigh_corners(const Sample& sample, float attention, float (&weight)[4]) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
@@ -90,28 +94,12 @@ MASK2FORMER_DEVICE void weigh_corners(const Sample& sample, float attention, flo
   }
 }
 
-// Where a sample's corners lie in an array, in one word for all lanes. It is counted in any unit, `unit` for each pixel:
-// a multiple of 4.
-struct Places {
-  uint32_t packed;  // where the first corner is, + 2 if the second row is another one, + 1 if the second column is
-
-  MASK2FORMER_DEVICE static Places of(const Sample& sample, const Level& level, uint32_t unit) {
-    const uint32_t pixel = level.first_pixel + sample.y.pixel[0] * level.width + sample.x.pixel[0];
-    return {unit * pixel + 2 * (sample.y.pixel[1] - sample.y.pixel[0]) + (sample.x.pixel[1] - sample.x.pixel[0])};
+// The pixels of a sample's corners, in a level of any size: where there is no second row or column, the first again.
+MASK2FORMER_DEVICE void corner_pixels(const Sample& sample, const Level& level, uint32_t (&pixel)[4]) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    pixel[k] = sample.pixel(level) + (level.height > 1 ? k / 2 * level.width : 0) + (level.width > 1 ? k % 2 : 0);
   }
-
-  MASK2FORMER_DEVICE void unpack(const Level& level, uint32_t unit, uint32_t (&at)[4]) const {
-    at[0] = packed & ~3u;
-    at[1] = at[0] + ((packed & 1u) != 0 ? unit : 0u);
-    const uint32_t down = (packed & 2u) != 0 ? unit * level.width : 0u;
-    at[2] = at[0] + down;
-    at[3] = at[1] + down;
-  }
-};
-
-template <int kGroup>
-MASK2FORMER_DEVICE Places broadcast(const Places& places, int owner) {
-  return {broadcast<kGroup>(places.packed, owner)};
 }
 
 // From the products of the output's gradient with the value of every corner, summed over channels, to the gradients
@@ -128,8 +116,8 @@ struct SampleGradient {
     const float left = y.weight[0] * product[0] + y.weight[1] * product[2];
     const float right = y.weight[0] * product[1] + y.weight[1] * product[3];
     attention = y.weight[0] * upper + y.weight[1] * lower;
-    offset.x = weight * frame.scale_x * (x.inside[1] * right - x.inside[0] * left);
-    offset.y = weight * frame.scale_y * (y.inside[1] * lower - y.inside[0] * upper);
+    offset.x = weight * frame.scale_x * (x.slope[0] * left + x.slope[1] * right);
+    offset.y = weight * frame.scale_y * (y.slope[0] * upper + y.slope[1] * lower);
   }
 };
 
@@ -235,17 +223,18 @@ MASK2FORMER_DEVICE int row_lane() {
   return static_cast<int>(threadIdx.x) % kRowLanes<Scalar>;
 }
 
-// In the fast kernels, where the whole value is small enough for that: bytes from row to row of the value, up to the
-// first channel of a head and lane, and up to an item's row of the output or its gradient.
-template <typename Scalar>
+// In the fast kernels, where the whole value is small enough for that: bytes from row to row of the value, where the first
+// channel of a head and lane is, and bytes up to an item's row of the output or its gradient.
+template <typename Scalar, int kHeads>
 MASK2FORMER_DEVICE uint32_t row_bytes_of(const Problem& problem) {
-  return problem.num_heads * kHeadBytes<Scalar>;
+  return (kHeads > 0 ? kHeads : problem.num_heads) * kHeadBytes<Scalar>;
 }
 
-template <typename Scalar>
-MASK2FORMER_DEVICE uint32_t first_byte_of(const Problem& problem, const Item& item) {
-  return item.image * problem.num_pixels * row_bytes_of<Scalar>(problem) + item.head * kHeadBytes<Scalar> +
-         row_lane<Scalar>() * 16;
+template <typename Scalar, int kHeads>
+MASK2FORMER_DEVICE const char* first_of(const Problem& problem, const Item& item) {
+  return static_cast<const char*>(problem.value) +
+         (item.image * problem.num_pixels * row_bytes_of<Scalar, kHeads>(problem) + item.head * kHeadBytes<Scalar> +
+          row_lane<Scalar>() * 16);
 }
 
 template <typename Scalar>

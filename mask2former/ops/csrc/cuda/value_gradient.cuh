@@ -64,7 +64,7 @@ MASK2FORMER_DEVICE uint32_t begin_bins(Shared& shared, int round) {
   return total;
 }
 
-// Adds sorted summands up, as many in each group of lanes as in any other, four channels in a lane.
+// Adds sorted summands up, about as many in each group of lanes as in any other, four channels in a lane.
 template <typename Sums>
 MASK2FORMER_DEVICE void add_summands(const Problem& problem, const Sums& sums, const Item& item, const Shared& shared,
                                      uint32_t count) {
@@ -72,7 +72,9 @@ MASK2FORMER_DEVICE void add_summands(const Problem& problem, const Sums& sums, c
   const uint32_t group = threadIdx.x / kGroupLanes, lane = threadIdx.x % kGroupLanes;
   const uint32_t row_stride = problem.num_heads * kHeadDim;
   const uint32_t first = item.image * problem.num_pixels * row_stride + item.head * kHeadDim + 4 * lane;
-  const uint32_t begin = count * group / kGroups, end = count * (group + 1) / kGroups;
+  // An odd number of summands each, so that groups read from different banks of the shared memory.
+  const uint32_t length = (count + kGroups - 1) / kGroups | 1;
+  const uint32_t begin = group * length, end = begin + length < count ? begin + length : count;
   typename Sums::Subtotal subtotal;
   uint32_t pixel = 0;
   for (uint32_t i = begin; i < end; ++i) {
@@ -117,7 +119,7 @@ __global__ void __launch_bounds__(kThreads) value_gradient_kernel(const __grid_c
   for (int i = 0; i < kSlots; ++i) {
     const int index = i * kLanes / kPoints;
     const Level& level = problem.levels[index];
-    const Sample sample = locate(frame_of(problem, item, index), level, Slots::offset(problem, item, i));
+    const Sample sample = locate<true>(frame_of(problem, item, index), level, Slots::offset(problem, item, i));
     float weight[4];
     weigh_corners(sample, slots.attention[i], weight);
     uint32_t* const bins = shared.bins(i);
@@ -127,14 +129,14 @@ __global__ void __launch_bounds__(kThreads) value_gradient_kernel(const __grid_c
       if (!item.exists)
         weight[k] = 0.0f;
       if (weight[k] != 0.0f)
-        rank[k] = atomicAdd(bins + bin_of(sample.x.pixel[k % 2], sample.y.pixel[k / 2]), 1u);
+        rank[k] = atomicAdd(bins + bin_of(sample.x.pixel + k % 2, sample.y.pixel + k / 2), 1u);
     }
     __syncthreads();
     shared.counts[(i + 1) % 2][threadIdx.x] = make_uint4(0, 0, 0, 0);
     const uint32_t count = begin_bins(shared, i);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const int32_t x = sample.x.pixel[k % 2], y = sample.y.pixel[k / 2];
+      const int32_t x = sample.x.pixel + k % 2, y = sample.y.pixel + k / 2;
       const uint32_t pixel = level.first_pixel + y * level.width + x;
       if (weight[k] != 0.0f)
         shared.summands[bins[bin_of(x, y)] + rank[k]] = {weight[k], pixel * kQueriesPerBlock + query};
