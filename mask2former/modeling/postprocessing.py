@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..ops.masks import binarise_masks, compete_masks, has_native_masks, resize_masks
 from .mask_geometry import MaskGeometry
@@ -37,6 +38,7 @@ _CHUNK = 16
 # Numbers in the rows of all masks that are resized together: they fit a processor's second-level cache or nearly.
 _BAND = 1 << 20
 _GPU_BAND = 1 << 23  # likewise, of large GPUs
+_TOPK_PARTS = 16
 
 
 def semantic_inference(
@@ -202,9 +204,23 @@ def most_probable_pairs(
 
 def _most_probable(probabilities: Tensor, topk: int) -> tuple[Tensor, Tensor]:
     """The probabilities of the pairs, and their places among the Q * K; (N,) each."""
+    count = min(topk, probabilities.numel())
+    if probabilities.is_cuda:
+        return _largest(probabilities.flatten(), count)
     # Unsorted, as in the official release, whose order of results this is.
-    scores, pairs = probabilities.flatten().topk(min(topk, probabilities.numel()), sorted=False)
+    scores, pairs = probabilities.flatten().topk(count, sorted=False)
     return scores, pairs
+
+
+def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """``values.topk(count)`` of (n,), for GPUs, which have one multiprocessor look through a whole row."""
+    parts = max(1, min(_TOPK_PARTS, len(values) // max(1, 4 * count)))
+    length = -(-len(values) // parts)
+    rows = F.pad(values, (0, parts * length - len(values)), value=-torch.inf).view(parts, length)
+    candidates, places = rows.topk(count, sorted=False)  # (parts, count)
+    largest, chosen = candidates.flatten().topk(count, sorted=False)
+    places = places + length * torch.arange(parts, device=values.device)[:, None]
+    return largest, places.flatten()[chosen]
 
 
 def _queries_and_classes(

@@ -246,3 +246,12 @@ def test_boxes_are_tight() -> None:
     expected = [[3, 2, 8, 4], [8, 5, 9, 6], [0, 0, 0, 0]]
     assert masks_to_boxes(masks).tolist() == expected
     assert masks_to_boxes(masks[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize(("length", "count"), [(1, 1), (7, 7), (100, 30), (401, 100), (13300, 100), (12991, 1)])
+def test_largest_in_parts(length: int, count: int) -> None:
+    values = torch.rand(length)
+    largest, places = postprocessing._largest(values, count)
+    assert torch.equal(values[places], largest)
+    assert torch.equal(largest.sort().values, values.topk(count).values.sort().values)
+    assert len(places.unique()) == count

@@ -13,6 +13,7 @@ from ..faster_layers import use_faster_layers, use_plain_layers
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
 from .bfloat16 import cpu_has_bfloat16, store_in_bfloat16
+from .fused_blocks import fuse_blocks
 from .joint_keys import join_keys
 from .mask_features import fold_mask_features
 from .positions import keep_position_encodings
@@ -33,8 +34,8 @@ def optimize_for_inference(
     Batch norms are folded into convolutions, and the convolution of the per-pixel embedding into the queries' network.
     Convolutions compute in the memory format ``channels_last``, which is that of the Transformers' tokens too. In
     float32 on a CPU, those of 3x3 pixels do it by Winograd's algorithm, and those of 1x1 pixels and linear layers by
-    oneDNN. On a GPU, the masked attention's keys and values are computed for all layers at once. Position encodings are
-    kept for the next image of that size.
+    oneDNN. On a GPU, the masked attention's keys and values are computed for all layers at once, and in bfloat16 a ReLU
+    and the sum before it are part of the convolution. Position encodings are kept for the next image of that size.
 
     Args:
         model: in evaluation mode, on its device. It stays as it is; weights that need no change are shared with it.
@@ -53,6 +54,7 @@ def optimize_for_inference(
     fold_mask_features(fast.sem_seg_head)
     if model.device.type == "cuda":
         join_keys(fast.sem_seg_head)
+        fuse_blocks(fast.backbone)
     for module in fast.modules():
         if isinstance(module, nn.Conv2d):
             module.weight = _constant(module.weight.contiguous(memory_format=torch.channels_last))
