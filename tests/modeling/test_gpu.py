@@ -88,6 +88,24 @@ def test_post_processing_waits_once(tiny_cfg: CfgNode, dtype: torch.dtype) -> No
             torch.testing.assert_close(*scores, atol=1e-4, rtol=0)
 
 
+def test_graphs_of_several_sizes(tiny_cfg: CfgNode) -> None:
+    """Results stay when the next image is segmented, on whatever stream, and in inference mode or not."""
+    model = build(tiny_cfg, {}).eval().to(GPU)
+    fast = optimize_for_inference(model, compile_mode="reduce-overhead")
+    pictures = [torch.randn(1, 3, *size, device=GPU) for size in ((64, 96), (32, 64), (64, 96), (32, 64))]
+    found = []
+    for number, images in enumerate(pictures):
+        stream = torch.cuda.Stream() if number == 2 else torch.cuda.current_stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode(number % 2 == 0), torch.no_grad(), torch.cuda.stream(stream):
+            found.append(fast.run_network(images))
+    torch.cuda.synchronize()
+    with torch.no_grad():
+        for images, outputs in zip(pictures, found, strict=True):
+            for name, expected in model.run_network(images).items():
+                assert (outputs[name] - expected).abs().max() <= 1e-3 * (expected.max() - expected.min())
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1)])
 @pytest.mark.parametrize("compile_mode", ["none", "default", "reduce-overhead"])
 def test_faster_models_give_the_same(tiny_cfg: CfgNode, dtype: str, tolerance: float, compile_mode: str) -> None:

@@ -13,6 +13,7 @@ from ..faster_layers import use_faster_layers, use_plain_layers
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
 from .bfloat16 import cpu_has_bfloat16, store_in_bfloat16
+from .cuda_graphs import record_graphs
 from .fused_blocks import fuse_blocks
 from .joint_keys import join_keys
 from .mask_features import fold_mask_features
@@ -66,8 +67,9 @@ def optimize_for_inference(
     network = _network(fast.backbone, fast.sem_seg_head, dtype)
     if compile_mode != "none":
         # A CUDA graph has one size. Otherwise sizes become symbols when the second one comes.
-        dynamic = False if compile_mode == "reduce-overhead" else None
-        network = torch.compile(network, mode=compile_mode, fullgraph=True, dynamic=dynamic)
+        has_graphs = compile_mode == "reduce-overhead"
+        network = torch.compile(network, fullgraph=True, dynamic=False if has_graphs else None)
+        network = record_graphs(network) if has_graphs else network
     fast.run_network = network  # type: ignore[method-assign,assignment]  # in this copy alone
     return fast
 
