@@ -11,6 +11,7 @@ from mask2former.ops.masks import Resizing, binarise_masks, compete_masks, make_
 
 __all__ = [
     "GEOMETRIES",
+    "SEVERAL_BLOCKS",
     "Size",
     "check_binary_masks",
     "check_competition",
@@ -32,6 +33,10 @@ GEOMETRIES = [  # mask, padded image, image, output
     ((1, 1), (4, 4), (3, 2), (5, 9)),
     ((2, 50), (8, 200), (1, 199), (1, 1)),
 ]
+
+
+# For several blocks of a GPU's threads. Of make_masks they have no pixel that rounding decides.
+SEVERAL_BLOCKS = [((20, 26), (80, 104), (80, 100), (133, 200)), ((25, 34), (100, 136), (100, 133), (187, 241))]
 
 
 def make_masks(size: Size, count: int = 7) -> Tensor:

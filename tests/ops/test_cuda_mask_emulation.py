@@ -8,6 +8,7 @@ import torch
 from emulated import guarded
 from mask_cases import (
     GEOMETRIES,
+    SEVERAL_BLOCKS,
     Size,
     check_binary_masks,
     check_competition,
@@ -23,8 +24,7 @@ from mask2former.ops.masks import Axis, Resizing, make_resizing
 
 pytestmark = [pytest.mark.usefixtures("emulation"), pytest.mark.timeout(1200)]  # the fixture compiles
 
-SEVERAL_BLOCKS = ((20, 26), (80, 104), (80, 100), (133, 200))
-geometries = pytest.mark.parametrize("sizes", [*GEOMETRIES, SEVERAL_BLOCKS])
+geometries = pytest.mark.parametrize("sizes", [*GEOMETRIES, *SEVERAL_BLOCKS])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mask_cases import (
     GEOMETRIES,
+    SEVERAL_BLOCKS,
     Size,
     check_binary_masks,
     check_competition,
@@ -33,7 +34,7 @@ pytestmark = [
 ]
 
 REAL = ((160, 160), (640, 640), (640, 640), (640, 640))
-geometries = pytest.mark.parametrize("sizes", [*GEOMETRIES, ((50, 68), (200, 272), (200, 267), (480, 641))])
+geometries = pytest.mark.parametrize("sizes", [*GEOMETRIES, *SEVERAL_BLOCKS])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mask_cases import (
     GEOMETRIES,
+    SEVERAL_BLOCKS,
     Size,
     check_binary_masks,
     check_competition,
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.skipif(
     not _library.load_library(), reason="the native library is not built (python -m mask2former.ops.build)"
 )
 
-geometries = pytest.mark.parametrize("sizes", GEOMETRIES)
+geometries = pytest.mark.parametrize("sizes", [*GEOMETRIES, *SEVERAL_BLOCKS])
 
 
 @geometries
