@@ -109,7 +109,8 @@ def test_extreme_logits_are_as_on_the_cpu(sizes: Sequence[Size], wrong: float, d
 
 
 def test_the_order_makes_no_difference(backwards: Callable[[], object]) -> None:
-    masks, scores, resizing = make_masks(SEVERAL_BLOCKS[0]), torch.rand(7), make_resizing(*SEVERAL_BLOCKS)
+    sizes = SEVERAL_BLOCKS[0]
+    masks, scores, resizing = make_masks(sizes[0]), torch.rand(7), make_resizing(*sizes)
     first = [*binarise(masks, resizing), *compete(masks, scores, resizing)]
     backwards()
     assert all(map(torch.equal, [*binarise(masks, resizing), *compete(masks, scores, resizing)], first))
