@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["BuildError", "build", "build_cuda", "cuda_library_name", "library_name"]
+__all__ = ["BuildError", "build", "build_cuda", "check_commands", "cuda_library_name", "library_name"]
 
 _HERE = Path(__file__).resolve().parent
 _SOURCES = _HERE / "csrc"
@@ -194,6 +194,13 @@ def _compile_kernels(compiler: list[str], folder: Path) -> list[list[str]]:
                 options = [f"-DMASK2FORMER_KERNELS=kernels_{name}", *flags.split()]
                 commands.append(_compile_source(compiler, source, name, options, folder))
     return commands
+
+
+def check_commands(include: Path) -> dict[str, list[str]]:
+    """For each source that needs PyTorch, the command that only looks whether it compiles with these headers."""
+    options = [*_find_compiler(), *_FLAGS, _STABLE_ABI, f"-I{include}", "-fsyntax-only"]
+    commands = {source: [*options, str(_SOURCES / source)] for source in _BINDINGS}
+    return commands | {f"cuda/{x}": [*options, "-DUSE_CUDA", str(_SOURCES / "cuda" / x)] for x in _CUDA_BINDINGS}
 
 
 def _compile_source(compiler: list[str], source: str, name: str, options: list[str], folder: Path) -> list[str]:

@@ -1,0 +1,89 @@
+"""What surrounds CUDA graphs, with graphs that run the network again; ``tests/modeling/test_gpu.py`` has real ones."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mask2former.modeling.optimize.cuda_graphs import record_graphs
+
+
+class Network:
+    """Remembers what it was given, as what is recorded does."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, ...]] = []
+        self.last: tuple[Tensor, dict[str, Any]]
+
+    def __call__(self, images: Tensor) -> dict[str, Any]:
+        assert not torch.is_grad_enabled()
+        assert not images.is_inference()
+        self.calls.append(tuple(images.shape))
+        self.last = images, {"logits": images.sum(dim=(1, 2, 3)), "masks": [2 * images]}
+        return self.last[1]
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Network:
+    network = Network()
+
+    class Graph:
+        def replay(self) -> None:
+            images, outputs = self.recorded
+            outputs["logits"].copy_(images.sum(dim=(1, 2, 3)))
+            outputs["masks"][0].copy_(2 * images)
+
+    class Stream:
+        def wait_stream(self, other: object) -> None: ...
+        def wait_event(self, event: object) -> None: ...
+
+    class Event:
+        def record(self) -> None: ...
+
+    @contextmanager
+    def recording(graph: Any, **_: Any) -> Iterator[None]:
+        yield
+        graph.recorded = network.last
+
+    for name, fake in {
+        "CUDAGraph": Graph,
+        "Stream": Stream,
+        "Event": Event,
+        "current_stream": Stream,
+        "graph": recording,
+        "graph_pool_handle": object,
+        "stream": lambda _: nullcontext(),
+        "device": lambda _: nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return network
+
+
+def test_a_graph_for_each_size(network: Network) -> None:
+    run, found = record_graphs(network), []
+    pictures = [torch.randn(1, 3, *size) for size in ((4, 6), (2, 4), (4, 6), (2, 4), (4, 6))]
+    for number, images in enumerate(pictures):
+        with torch.inference_mode(number % 2 == 0):
+            found.append(run(images))
+    for images, outputs in zip(pictures, found, strict=True):  # each its own, though graphs write to the same memory
+        assert torch.equal(outputs["logits"], images.sum(dim=(1, 2, 3)))
+        assert torch.equal(outputs["masks"][0], 2 * images)
+    assert set(network.calls) == {(1, 3, 4, 6), (1, 3, 2, 4)}
+    assert len(network.calls) == 8  # for each size three to warm up, and one to be recorded
+
+
+def test_results_may_be_written_into(network: Network) -> None:
+    run, images = record_graphs(network), torch.randn(1, 3, 4, 6)
+    run(images)["masks"][0].zero_()
+    assert torch.equal(run(images)["masks"][0], 2 * images)
+
+
+def test_images_of_inference_mode(network: Network) -> None:
+    run = record_graphs(network)
+    with torch.inference_mode():
+        images = torch.randn(1, 3, 4, 6)
+    for _ in range(2):
+        assert torch.equal(run(images)["masks"][0], 2 * images)
