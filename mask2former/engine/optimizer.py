@@ -98,8 +98,15 @@ def _clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_typ
 
 def _adamw(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer:
     optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=True)  # several times as fast, on CPUs too
+    optimizer.register_load_state_dict_pre_hook(_stay_fused)
     optimizer.register_load_state_dict_post_hook(_lay_out_like_parameters)
     return optimizer
+
+
+def _stay_fused(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's groups say how its own optimizer computed; a scaler of gradients asks what this one can."""
+    groups = [{**group, "fused": True, "foreach": None} for group in state_dict["param_groups"]]
+    return {**state_dict, "param_groups": groups}
 
 
 def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:

@@ -44,14 +44,20 @@ def convolve_relu(
 
 
 def _is_for_cudnn(x: Tensor) -> bool:
-    """On a GPU, in half precision by autocast, without gradients, and not exported."""
+    """On an NVIDIA GPU, in half precision by autocast, without gradients, and not exported."""
     return (
         x.is_cuda
         and torch.is_autocast_enabled("cuda")
         and not torch.is_grad_enabled()
         and not is_exporting()
-        and torch.backends.cudnn.enabled
+        and _has_cudnn()
     )
+
+
+@torch.compiler.assume_constant_result
+def _has_cudnn() -> bool:
+    is_nvidia = torch.version.cuda is not None  # AMD's GPUs call themselves CUDA devices too
+    return is_nvidia and torch.backends.cudnn.is_available() and bool(torch.backends.cudnn.enabled)
 
 
 # An operator, because PyTorch's own do not say which memory format they give to what records a graph.

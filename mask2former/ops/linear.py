@@ -66,7 +66,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
     """``relu(layer(x))``, (..., C) to (..., K); on a GPU without gradients by one kernel, which rounds once."""
-    if type(layer) is not nn.Linear or not x.is_cuda or torch.is_grad_enabled() or is_exporting():
+    if type(layer) is not nn.Linear or layer.bias is None or not x.is_cuda or torch.is_grad_enabled() or is_exporting():
         result: Tensor = layer(x).relu_()
         return result
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype

@@ -172,3 +172,25 @@ def test_warmup_rises_linearly(toy_config):
         scheduler.step()
 
     assert rates == pytest.approx([0.5, 0.625, 0.75, 0.875, 1.0], abs=4e-3)
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_checkpoints_of_optimizers_that_were_not_fused(toy_config, official):
+    model = nn.Linear(4, 3)
+    model(torch.randn(2, 4)).sum().backward()
+    before = torch.optim.AdamW(model.parameters())
+    before.step()
+    state = copy.deepcopy(before.state_dict())
+    for group in state["param_groups"] if official else []:  # of PyTorch 1.9
+        for name in ("fused", "foreach", "capturable", "differentiable", "maximize", "decoupled_weight_decay"):
+            del group[name]
+    for values in state["state"].values() if official else []:
+        values["step"] = int(values["step"])
+    optimizer, scaler = build_optimizer(toy_config(), model), torch.amp.GradScaler("cpu")
+    optimizer.load_state_dict(state)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    optimizer.zero_grad()
+    scaler.scale(model(torch.randn(2, 4)).sum()).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    assert all(values["step"] == 2 for values in optimizer.state.values())

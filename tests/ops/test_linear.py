@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from mask2former.ops import _library
-from mask2former.ops.linear import has_native_float32, has_onednn, linear, linear_relu
+from mask2former.ops.linear import has_native_float32, has_onednn, linear
 
 pytestmark = [
     pytest.mark.skipif(
@@ -185,15 +185,3 @@ def test_wrong_arguments() -> None:
     for wrong in ((x[:, 1:], weight, bias), (x, weight[0], bias), (x, weight, bias[1:]), (x.sum(), weight, bias)):
         with pytest.raises(RuntimeError, match=r"expected x \(\.\.\., C\), weights \(K, C\)"):
             operator(*wrong)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@torch.no_grad()
-def test_relu_after_a_layer_on_a_gpu(dtype: torch.dtype) -> None:
-    layer, x = torch.nn.Linear(48, 72).cuda(), torch.randn(2, 5, 48, device="cuda")
-    with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
-        result, expected = linear_relu(layer, x), F.relu(layer(x))
-    assert result.dtype == dtype
-    torch.testing.assert_close(result, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-2)

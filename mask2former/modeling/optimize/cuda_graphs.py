@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 __all__ = ["record_graphs"]
 
+_MAX_SIZES = 1 << 16
 _WARM_UP = 3  # calls before one is recorded: they compile, load kernels and take memory
 
 Network = Callable[[Tensor], dict[str, Any]]
@@ -27,8 +28,9 @@ def record_graphs(network: Network) -> Network:
     """The same network, which records a CUDA graph at the first images of a size, and plays it from then on.
 
     PyTorch's own graphs (``mode="reduce-overhead"``) check before every call that what was compiled still holds, which
-    takes a tenth of the time that a GPU then needs. Here the weights must stay where they are. Results are copies, and
-    threads and streams wait for each other.
+    takes a tenth of the time that a GPU then needs. Here weights must stay where they are, and what is computed stays
+    as it was recorded: switches such as ``torch.backends.cudnn.allow_tf32`` have no effect on it, and none is ever
+    dropped. Results are copies, and threads and streams wait for each other.
 
     Args:
         network: images (N, 3, H, W) on a GPU to tensors in containers; it must not wait for the GPU.
@@ -39,7 +41,9 @@ def record_graphs(network: Network) -> Network:
     pool: list[Any] = []  # one for all recordings, made with the first: no two of them play at once
 
     def run(images: Tensor) -> dict[str, Any]:
-        key = (images.shape, images.dtype, images.device)
+        # PyTorch compiles anew for another dtype of autocast; a recording would go on as it is.
+        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        key = (images.shape, images.dtype, images.device, autocast)
         # Tensors made in inference mode could be written to in it alone; and leaving it turns gradients on.
         with lock, torch.cuda.device(images.device), torch.inference_mode(False), torch.no_grad():
             if key not in recordings:
@@ -60,7 +64,9 @@ def _record(network: Network, images: Tensor, pool: Any) -> _Recording:
     images = images.clone()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    # Of sizes PyTorch would compile eight, and then refuse.
+    limits = torch._dynamo.config.patch(recompile_limit=_MAX_SIZES, accumulated_recompile_limit=_MAX_SIZES)
+    with torch.cuda.stream(stream), limits:
         for _ in range(_WARM_UP):
             network(images)
     torch.cuda.current_stream().wait_stream(stream)

@@ -41,8 +41,9 @@ def optimize_for_inference(
     Args:
         model: in evaluation mode, on its device. It stays as it is; weights that need no change are shared with it.
         dtype: "bfloat16" computes convolutions and matrix products in it, by autocast; results are then not the same.
-        compile_mode: of ``torch.compile``, for backbone and head together: "default", or, for GPUs and images of few
-            sizes, "reduce-overhead", which records a CUDA graph for each. Both take a minute or so at first use.
+        compile_mode: "default" passes backbone and head through ``torch.compile`` together; "reduce-overhead", for GPUs
+            and images of few sizes, also records a CUDA graph for each (:func:`record_graphs`). Both take a minute or
+            so at first use.
 
     Raises:
         ValueError: if the model is not a :class:`MaskFormer` or in training mode, an argument is none of these, or

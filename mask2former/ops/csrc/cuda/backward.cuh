@@ -25,13 +25,13 @@ MASK2FORMER_DEVICE void store_attention(const Problem& problem, const Item& item
 }
 
 // The gradients of offsets and attention, for the sizes that Mask2Former has, as in forward_kernel.
-template <typename Scalar, int kHeads>
+template <typename Scalar, int kKnownHeads>
 __global__ void __launch_bounds__(kThreads) sample_gradient_kernel(const __grid_constant__ Problem problem) {
   constexpr int kAll = kRowLanes<Scalar>;
   const Item item = item_of_tile(problem);
   const Slots slots(problem, item);
-  const uint32_t across = row_bytes_of<Scalar, kHeads>(problem);
-  const char* const first = first_of<Scalar, kHeads>(problem, item);
+  const uint32_t across = row_bytes_of<Scalar, kKnownHeads>(problem);
+  const char* const first = first_of<Scalar, kKnownHeads>(problem, item);
   Channels<Scalar> grads[kRowItems<Scalar>];
 #pragma unroll
   for (int i = 0; i < kRowItems<Scalar>; ++i) {

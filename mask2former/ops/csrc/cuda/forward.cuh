@@ -7,14 +7,14 @@
 namespace mask2former {
 namespace cuda {
 
-// The sizes that Mask2Former has; kHeads is how many heads, or 0 if that is not known. Every lane locates kSlots samples,
+// The sizes that Mask2Former has; kKnownHeads is how many heads there are, or 0 if that is not known. Every lane locates kSlots samples,
 // tells the others of them, and interpolates its own channels of all.
-template <typename Scalar, int kHeads>
+template <typename Scalar, int kKnownHeads>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ Problem problem) {
   const Item item = item_of_tile(problem);
   const Slots slots(problem, item);
-  const uint32_t across = row_bytes_of<Scalar, kHeads>(problem);
-  const char* const first = first_of<Scalar, kHeads>(problem, item);
+  const uint32_t across = row_bytes_of<Scalar, kKnownHeads>(problem);
+  const char* const first = first_of<Scalar, kKnownHeads>(problem, item);
   Channels<Scalar> results[kRowItems<Scalar>] = {};
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {

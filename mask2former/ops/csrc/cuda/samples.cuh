@@ -1,7 +1,7 @@
 // From the offsets and attention of a (query, head) to the corners of its samples and their weights.
 //
-// The arithmetic is that of ../samples.h, so that CPU and GPU agree: no branches on where a sample lies, weight 0 for
-// a corner outside its level, and a NaN goes on into the weights and so into the output.
+// Results are those of ../samples.h: no branches on where a sample lies, weight 0 for a corner that is not next to it,
+// and a NaN goes on into the weights and so into the output.
 #pragma once
 
 #include "lanes.cuh"
@@ -225,15 +225,15 @@ MASK2FORMER_DEVICE int row_lane() {
 
 // In the fast kernels, where the whole value is small enough for that: bytes from row to row of the value, where the first
 // channel of a head and lane is, and bytes up to an item's row of the output or its gradient.
-template <typename Scalar, int kHeads>
+template <typename Scalar, int kKnownHeads>
 MASK2FORMER_DEVICE uint32_t row_bytes_of(const Problem& problem) {
-  return (kHeads > 0 ? kHeads : problem.num_heads) * kHeadBytes<Scalar>;
+  return (kKnownHeads > 0 ? kKnownHeads : problem.num_heads) * kHeadBytes<Scalar>;
 }
 
-template <typename Scalar, int kHeads>
+template <typename Scalar, int kKnownHeads>
 MASK2FORMER_DEVICE const char* first_of(const Problem& problem, const Item& item) {
   return static_cast<const char*>(problem.value) +
-         (item.image * problem.num_pixels * row_bytes_of<Scalar, kHeads>(problem) + item.head * kHeadBytes<Scalar> +
+         (item.image * problem.num_pixels * row_bytes_of<Scalar, kKnownHeads>(problem) + item.head * kHeadBytes<Scalar> +
           row_lane<Scalar>() * 16);
 }
 
