@@ -12,16 +12,16 @@ from torch import Tensor
 from ._library import fake_backward, fake_forward, flat_arguments, save_inputs
 from .recording import is_exporting
 
-__all__ = ["find_triton", "has_triton_kernel", "triton_ms_deform_attn"]
+__all__ = ["GPU_DTYPES", "find_triton", "has_triton_kernel", "triton_ms_deform_attn"]
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def has_triton_kernel(value: Tensor) -> bool:
     """Whether Triton takes ``value``: it is on a GPU, nothing is exported, and gradients need no fixed order."""
     return (
         value.is_cuda
-        and value.dtype in _DTYPES
+        and value.dtype in GPU_DTYPES
         and not is_exporting()
         and not torch.are_deterministic_algorithms_enabled()
         and _is_there()

@@ -1,57 +1,35 @@
 """Convolutions with the ReLU that follows, and the sum before it, in one kernel of cuDNN; inference on GPUs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .recording import is_exporting
+from .recording import is_inference_on_gpu
 
 __all__ = ["convolve_relu"]
 
 
-def convolve_relu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    added: Tensor | None = None,
-    *,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """``relu(conv2d(x, weight, bias) + added)``, by one kernel where :func:`_is_for_cudnn` says so.
+def convolve_relu(conv: nn.Conv2d, x: Tensor, added: Tensor | None = None) -> Tensor:
+    """``relu(conv(x) + added)``, by one kernel on NVIDIA's GPUs in half precision by autocast, without gradients.
 
     Args:
+        conv: with a bias, and padding by zeros.
         x: (N, C, H, W).
-        weight: (K, C / groups, height, width).
-        bias: (K,).
         added: (N, K, H', W'), or nothing.
-        stride: as for ``torch.nn.functional.conv2d``, and so are the others.
 
     Returns:
         (N, K, H', W').
     """
-    if not _is_for_cudnn(x):
-        result = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if not (torch.is_autocast_enabled("cuda") and is_inference_on_gpu(x) and _has_cudnn()):
+        result = conv(x)
         return F.relu_(result if added is None else result.add_(added))
     dtype = torch.get_autocast_dtype("cuda")
-    tensors = [None if y is None else y.to(dtype) for y in (x, weight, bias, added)]
-    fused: Tensor = _convolve_relu(*tensors, stride, padding, dilation, groups)
+    tensors = [None if y is None else y.to(dtype) for y in (x, conv.weight, conv.bias, added)]
+    fused: Tensor = _convolve_relu(*tensors, conv.stride, conv.padding, conv.dilation, conv.groups)
     return fused
-
-
-def _is_for_cudnn(x: Tensor) -> bool:
-    """On an NVIDIA GPU, in half precision by autocast, without gradients, and not exported."""
-    return (
-        x.is_cuda
-        and torch.is_autocast_enabled("cuda")
-        and not torch.is_grad_enabled()
-        and not is_exporting()
-        and _has_cudnn()
-    )
 
 
 @torch.compiler.assume_constant_result
@@ -80,15 +58,5 @@ def _convolve_relu(
 
 
 @_convolve_relu.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    added: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    result = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    return torch.empty_like(result, memory_format=torch.channels_last)
+def _(x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None, *how: Any) -> Tensor:
+    return torch.empty_like(F.conv2d(x, weight, bias, *how), memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ._library import has_native_kernel
-from .recording import is_exporting, is_recording
+from .recording import is_inference_on_gpu, is_recording
 
 __all__ = ["has_native_float32", "has_onednn", "linear", "linear_relu"]
 
@@ -66,7 +66,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
     """``relu(layer(x))``, (..., C) to (..., K); on a GPU without gradients by one kernel, which rounds once."""
-    if type(layer) is not nn.Linear or layer.bias is None or not x.is_cuda or torch.is_grad_enabled() or is_exporting():
+    if type(layer) is not nn.Linear or layer.bias is None or not is_inference_on_gpu(x):
         result: Tensor = layer(x).relu_()
         return result
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype

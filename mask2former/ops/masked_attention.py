@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from ._library import has_native_kernel
-from ._triton import find_triton
+from ._triton import GPU_DTYPES, find_triton
 from .recording import is_exporting
 
-__all__ = ["has_fast_attention", "masked_attention"]
+__all__ = ["GPU_CHANNELS", "has_fast_attention", "masked_attention"]
 
 _CPU_CHANNELS = 32  # numbers of channels of a head are multiples of this
-_GPU_CHANNELS = (16, 32, 64, 128)
-_GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+GPU_CHANNELS = (16, 32, 64, 128)
 
 
 def has_fast_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, num_heads: int) -> bool:
@@ -59,9 +58,9 @@ def _has_gpu_kernel(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -
     return (
         torch.compiler.is_compiling()  # from Python, kernels of Triton take longer to launch than they save
         and not is_exporting()
-        and query.dtype in _GPU_DTYPES
+        and query.dtype in GPU_DTYPES
         and query.dtype == key.dtype == value.dtype
-        and query.shape[-1] in [num_heads * x for x in _GPU_CHANNELS]
+        and query.shape[-1] in [num_heads * x for x in GPU_CHANNELS]
         and _load_triton(query.device.index)
     )
 

@@ -1,8 +1,9 @@
 """Whether what runs is being written down as a graph."""
 
 import torch
+from torch import Tensor
 
-__all__ = ["is_exporting", "is_recording"]
+__all__ = ["is_exporting", "is_inference_on_gpu", "is_recording"]
 
 
 def is_recording() -> bool:
@@ -17,3 +18,8 @@ def is_recording() -> bool:
 def is_exporting() -> bool:
     """Whether the graph is for readers that know nothing of our operators: ``torch.export``, or a trace."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def is_inference_on_gpu(x: Tensor) -> bool:
+    """Whether ``x`` is on a GPU, and what reads it is neither differentiated nor exported."""
+    return x.is_cuda and not torch.is_grad_enabled() and not is_exporting()

@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from .masked_attention import GPU_CHANNELS
+
 __all__ = ["masked_attention"]
 
 
@@ -137,7 +139,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, num_heads:
             "expected query, key and value of one type, and attend bool, not "
             f"{query.dtype}, {key.dtype}, {value.dtype} and {attend.dtype}."
         )
-    if channels not in [num_heads * x for x in (16, 32, 64, 128)]:
+    if channels not in [num_heads * x for x in GPU_CHANNELS]:
         raise ValueError(f"expected 16, 32, 64 or 128 channels a head, not {channels} in {num_heads} heads.")
 
 
@@ -185,12 +187,12 @@ def _attend_kernel(
     num_queries,
     num_keys,
     num_heads,
-    WHOLE: tl.constexpr,  # noqa: N803
-    HEAD_DIM: tl.constexpr,  # noqa: N803
-    ALIGNMENT: tl.constexpr,  # noqa: N803
-    QUERIES: tl.constexpr,  # noqa: N803
-    KEYS: tl.constexpr,  # noqa: N803
-    PRECISION: tl.constexpr,  # noqa: N803
+    WHOLE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     split, splits = tl.program_id(0), tl.num_programs(0)
     image = (tl.program_id(2) // num_heads).to(tl.int64)
@@ -253,8 +255,8 @@ def _combine_kernel(
     output,
     num_queries,
     num_heads,
-    HEAD_DIM: tl.constexpr,  # noqa: N803
-    SPLITS: tl.constexpr,  # noqa: N803
+    HEAD_DIM: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
     image = (tl.program_id(1) // num_heads).to(tl.int64)
     head = tl.program_id(1) % num_heads

@@ -72,7 +72,7 @@ def _launch(
 
 
 @triton.jit
-def _rows(num_queries, num_heads, QUERIES: tl.constexpr):  # noqa: N803
+def _rows(num_queries, num_heads, QUERIES: tl.constexpr):
     """The program's image and head, the rows (QUERIES,) of its queries in (N, Q, M), and which of them exist."""
     image = tl.program_id(1) // num_heads
     head = tl.program_id(1) % num_heads
@@ -116,11 +116,11 @@ def _forward_kernel(
     num_queries,
     num_pixels,
     num_heads,
-    HEAD_DIM: tl.constexpr,  # noqa: N803
-    LEVELS: tl.constexpr,  # noqa: N803
-    POINTS: tl.constexpr,  # noqa: N803
-    CHANNELS: tl.constexpr,  # noqa: N803
-    QUERIES: tl.constexpr,  # noqa: N803
+    HEAD_DIM: tl.constexpr,
+    LEVELS: tl.constexpr,
+    POINTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    QUERIES: tl.constexpr,
 ):
     image, head, rows, exists = _rows(num_queries, num_heads, QUERIES)
     channel = tl.arange(0, CHANNELS)[None, :]
@@ -157,11 +157,11 @@ def _backward_kernel(
     num_queries,
     num_pixels,
     num_heads,
-    HEAD_DIM: tl.constexpr,  # noqa: N803
-    LEVELS: tl.constexpr,  # noqa: N803
-    POINTS: tl.constexpr,  # noqa: N803
-    CHANNELS: tl.constexpr,  # noqa: N803
-    QUERIES: tl.constexpr,  # noqa: N803
+    HEAD_DIM: tl.constexpr,
+    LEVELS: tl.constexpr,
+    POINTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    QUERIES: tl.constexpr,
 ):
     image, head, rows, exists = _rows(num_queries, num_heads, QUERIES)
     channel = tl.arange(0, CHANNELS)[None, :]

@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 from mask2former.modeling.attention import MultiheadAttention
 from mask2former.ops import masked_attention as module
 from mask2former.ops.masked_attention import has_fast_attention, masked_attention
+from tests.fake_gpu import fake_gpu, recorder
 
 pytest.importorskip("triton")
 
@@ -170,35 +171,23 @@ def test_triton_need_not_be_there() -> None:
 
 
 @pytest.fixture
-def _pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tensors on a GPU have shapes, and that is all."""
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    module._load_triton_once.cache_clear()
-    torch.compiler.reset()
-    with torch.no_grad(), FakeTensorMode():
+def _gpu() -> Iterator[None]:
+    with fake_gpu(), FakeTensorMode():
         yield
-    module._load_triton_once.cache_clear()
-    torch.compiler.reset()
 
 
 def operators_of(compiled: Any, *arguments: Any, **options: Any) -> set[str]:
     """Names of the operators in the graphs that PyTorch makes of a function."""
-    names = set()
-
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        names.update(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
-        return graph.forward
-
-    result = torch.compile(compiled, backend=backend, fullgraph=True, **options)(*arguments)
+    graphs: list[torch.fx.GraphModule] = []
+    result = torch.compile(compiled, backend=recorder(graphs), fullgraph=True, **options)(*arguments)
     assert result.shape == arguments[0].shape
-    return names
+    return {str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"}
 
 
 NAME = "mask2former.triton_masked_attention"
 
 
-@pytest.mark.usefixtures("_pretend_gpu")
+@pytest.mark.usefixtures("_gpu")
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_compiled_attention_uses_it(dynamic: bool | None) -> None:
     with torch.device("cuda"):
@@ -211,23 +200,18 @@ def test_compiled_attention_uses_it(dynamic: bool | None) -> None:
     assert NAME not in operators_of(attention, query, key, key, None, dynamic=dynamic)
 
 
-@pytest.mark.usefixtures("_pretend_gpu")
+@pytest.mark.usefixtures("_gpu")
 def test_one_graph_is_for_all_sizes() -> None:
     with torch.device("cuda"):
         attention, graphs = MultiheadAttention(64, 2).eval(), []
-
-        def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-            graphs.append(graph)
-            return graph.forward
-
-        compiled = torch.compile(attention, backend=backend, fullgraph=True, dynamic=True)
+        compiled = torch.compile(attention, backend=recorder(graphs), fullgraph=True, dynamic=True)
         for images, queries, keys in ((2, 5, 70), (2, 100, 6400), (30, 9, 640)):
             query, key = torch.zeros(images, queries, 64), torch.zeros(images, keys, 64)
             assert compiled(query, key, key, torch.ones(images, queries, keys, dtype=torch.bool)).shape == query.shape
     assert len(graphs) == 1
 
 
-@pytest.mark.usefixtures("_pretend_gpu")
+@pytest.mark.usefixtures("_gpu")
 def test_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value, attend, heads = (x.to("cuda") if isinstance(x, Tensor) else x for x in make(2, 5, 70, 2, 32))
     assert not has_fast_attention(query, key, value, attend, heads)
@@ -249,7 +233,7 @@ def test_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
 
 
-@pytest.mark.usefixtures("_pretend_gpu")
+@pytest.mark.usefixtures("_gpu")
 @pytest.mark.parametrize("why", ["an old GPU", "not NVIDIA's", "the user's wish"])
 def test_what_it_needs(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if why == "an old GPU":
@@ -261,7 +245,7 @@ def test_what_it_needs(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not module._load_triton(0)
 
 
-@pytest.mark.usefixtures("_pretend_gpu")
+@pytest.mark.usefixtures("_gpu")
 def test_torch_knows_the_result() -> None:
     assert module._load_triton(0)
     query, key, value, attend, heads = (x.to("cuda") if isinstance(x, Tensor) else x for x in make(2, 5, 70, 2, 32))

@@ -38,7 +38,7 @@ def record_graphs(network: Network) -> Network:
     recordings: dict[Any, _Recording] = {}
     lock = threading.Lock()
     played = torch.cuda.Event()
-    pool: list[Any] = []  # one for all recordings, made with the first: no two of them play at once
+    pool = torch.cuda.graph_pool_handle()  # one for all recordings: no two of them play at once
 
     def run(images: Tensor) -> dict[str, Any]:
         # PyTorch compiles anew for another dtype of autocast; a recording would go on as it is.
@@ -47,8 +47,7 @@ def record_graphs(network: Network) -> Network:
         # Tensors made in inference mode could be written to in it alone; and leaving it turns gradients on.
         with lock, torch.cuda.device(images.device), torch.inference_mode(False), torch.no_grad():
             if key not in recordings:
-                pool[:] = pool or [torch.cuda.graph_pool_handle()]
-                recordings[key] = _record(network, images, pool[0])
+                recordings[key] = _record(network, images, pool)
             recording = recordings[key]
             torch.cuda.current_stream().wait_event(played)
             recording.images.copy_(images)

@@ -39,35 +39,22 @@ def _is_plain(conv: Any) -> bool:
     )
 
 
-def _convolve_relu(conv: Any, x: Tensor, added: Tensor | None = None) -> Tensor:
-    return convolve_relu(
-        x,
-        conv.weight,
-        conv.bias,
-        added,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-    )
-
-
 class _FusedStem(BasicStem):
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(_convolve_relu(self.conv1, x), kernel_size=3, stride=2, padding=1)
+        return F.max_pool2d(convolve_relu(self.conv1, x), kernel_size=3, stride=2, padding=1)
 
 
 class _FusedBasicBlock(BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return _convolve_relu(self.conv2, _convolve_relu(self.conv1, x), shortcut)
+        return convolve_relu(self.conv2, convolve_relu(self.conv1, x), shortcut)
 
 
 class _FusedBottleneckBlock(BottleneckBlock):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        out = _convolve_relu(self.conv2, _convolve_relu(self.conv1, x))
-        return _convolve_relu(self.conv3, out, shortcut)
+        out = convolve_relu(self.conv2, convolve_relu(self.conv1, x))
+        return convolve_relu(self.conv3, out, shortcut)
 
 
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {

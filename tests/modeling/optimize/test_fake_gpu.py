@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -13,23 +12,13 @@ from torch._subclasses import FakeTensorMode
 
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import optimize_for_inference
-from mask2former.ops import masked_attention
+from tests.fake_gpu import fake_gpu, recorder
 
 
 @pytest.fixture
-def _fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch._C, "_has_cudnn", True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    # Autocast asks these whether there is a GPU, and whether it has bfloat16.
-    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
-    masked_attention._load_triton_once.cache_clear()
-    torch.compiler.reset()
-    with torch.no_grad():
+def _gpu() -> Iterator[None]:
+    with fake_gpu():
         yield
-    masked_attention._load_triton_once.cache_clear()
-    torch.compiler.reset()
 
 
 def move_to_gpu(model: MaskFormer, mode: FakeTensorMode) -> None:
@@ -41,16 +30,12 @@ def move_to_gpu(model: MaskFormer, mode: FakeTensorMode) -> None:
                     tensors[name] = nn.Parameter(moved, False) if tensors is module._parameters else moved
 
 
-@pytest.mark.usefixtures("_fake_gpu")
+@pytest.mark.usefixtures("_gpu")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_graph(tiny_cfg: CfgNode, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    compile_function, graphs = torch.compile, []
-
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
+    graphs: list[torch.fx.GraphModule] = []
+    compile_function, backend = torch.compile, recorder(graphs)
     monkeypatch.setattr(torch, "compile", lambda function, **how: compile_function(function, backend=backend, **how))
     tiny_cfg.MODEL.MASK_FORMER.NHEADS = tiny_cfg.MODEL.MASK_FORMER.HIDDEN_DIM // 16
     model = build_model(tiny_cfg).eval()

@@ -7,8 +7,8 @@
 namespace mask2former {
 namespace cuda {
 
-// The sizes that Mask2Former has; kKnownHeads is how many heads there are, or 0 if that is not known. Every lane locates kSlots samples,
-// tells the others of them, and interpolates its own channels of all.
+// The sizes that Mask2Former has; kKnownHeads is how many heads there are, or 0 if that is not known. Every lane locates
+// kSlots samples, tells the others of them, and interpolates its own channels of all.
 template <typename Scalar, int kKnownHeads>
 __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant__ Problem problem) {
   const Item item = item_of_tile(problem);

@@ -15,9 +15,9 @@ namespace {
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// Whether the sizes are those of the fast kernels, the memory is aligned for them, levels have two rows and columns, and
-// arrays of Scalar or float in the shapes of value and output have less than 2^32 bytes. A grid has at most 65535 blocks in
-// y and z.
+// Whether the sizes are those of the fast kernels, the memory is aligned for them, levels have two rows and columns,
+// and arrays of Scalar or float in the shapes of value and output have less than 2^32 bytes. A grid has at most 65535
+// blocks in y and z.
 bool is_fast(const Problem& problem) {
   const int64_t rows = static_cast<int64_t>(problem.num_images) * std::max(problem.num_pixels, problem.num_queries);
   const int64_t rows_in_reach = (int64_t{1} << 30) / problem.num_heads / problem.head_dim;

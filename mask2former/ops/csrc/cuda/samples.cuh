@@ -223,8 +223,8 @@ MASK2FORMER_DEVICE int row_lane() {
   return static_cast<int>(threadIdx.x) % kRowLanes<Scalar>;
 }
 
-// In the fast kernels, where the whole value is small enough for that: bytes from row to row of the value, where the first
-// channel of a head and lane is, and bytes up to an item's row of the output or its gradient.
+// In the fast kernels, where the whole value is small enough for that: bytes from row to row of the value, where the
+// first channel of a head and lane is, and bytes up to an item's row of the output or its gradient.
 template <typename Scalar, int kKnownHeads>
 MASK2FORMER_DEVICE uint32_t row_bytes_of(const Problem& problem) {
   return (kKnownHeads > 0 ? kKnownHeads : problem.num_heads) * kHeadBytes<Scalar>;
