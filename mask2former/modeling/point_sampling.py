@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..ops.linear import linear
+from ..ops.points import has_native_points, most_uncertain, sample_masks, sample_pixels
 from ..structures import SegmentMasks
 from .query_masks import QueryMasks
 
@@ -29,14 +31,19 @@ def sample_logits(logits: Tensor | Sequence[Tensor], points: Tensor) -> Tensor:
         return torch.cat([sample_logits(one[None], where[None]) for one, where in zip(logits, points, strict=True)])
     if isinstance(logits, QueryMasks) and logits.features.dim() == 3 and points.shape[1] < logits.shape[-2:].numel():
         # Bilinear samples and products with embeddings are both linear, so they can be swapped.
-        pixels = _sample_pixels(logits.features.float(), points)  # (L, P, C)
-        return (logits.embeddings @ pixels.to(logits.dtype).mT).float()
+        pixels = _sample_pixels(logits.features, points).to(logits.dtype)  # (L, P, C)
+        if len(pixels) == 1:  # with a batch, PyTorch copies all pixels in bfloat16 on a CPU
+            return linear(pixels[0], logits.embeddings[0]).T[None].float()
+        return (logits.embeddings @ pixels.mT).float()
     grid = (2 * points).sub_(1)[:, None]  # (L, 1, P, 2); in place, for there may be ten million points
     return F.grid_sample(logits.float(), grid, align_corners=False)[:, :, 0]
 
 
 def _sample_pixels(features: Tensor, points: Tensor) -> Tensor:
     """Bilinear samples (L, P, C) of features (C, H, W), pixel by pixel with all their channels, which lie together."""
+    if has_native_points(points, features, channels=len(features)):
+        return sample_pixels(features.permute(1, 2, 0), points.flatten(0, -2)).unflatten(0, points.shape[:2])
+    features = features.float()
     height, width = features.shape[-2:]
     x, y = (points.flatten(0, -2)[:, i] * size - 0.5 for i, size in enumerate((width, height)))
     columns, column_weights = _neighbours(x, width)
@@ -66,6 +73,10 @@ def sample_binary_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
     Returns:
         (..., R, P) float32 in 0..1; outside the mask is 0.
     """
+    if has_native_points(points):
+        rows_of_points = points.flatten(0, -4) if points.dim() > 3 else points[None]
+        samples = sample_masks(*_maps(masks, rows), rows_of_points)
+        return samples.view(*points.shape[:-3], *samples.shape[1:])
     height, width = masks.shape[-2:]
     x, y = points[..., 0] * width + 0.5, points[..., 1] * height + 0.5  # from the centre of the first padded pixel
     left, top = x.floor(), y.floor()
@@ -91,6 +102,13 @@ def _pixels(masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | int, Tensor |
 
 def _pixels_of_segments(masks: SegmentMasks, rows: Tensor) -> tuple[Tensor, Tensor | int, Tensor | None]:
     return F.pad(masks.id_map, (1, 1, 1, 1)), 0, masks.ids[rows, None]
+
+
+# What the native operator takes: maps, the number of each row's map, and its id there.
+def _maps(masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if isinstance(masks, SegmentMasks):
+        return masks.id_map[None], torch.zeros_like(rows), masks.ids[rows].int()
+    return masks.view(torch.uint8), rows, torch.ones_like(rows, dtype=torch.int32)
 
 
 def _take(pixels: Tensor, index: Tensor) -> Tensor:
@@ -134,6 +152,10 @@ def uncertain_points(logits: Tensor, candidates: Tensor, uniform: Tensor, num_po
     Returns:
         (R, P, 2).
     """
-    certainty = sample_logits(logits.detach()[:, None], candidates)[:, 0].abs()
-    chosen = certainty.topk(num_points - uniform.shape[1], dim=1, largest=False, sorted=False).indices
+    count = num_points - uniform.shape[1]
+    logits = logits.detach()
+    if has_native_points(candidates):
+        return torch.cat([most_uncertain(logits, candidates, count), uniform], dim=1)
+    certainty = sample_logits(logits[:, None], candidates)[:, 0].abs()
+    chosen = certainty.topk(count, dim=1, largest=False, sorted=False).indices
     return torch.cat([candidates.gather(1, chosen[..., None].expand(-1, -1, 2)), uniform], dim=1)

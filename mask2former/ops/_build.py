@@ -25,9 +25,15 @@ _SOURCES = _HERE / "csrc"
 # -fno-trapping-math lets selections become vector code; results stay those of IEEE arithmetic.
 _FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 _STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # of PyTorch 2.11
-_BINDINGS = ("ms_deform_attn.cpp", "masks.cpp", "masked_attention.cpp", "linear.cpp", "winograd.cpp")
+_BINDINGS = ("ms_deform_attn.cpp", "masks.cpp", "masked_attention.cpp", "linear.cpp", "points.cpp", "winograd.cpp")
 # Compiled once per instruction set.
-_KERNELS = ("ms_deform_attn_kernels.cpp", "mask_kernels.cpp", "masked_attention_kernels.cpp", "winograd_kernels.cpp")
+_KERNELS = (
+    "ms_deform_attn_kernels.cpp",
+    "mask_kernels.cpp",
+    "masked_attention_kernels.cpp",
+    "points_kernels.cpp",
+    "winograd_kernels.cpp",
+)
 _INSTRUCTION_SETS = {
     "baseline": "",
     "avx2": "-mavx2 -mfma",

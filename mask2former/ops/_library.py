@@ -159,6 +159,9 @@ def _register() -> None:
     torch.library.register_fake("mask2former::compete_masks", _compete_masks_fake)
     torch.library.register_fake("mask2former::masked_attention", _masked_attention_fake)
     torch.library.register_fake("mask2former::linear", _linear_fake)
+    torch.library.register_fake("mask2former::sample_pixels", _sample_pixels_fake)
+    torch.library.register_fake("mask2former::sample_masks", _sample_masks_fake)
+    torch.library.register_fake("mask2former::most_uncertain", _most_uncertain_fake)
     torch.library.register_fake("mask2former::winograd_conv2d", _winograd_conv2d_fake)
     torch.library.register_fake("mask2former::winograd_weight_gradient", _winograd_weight_gradient_fake)
 
@@ -263,6 +266,18 @@ def _masked_attention_fake(query: Tensor, key: Tensor, value: Tensor, attend: Te
 
 def _linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _sample_pixels_fake(pixels: Tensor, points: Tensor) -> Tensor:
+    return pixels.new_empty((points.shape[0], pixels.shape[2]))
+
+
+def _sample_masks_fake(maps: Tensor, indices: Tensor, ids: Tensor, points: Tensor) -> Tensor:
+    return points.new_empty((points.shape[0], indices.shape[0], points.shape[2]))
+
+
+def _most_uncertain_fake(logits: Tensor, candidates: Tensor, chosen: int) -> Tensor:
+    return candidates.new_empty((candidates.shape[0], chosen, 2))
 
 
 def _winograd_conv2d_fake(pixels: Tensor, weight: Tensor, bias: Tensor, *, onednn: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness
 from torch.nn import functional as F
 
+from mask2former.modeling import point_sampling
 from mask2former.modeling.point_sampling import (
     importance_sampling_sizes,
     sample_binary_masks,
@@ -16,6 +17,13 @@ from mask2former.modeling.point_sampling import (
 )
 from mask2former.modeling.query_masks import QueryMasks
 from mask2former.structures import SegmentMasks
+
+
+@pytest.fixture(params=["native", "PyTorch"], autouse=True)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have the same results: the native operators for CPUs, and what GPUs get."""
+    if request.param == "PyTorch":
+        monkeypatch.setattr(point_sampling, "has_native_points", lambda *_, **__: False)
 
 
 def test_logits_equal_a_loop_over_points() -> None:
@@ -50,6 +58,19 @@ def test_masks_that_are_not_computed_have_the_samples_of_those_that_are(
     weights, inputs = torch.randn_like(samples), (masks.embeddings, features)
     gradients = [torch.autograd.grad((x * weights).sum(), inputs) for x in (samples, expected)]
     torch.testing.assert_close(*gradients, **precision)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_samples_for_matching(layers: int, memory_format: torch.memory_format, dtype: torch.dtype) -> None:
+    features = torch.randn(1, 32, 9, 8).to(dtype, memory_format=memory_format)[0]
+    masks, points = QueryMasks(torch.randn(layers, 4, 32).to(dtype), features), torch.rand(layers, 60, 2)
+    samples, expected = sample_logits(masks, points), sample_logits(masks.full(), points)
+    assert samples.dtype == torch.float32
+    precision = 0.2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(samples, expected, atol=precision, rtol=precision / 4)
 
 
 def test_layers_that_have_no_embedding_in_common() -> None:

@@ -24,6 +24,7 @@ from training_step import make_targets, peak_memory
 
 from mask2former.modeling import criterion as criterion_module
 from mask2former.modeling import matcher as matcher_module
+from mask2former.modeling import point_sampling
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.matcher import HungarianMatcher
 from mask2former.modeling.query_masks import QueryMasks
@@ -137,7 +138,7 @@ def count_launches(
     activity = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     outputs = predict()
     with (
-        layers_as_on_a_gpu(),
+        as_on_a_gpu(),
         profile(activities=activity) as forward,
         around_matching(criterion, lambda: record_function(MATCHING)),
         autocast(outputs),
@@ -152,9 +153,10 @@ def count_launches(
 
 
 @contextmanager
-def layers_as_on_a_gpu() -> Iterator[None]:
-    """Compare all layers at once, which a CPU does not."""
+def as_on_a_gpu() -> Iterator[None]:
+    """Compare all layers at once, and by PyTorch's operators alone, which a CPU does not."""
     with (
+        mock.patch.object(point_sampling, "has_native_points", lambda *_, **__: False),
         mock.patch.object(criterion_module, "group_layers", lambda count, *_: [slice(0, count)]),
         mock.patch.object(matcher_module, "group_layers", lambda count, *_: [slice(0, count)]),
     ):

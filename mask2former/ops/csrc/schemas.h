@@ -42,6 +42,14 @@ void define_attention(Library& library) {
   library.def("masked_attention(Tensor query, Tensor key, Tensor value, Tensor attend, int num_heads) -> Tensor");
 }
 
+// Embeddings (H, W, C), maps (T, H, W), logits (R, H, W), and points (x, y) on them: see points.h.
+template <typename Library>
+void define_points(Library& library) {
+  library.def("sample_pixels(Tensor pixels, Tensor points) -> Tensor");
+  library.def("sample_masks(Tensor maps, Tensor indices, Tensor ids, Tensor points) -> Tensor");
+  library.def("most_uncertain(Tensor logits, Tensor candidates, int chosen) -> Tensor");
+}
+
 // Rows of x (..., C), weights (K, C) and a bias (K): see linear.h.
 template <typename Library>
 void define_linear(Library& library) {

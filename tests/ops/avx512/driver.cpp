@@ -7,6 +7,7 @@
 #include "masked_attention.h"
 #include "masks.h"
 #include "ms_deform_attn.h"
+#include "points.h"
 #include "testing.h"
 #include "winograd.h"
 
@@ -301,6 +302,80 @@ void check_masked_attention() {
           is_bfloat16 ? 1e-2 : 2e-6, description);
 }
 
+// ---- Points ----
+
+// Some of them on a pixel's centre or an edge.
+void fill_points(const Array<float>& points) {
+  const bool wild = one_in(4);
+  for (float& x : points) x = wild && one_in(40) ? choose(kWild) : any_step(-0.25f, 1.25f, 1.0f / 64);
+}
+
+template <typename Scalar>
+void check_pixels() {
+  const MapSize size = {choose({1, 2, 5, 8, 21}), choose({1, 2, 3, 7, 16, 33})};
+  const int64_t channels = kPixelChannels * any_of(1, 3), count = choose({1, 3, 16, 17, 40});
+  const Array<Scalar> pixels(size.height * size.width * channels), expected(count * channels), actual(count * channels);
+  const Array<float> points(2 * count);
+  fill(pixels);
+  fill_points(points);
+  const bool is_bfloat16 = std::is_same<Scalar, uint16_t>::value;
+  const auto run = [&](const PointKernels& kernels, const Array<Scalar>& output) {
+    kernels.sample_pixels[is_bfloat16](pixels.begin(), size, channels, points.begin(), count, output.begin());
+  };
+  run(point_kernels_baseline, expected);
+  run(point_kernels_avx512, actual);
+  char description[200];
+  std::snprintf(description, sizeof(description), "%d x %d C=%d P=%d", int(size.height), int(size.width), int(channels),
+                int(count));
+  compare(is_bfloat16 ? "pixels at points, bfloat16" : "pixels at points", actual, expected,
+          is_bfloat16 ? 1.0 / 128 : 1e-6, description);
+}
+
+template <typename Id>
+void check_masks_at_points() {
+  const MapSize size = {choose({1, 2, 5, 8, 21}), choose({1, 2, 3, 7, 16, 33})};
+  const int64_t maps = any_of(1, 3), rows = any_of(1, 5);
+  const int64_t count = choose({1, 3, 16, 17, int(kPointsTogether)}), stride = count + any_of(0, 2);
+  const Array<Id> ids_of_pixels(maps * size.height * size.width);
+  for (Id& id : ids_of_pixels) id = any_of(0, 3);
+  const Array<int64_t> map(rows);
+  const Array<int32_t> ids(rows);
+  for (int64_t& x : map) x = any_of(0, maps - 1);
+  for (int32_t& x : ids) x = any_of(1, 3);
+  const Array<float> points(2 * count), expected(rows * stride), actual(rows * stride);
+  fill_points(points);
+  const auto run = [&](const PointKernels& kernels, const Array<float>& output) {
+    kernels.sample_masks[std::is_same<Id, int32_t>::value](
+        ids_of_pixels.begin(), size, {rows, map.begin(), ids.begin()}, points.begin(), count, output.begin(), stride);
+  };
+  run(point_kernels_baseline, expected);
+  run(point_kernels_avx512, actual);
+  char description[200];
+  std::snprintf(description, sizeof(description), "T=%d R=%d %d x %d P=%d", int(maps), int(rows), int(size.height),
+                int(size.width), int(count));
+  compare("masks at points", actual, expected, 1e-6, description);
+}
+
+void check_uncertain() {
+  const MapSize size = {choose({1, 2, 5, 8, 21}), choose({1, 2, 3, 7, 16, 33})};
+  const int64_t count = choose({1, 3, 16, 17, 300, 513}), chosen = any_of(1, count);
+  const bool wild = one_in(4);
+  const Array<float> logits(size.height * size.width), candidates(2 * count);
+  for (float& x : logits) x = wild && one_in(30) ? choose(kNotFinite) : any_step(-8.0f, 8.0f, 0.25f);
+  fill_points(candidates);
+  const Array<float> expected(2 * chosen), actual(2 * chosen);
+  const auto run = [&](const PointKernels& kernels, const Array<float>& output) {
+    const Array<float> certainty = scratch_array<float>(count);
+    kernels.most_uncertain(logits.begin(), size, candidates.begin(), count, chosen, certainty.begin(), output.begin());
+  };
+  run(point_kernels_baseline, expected);
+  run(point_kernels_avx512, actual);
+  char description[200];
+  std::snprintf(description, sizeof(description), "%d x %d C=%d K=%d wild=%d", int(size.height), int(size.width),
+                int(count), int(chosen), wild);
+  compare("uncertain points", actual, expected, 0.0, description);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -316,6 +391,11 @@ int main(int count, char** arguments) {
     check_convolution();
     check_masked_attention<float>();
     check_masked_attention<uint16_t>();
+    check_pixels<float>();
+    check_pixels<uint16_t>();
+    check_masks_at_points<uint8_t>();
+    check_masks_at_points<int32_t>();
+    check_uncertain();
   }
   for (const auto& [what, error] : worst) std::printf("%-32s largest error %.2g\n", what.c_str(), error);
   std::printf("%s: %d problems of each kind\n", failed ? "FAIL" : "PASS", problems);
