@@ -156,7 +156,7 @@ def count_launches(
 def as_on_a_gpu() -> Iterator[None]:
     """Compare all layers at once, and by PyTorch's operators alone, which a CPU does not."""
     with (
-        mock.patch.object(point_sampling, "has_native_points", lambda *_, **__: False),
+        mock.patch.object(point_sampling, "has_native_points", return_value=False),
         mock.patch.object(criterion_module, "group_layers", lambda count, *_: [slice(0, count)]),
         mock.patch.object(matcher_module, "group_layers", lambda count, *_: [slice(0, count)]),
     ):
