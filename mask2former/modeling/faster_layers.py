@@ -3,13 +3,15 @@
 from typing import Any, cast
 
 import torch
-from detectron2.layers import Conv2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from ..ops.linear import has_native_float32, has_onednn, linear
+from ..ops.recording import is_recording
 from ..ops.winograd import conv2d, takes_convolution, transform_weight, winograd_conv2d
 
 __all__ = [
+    "FasterConv2d",
     "FasterLinear",
     "PointwiseConv2d",
     "WinogradConv2d",
@@ -29,44 +31,88 @@ class FasterLinear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-class _Conv2d(nn.Conv2d):
-    """A convolution and what follows it in Detectron2's; done as before where the native operators are not for it."""
+class FasterConv2d(nn.Conv2d):
+    """A convolution and what follows it in Detectron2's, a frozen batch norm as part of weights that are trained."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H, W)."""
+        weight, bias = self.weight, self.bias
+        follows = [getattr(self, name, None) for name in ("norm", "activation")]
+        is_trained = torch.is_grad_enabled() and not is_recording()
+        if is_trained and type(follows[0]) is FrozenBatchNorm2d:
+            weight, bias = _fold(self, follows.pop(0))
         native = x.dim() == 4 and has_native_float32(x)
-        x = self.convolve(x) if native else self._conv_forward(x, self.weight, self.bias)
-        for name in ("norm", "activation"):
-            follows = getattr(self, name, None)
-            x = x if follows is None else follows(x)
+        x = self.convolve(x, weight, bias) if native else self._conv_forward(x, weight, bias)
+        if native and is_trained:
+            x = _Whole.apply(x)
+        for module in follows:
+            x = x if module is None else module(x)
         return x
 
-    def convolve(self, x: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution alone, of (N, C, H, W) that the native operators take."""
-        raise NotImplementedError
+        return self._conv_forward(x, weight, bias)
 
 
-class PointwiseConv2d(_Conv2d):
+class PointwiseConv2d(FasterConv2d):
     """A convolution of 1x1 pixels, which is a linear layer for each."""
 
-    def convolve(self, x: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution alone."""
         pixels = x[..., :: self.stride[0], :: self.stride[1]].permute(0, 2, 3, 1)
-        return linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        return linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
-class WinogradConv2d(_Conv2d):
+class WinogradConv2d(FasterConv2d):
     """A convolution of 3x3 pixels by Winograd's algorithm."""
 
     transformed: Tensor | None
     """Weights that will not change, transformed."""
 
-    def convolve(self, x: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution alone."""
         is_differentiated = torch.is_grad_enabled() and x.requires_grad
-        if self.transformed is None or is_differentiated:
-            return conv2d(x, self.weight, self.bias)
-        return winograd_conv2d(x, self.transformed, self.bias)
+        if self.transformed is None or weight is not self.weight or is_differentiated:
+            return conv2d(x, weight, bias)
+        return winograd_conv2d(x, self.transformed, bias)
+
+
+def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weights and bias of a convolution with a frozen batch norm after it."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    bias = norm.bias - norm.running_mean * scale
+    if conv.bias is not None:
+        bias = bias + conv.bias * scale
+    device = conv.weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else conv.weight.dtype
+    weight: Tensor = _Scale.apply(conv.weight, scale[:, None, None, None], dtype)
+    return weight, bias
+
+
+class _Whole(torch.autograd.Function):
+    """What was a view is a tensor of its own to autograd, which copies gradients where a ReLU writes into a view."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.new_empty(0).set_(cast(Any, x))
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return grad_output
+
+
+class _Scale(torch.autograd.Function):
+    """Weights times a constant, in the type that a convolution takes; conversions and products are one pass each."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(scale)
+        return torch.mul(weight, scale, out=torch.empty_like(weight, dtype=dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return grad_output * scale, None, None
 
 
 def prepare_for_training(model: nn.Module) -> nn.Module:
@@ -103,7 +149,7 @@ def use_plain_layers(model: nn.Module) -> None:
         layer = cast(Any, module)  # whose class may be anything
         if isinstance(module, FasterLinear):
             layer.__class__ = nn.Linear
-        elif isinstance(module, _Conv2d):
+        elif isinstance(module, FasterConv2d):
             if isinstance(module, WinogradConv2d):
                 del module.transformed
             layer.__class__ = Conv2d if hasattr(module, "norm") else nn.Conv2d
@@ -116,3 +162,5 @@ def _change(conv: nn.Conv2d, trained: bool) -> None:
         conv.register_buffer("transformed", transformed, persistent=False)
     elif conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1 and has_onednn():
         conv.__class__ = PointwiseConv2d
+    elif type(getattr(conv, "norm", None)) is FrozenBatchNorm2d:
+        conv.__class__ = FasterConv2d

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -168,6 +168,59 @@ def test_layers_of_one_pixel(trained: bool, calls_of: Callable[[str], list[torch
     shapes.clear()
     model.double()(images.double())
     assert not shapes
+
+
+class Block(nn.Module):
+    """Convolutions with frozen batch norms, each by another algorithm, and ReLUs that write into what these give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = Conv2d(3, 16, 7, stride=2, padding=3, norm=FrozenBatchNorm2d(16))
+        self.wide = Conv2d(16, 16, 3, padding=1, bias=False, norm=FrozenBatchNorm2d(16))
+        self.narrow = Conv2d(16, 32, 1, bias=False, norm=FrozenBatchNorm2d(32), activation=torch.sin)
+        for name, x in self.named_buffers():
+            x.copy_(torch.rand(x.shape) + (0.5 if name.endswith("var") else 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in (self.stem, self.wide, self.narrow):
+            x = F.relu_(conv(x))
+        return x
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_frozen_batch_norms_are_part_of_the_weights(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = Block(), torch.randn(2, 3, 72, 80)
+    names, exact = list(model.state_dict()), copy.deepcopy(model).double()
+    expected, result = gradients(exact, images.double()), exact(images.double())
+
+    def errors() -> dict[str, float]:
+        """Of gradients, each over their size."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            torch.testing.assert_close(model(images).double(), result, rtol=0, atol=0.04 if autocast else 1e-5)
+            found = gradients(model, images)
+        assert all(x.dtype == torch.float32 for x in found.values())
+        return {name: float((x - expected[name]).norm() / expected[name].norm()) for name, x in found.items()}
+
+    before = errors()
+    prepare_for_training(model)
+    monkeypatch.setattr(FrozenBatchNorm2d, "forward", None)
+    after = errors()
+    assert list(model.state_dict()) == names
+    for name, error in after.items():
+        assert error < (1.5 * before[name] if autocast else 1e-5), name
+
+
+def test_frozen_batch_norms_without_gradients(called: list[torch.Size]) -> None:
+    model, images = Block(), torch.randn(2, 3, 72, 80)
+    expected = model(images)
+    for trained in (True, False):
+        use_faster_layers(model, trained=trained)
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5)
+        model.requires_grad_(False)
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-5)
+    assert len(called) == 6
 
 
 def test_results_may_be_written_into() -> None:
