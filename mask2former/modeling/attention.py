@@ -61,9 +61,9 @@ class MultiheadAttention(nn.Module):
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values; what is both query and key is multiplied once."""
         multiply = F.linear if torch.is_grad_enabled() else linear  # PyTorch's has all derivatives
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        if query is not key:
-            return tuple(map(multiply, (query, key, value), weights, biases))
         channels = query.shape[-1]
-        both = multiply(query, self.in_proj_weight[: 2 * channels], self.in_proj_bias[: 2 * channels])
-        return *both.chunk(2, dim=-1), multiply(value, weights[2], biases[2])
+        together = query is key
+        sizes = [2 * channels, channels] if together else [channels] * 3
+        inputs = (query, value) if together else (query, key, value)
+        projected = tuple(map(multiply, inputs, self.in_proj_weight.split(sizes), self.in_proj_bias.split(sizes)))
+        return (*projected[0].chunk(2, dim=-1), projected[1]) if together else projected

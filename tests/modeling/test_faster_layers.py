@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mask2former.modeling.faster_layers import (
+    FasterConv2d,
     FasterLinear,
     PointwiseConv2d,
     WinogradConv2d,
@@ -187,15 +188,16 @@ class Block(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_frozen_batch_norms_are_part_of_the_weights(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_frozen_batch_norms_are_part_of_the_weights(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    autocast = dtype != torch.float32
     model, images = Block(), torch.randn(2, 3, 72, 80)
     names, exact = list(model.state_dict()), copy.deepcopy(model).double()
     expected, result = gradients(exact, images.double()), exact(images.double())
 
     def errors() -> dict[str, float]:
         """Of gradients, each over their size."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast("cpu", dtype, enabled=autocast):
             torch.testing.assert_close(model(images).double(), result, rtol=0, atol=0.04 if autocast else 1e-5)
             found = gradients(model, images)
         assert all(x.dtype == torch.float32 for x in found.values())
@@ -206,8 +208,10 @@ def test_frozen_batch_norms_are_part_of_the_weights(autocast: bool, monkeypatch:
     monkeypatch.setattr(FrozenBatchNorm2d, "forward", None)
     after = errors()
     assert list(model.state_dict()) == names
-    for name, error in after.items():
-        assert error < (1.5 * before[name] if autocast else 1e-5), name
+    if autocast:
+        assert sum(after.values()) < 1.1 * sum(before.values())
+    else:
+        assert max(after.values()) < 1e-5
 
 
 def test_frozen_batch_norms_without_gradients(called: list[torch.Size]) -> None:
@@ -262,9 +266,27 @@ def test_batch_norms_of_a_trained_model_are_folded_into_their_convolutions(tiny_
     torch.testing.assert_close(fast.run_network(images)["pred_masks"], expected, rtol=0, atol=1e-4)
 
 
-def test_what_is_not_on_a_cpu_is_not_changed() -> None:
-    model = prepare_for_training(module().to("meta"))
-    assert not [x for x in model.modules() if type(x) is WinogradConv2d]
+def test_what_is_not_on_a_cpu() -> None:
+    model = prepare_for_training(nn.Sequential(module(), Block()).to("meta"))
+    assert [name for name, x in model.named_modules() if isinstance(x, FasterConv2d)] == [
+        "1.stem",
+        "1.wide",
+        "1.narrow",
+    ]
+    assert {type(x) for x in model.modules() if isinstance(x, FasterConv2d)} == {FasterConv2d}
+
+
+def test_new_statistics_of_a_frozen_batch_norm_are_used_at_once() -> None:
+    model, images = prepare_for_training(Block()), torch.randn(1, 3, 64, 64)
+    model(images)
+    other = Block()
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(model(images), other(images), rtol=0, atol=1e-5)
+    model.stem.norm.running_mean = torch.ones(16)
+    other.stem.norm.running_mean = torch.ones(16)
+    torch.testing.assert_close(model(images), other(images), rtol=0, atol=1e-5)
+    model.double()
+    torch.testing.assert_close(model(images.double()), other.double()(images.double()))
 
 
 @torch.no_grad()

@@ -4,8 +4,7 @@
     python tools/benchmarks/loss.py --device cuda --size 1024 1024 --batch 1 --masks bool
 
 Predictions are random, those of the official COCO configuration's ten layers; targets are those of `training_step.py`.
-The launches on a GPU are its kernels and copies; on a CPU they are the operators that would be on a GPU, all but views
-and allocations. Kernels are somewhat more, for one operator may need several.
+Launches are counted as `launches.py` says.
 """
 
 import argparse
@@ -14,17 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from contenders import CLASSES, QUERIES, Clock, device_name, write_json
+from launches import as_on_a_gpu, count_launches, launches, record
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import record_function
 from training_step import make_targets, peak_memory
 
-from mask2former.modeling import criterion as criterion_module
-from mask2former.modeling import matcher as matcher_module
-from mask2former.modeling import point_sampling
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.matcher import HungarianMatcher
 from mask2former.modeling.query_masks import QueryMasks
@@ -32,13 +28,6 @@ from mask2former.modeling.query_masks import QueryMasks
 LAYERS, CHANNELS = 10, 256
 MATCHING = "matching"
 PARTS = [MATCHING, "losses", "backward"]
-# Operators that give a GPU nothing to do.
-NO_KERNEL = {
-    "alias", "as_strided", "contiguous", "detach", "expand", "expand_as", "flatten", "lift_fresh", "mT", "narrow",
-    "numpy_T", "permute", "reshape", "resolve_conj", "resolve_neg", "select", "slice", "split", "split_with_sizes",
-    "squeeze", "t", "to", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as", "_reshape_alias",
-    "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_",
-}  # fmt: skip
 
 Predictions = Callable[[], dict[str, Any]]
 
@@ -69,7 +58,7 @@ def main() -> None:
     clock = Clock(arguments.clock, arguments.device)
     rounds = [time_parts(criterion, predict, targets, clock) for _ in range(arguments.rounds + 1)][1:]
     memory = peak_memory(arguments.device)
-    counts = count_launches(criterion, predict, targets, arguments.device)
+    counts = count_parts(criterion, predict, targets, arguments.device)
     seconds = {part: statistics.median(x[part] for x in rounds) for part in PARTS}
     print(f"{device_name(arguments.device)}, torch {torch.__version__}, {vars(arguments)}\n")
     print(f"{'':10}{'ms':>10}{'launches':>10}")
@@ -131,36 +120,22 @@ def time_parts(
     return {MATCHING: spent, "losses": forward - begin - spent, "backward": clock() - forward}
 
 
-def count_launches(
+def count_parts(
     criterion: SetCriterion, predict: Predictions, targets: list[dict[str, Any]], device: str
 ) -> dict[str, int]:
     """How often each part gives the device something to do."""
-    activity = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     outputs = predict()
     with (
         as_on_a_gpu(),
-        profile(activities=activity) as forward,
+        record(device) as forward,
         around_matching(criterion, lambda: record_function(MATCHING)),
         autocast(outputs),
     ):
         losses = torch.stack(list(criterion(outputs, targets).values()))
-    with profile(activities=activity) as backward:
+    with record(device) as backward:
         losses.backward(torch.ones_like(losses))
-    events = list(forward.events())
-    matching = sum(launches(event) for event in events if event.name == MATCHING)
-    whole, of_backward = (sum(launches(x) for x in p.events() if x.cpu_parent is None) for p in (forward, backward))
-    return {MATCHING: matching, "losses": whole - matching, "backward": of_backward}
-
-
-@contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Compare all layers at once, and by PyTorch's operators alone, which a CPU does not."""
-    with (
-        mock.patch.object(point_sampling, "has_native_points", return_value=False),
-        mock.patch.object(criterion_module, "group_layers", lambda count, *_: [slice(0, count)]),
-        mock.patch.object(matcher_module, "group_layers", lambda count, *_: [slice(0, count)]),
-    ):
-        yield
+    matching = sum(launches(event) for event in forward.events() if event.name == MATCHING)
+    return {MATCHING: matching, "losses": count_launches(forward) - matching, "backward": count_launches(backward)}
 
 
 @contextmanager
@@ -184,15 +159,6 @@ def autocast(outputs: Mapping[str, Any]) -> torch.autocast:
     """As in a training of the predictions' type."""
     logits: Tensor = outputs["pred_logits"]
     return torch.autocast(logits.device.type, torch.bfloat16, enabled=logits.dtype == torch.bfloat16)
-
-
-def launches(event: Any) -> int:
-    """Kernels and copies of an event and those below it; on a CPU operators that would be."""
-    below = sum(map(launches, event.cpu_children))
-    if event.kernels or below:
-        return len(event.kernels) + below
-    is_operator = event.name.startswith("aten::") and event.name.removeprefix("aten::") not in NO_KERNEL
-    return int(is_operator and not torch.cuda.is_available())
 
 
 if __name__ == "__main__":

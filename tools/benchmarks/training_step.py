@@ -6,7 +6,8 @@
 Every contender runs in a process of its own. They take turns, one step each, so that whatever else the machine does
 falls on all of them; figures are medians. A step goes from images and targets to updated weights, by AdamW. Both have
 the same random targets, here as the mappers give them and there as floats, leave the backbone's batch norms as they
-are, and drop no paths. Convolutions are prepared here as the trainer does it. Weights are random.
+are, and drop no paths. Convolutions are prepared here as the trainer does it. Weights are random. What launches are,
+`launches.py` says.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from contenders import (
     their_model,
     write_json,
 )
+from launches import as_on_a_gpu, count_launches, record
 from torch import Tensor, nn
 
 from mask2former.structures import SegmentMasks
@@ -48,6 +50,7 @@ def get_parser() -> argparse.ArgumentParser:
     add_arguments(parser, CONTENDERS, DEFAULT, [512, 512], "steps")
     parser.add_argument("--batch", type=int, default=2, help="images a step (default: %(default)s)")
     parser.add_argument("--instances", type=int, default=20, help="of each image (default: %(default)s)")
+    parser.add_argument("--launches", action="store_true", help="also count what a step gives a GPU to do")
     return parser
 
 
@@ -73,6 +76,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, contender in contenders.items():
             seconds[name].append(json.loads(contender.ask("step")))
     memory = {name: int(contender.ask("memory")) for name, contender in contenders.items()}
+    counted = contenders.items() if arguments.launches else ()
+    launches = {name: int(contender.ask("launches")) for name, contender in counted}
     for contender in contenders.values():
         contender.stop()
     return {
@@ -80,6 +85,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "processor": device_name(arguments.device),
         "bytes": memory,
+        "launches": launches,
         "seconds": {
             name: {part: statistics.median(x[part] for x in rounds) for part in PARTS}
             for name, rounds in seconds.items()
@@ -96,10 +102,12 @@ def print_table(results: dict[str, Any]) -> None:
         cells = "".join(f"{parts[part]:11.3f}" for part in PARTS)
         others = [f"{x}: {y['step'] / parts['step']:.2f}" for x, y in seconds.items() if x != name]
         print(f"{name:28}{cells}{results['bytes'][name] / 2**30:11.2f}   {'; '.join(others)}")
+    for name, count in results["launches"].items():
+        print(f"{name:28}{count:11} launches")
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """A contender's process: "step" times the parts of one step, "memory" tells the peak so far."""
+    """A contender's process: "step" times the parts of one, "memory" tells the peak so far, "launches" counts."""
     torch.manual_seed(0)
     clock = Clock(arguments.clock, arguments.device)
     marks: dict[str, float] = {}
@@ -107,10 +115,8 @@ def serve(arguments: argparse.Namespace) -> None:
     model, run = make(arguments)
     model.criterion.register_forward_pre_hook(lambda *_: marks.update({"network": clock()}))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
-    for request in map(str.strip, sys.stdin):
-        if request == "memory":
-            print(peak_memory(arguments.device), flush=True)
-            continue
+
+    def step() -> float:
         begin = clock()
         optimizer.zero_grad()
         with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled="bfloat16" in arguments.serve):
@@ -120,9 +126,19 @@ def serve(arguments: argparse.Namespace) -> None:
         marks["backward"] = clock()
         optimizer.step()
         marks["optimizer"] = clock()
-        times = [begin, *(marks[part] for part in PARTS[:-1])]
-        seconds = {part: end - start for part, start, end in zip(PARTS, times, times[1:], strict=False)}
-        print(json.dumps({**seconds, "step": times[-1] - begin}), flush=True)
+        return begin
+
+    for request in map(str.strip, sys.stdin):
+        if request == "memory":
+            print(peak_memory(arguments.device), flush=True)
+        elif request == "launches":
+            with as_on_a_gpu(), record(arguments.device) as recorded:
+                step()
+            print(count_launches(recorded), flush=True)
+        else:
+            times = [step(), *(marks[part] for part in PARTS[:-1])]
+            seconds = {part: end - start for part, start, end in zip(PARTS, times, times[1:], strict=False)}
+            print(json.dumps({**seconds, "step": times[-1] - times[0]}), flush=True)
 
 
 def peak_memory(device: str) -> int:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ...ops.recording import is_recording
-from ..position_encoding import PositionEmbeddingSine
+from ..ops.recording import is_recording
+from .position_encoding import PositionEmbeddingSine
 
 __all__ = ["KeptPositionEmbedding", "keep_position_encodings"]
 
@@ -45,5 +45,6 @@ def keep_position_encodings(model: nn.Module, dtype: torch.dtype = torch.float32
     holders = [module for module in model.modules() if not isinstance(module, KeptPositionEmbedding)]
     for module in holders:
         for name, child in module.named_children():
-            if isinstance(child, PositionEmbeddingSine):
-                setattr(module, name, KeptPositionEmbedding(child, dtype))
+            encode = child.encode if isinstance(child, KeptPositionEmbedding) else child  # perhaps in another dtype
+            if isinstance(encode, PositionEmbeddingSine):
+                setattr(module, name, KeptPositionEmbedding(encode, dtype))

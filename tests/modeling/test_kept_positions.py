@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from mask2former.modeling.optimize.positions import KeptPositionEmbedding, keep_position_encodings
+from mask2former.modeling.kept_positions import KeptPositionEmbedding, keep_position_encodings
 from mask2former.modeling.position_encoding import PositionEmbeddingSine
 
 
@@ -34,10 +34,11 @@ def test_what_inference_has_kept_may_be_trained_with() -> None:
 
 def test_every_module_of_a_model() -> None:
     model = nn.Sequential(nn.Linear(1, 1), nn.Sequential(PositionEmbeddingSine(2)))
-    keep_position_encodings(model)
-    keep_position_encodings(model)
-    assert isinstance(model[1][0], KeptPositionEmbedding)
-    assert isinstance(model[1][0].encode, PositionEmbeddingSine)
+    for dtype in (torch.float32, torch.bfloat16):
+        keep_position_encodings(model, dtype)
+        assert isinstance(model[1][0], KeptPositionEmbedding)
+        assert isinstance(model[1][0].encode, PositionEmbeddingSine)
+        assert model[1][0](3, 5).dtype == dtype
 
 
 def test_nothing_is_kept_of_a_recording() -> None:
