@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from ..ops.linear import linear
 from ..ops.recording import is_exporting, is_recording
 from ..structures import LazyTensor
 
@@ -65,8 +65,13 @@ class QueryMasks(LazyTensor):
 
     def full(self) -> Tensor:
         """Compute all masks, an ordinary tensor."""
-        pixels = self.features.to(self.embeddings.dtype).flatten(-2)
-        return (self.embeddings @ pixels).unflatten(-1, self.features.shape[-2:])
+        pixels = self.pixels()
+        masks = linear(self.embeddings, pixels) if pixels.dim() == 2 else self.embeddings @ pixels.mT
+        return masks.unflatten(-1, self.shape[-2:])
+
+    def pixels(self) -> Tensor:
+        """The per-pixel embedding as rows of channels (N, HW, C), or (HW, C), a view in ``channels_last``."""
+        return self.features.to(self.embeddings.dtype).movedim(-3, -1).flatten(-3, -2)
 
     def __getitem__(self, index: Any) -> Tensor:
         if isinstance(index, int) and self.features.dim() == 4:
@@ -130,19 +135,13 @@ def _look_up(predictions: Sequence[Tensor], queries: Sequence[Sequence[Tensor]])
 
 def _compute(masks: QueryMasks, queries: Sequence[Sequence[Tensor]]) -> list[Sequence[Tensor]]:
     """Masks (R_i, H, W) of queries of each layer and image, from those of all layers."""
-    # One product for all of them, so that the gradient of the per-pixel embedding is made once. Every image has as many
-    # rows in it as the one with the most, by embeddings of zeros, whose masks are cut off again.
-    by_image = list(zip(*queries, strict=True))
-    embeddings = pad_sequence(
+    by_image = []
+    # One product an image for all layers, so that the gradient of the per-pixel embedding is made once.
+    for embeddings, pixels, rows in zip(masks.embeddings, masks.pixels(), zip(*queries, strict=True), strict=True):
         # The gradient of index_select is added up where it belongs; that of an index would be sorted before.
-        [x.index_select(0, torch.cat(rows)) for x, rows in zip(masks.embeddings, by_image, strict=True)],
-        batch_first=True,
-    )
-    lengths: list[int] = []
-    for rows in by_image:
-        lengths += [*map(len, rows), embeddings.shape[1] - sum(map(len, rows))]
-    pieces = QueryMasks(embeddings, masks.features).full().flatten(0, 1).split(lengths)
-    return [pieces[layer :: len(queries) + 1] for layer in range(len(queries))]
+        selected = linear(embeddings.index_select(0, torch.cat(rows)), pixels)
+        by_image.append(selected.unflatten(-1, masks.shape[-2:]).split([len(x) for x in rows]))
+    return list(zip(*by_image, strict=True))
 
 
 def _join(predictions: Sequence[Tensor]) -> QueryMasks | None:

@@ -14,8 +14,8 @@ from .recording import is_inference_on_gpu, is_recording
 
 __all__ = ["has_native_float32", "has_onednn", "linear", "linear_relu"]
 
-# For fewer rows than these, arranging the weights takes longer than it saves.
-_FEW_ROWS = 256
+# For fewer multiplications than these, arranging the weights takes longer than it saves.
+_FEW_MULTIPLICATIONS = 256**3
 
 
 def has_native_float32(x: Tensor) -> bool:
@@ -56,7 +56,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or (is_differentiated and is_recording())
         or weight.numel() == 0
         # A graph is to serve all numbers of rows.
-        or (not is_recording() and x.numel() < _FEW_ROWS * weight.shape[1])
+        or (not is_recording() and x.numel() * weight.shape[0] < _FEW_MULTIPLICATIONS)
     ):
         return nn.functional.linear(x, weight, bias)
     multiply = _Linear.apply if is_differentiated else torch.ops.mask2former.linear

@@ -177,19 +177,18 @@ def test_only_selected_masks_have_a_gradient_to_keep(
 ) -> None:
     criterion = SetCriterion(NUM_CLASSES, HungarianMatcher(2, 5, 5, num_points=num_points), {}, eos_coef=0.1)
     computed: list[tuple[int, bool]] = []
-    full = QueryMasks.full
 
-    def count(masks: QueryMasks) -> Tensor:
-        computed.append((masks.shape[:-2].numel(), torch.is_grad_enabled()))
-        return full(masks)
+    def count(embeddings: Tensor, pixels: Tensor) -> Tensor:
+        computed.append((embeddings.shape[:-1].numel(), torch.is_grad_enabled()))
+        return F.linear(embeddings, pixels)
 
-    monkeypatch.setattr(QueryMasks, "full", count)
+    monkeypatch.setattr("mask2former.modeling.query_masks.linear", count)
     _, outputs = lazy_predictions()
     criterion(outputs, [make_target(4), make_target(2)])
     # For matching those of an image, and one or all layers, or none where points are fewer than the 8 * 10 pixels; then
-    # one product for all, whose images have as many rows.
+    # one product an image for all layers.
     for_matching = [(3 * 7, False)] * 2 if layers_at_once else [(7, False)] * 6
-    assert computed == (for_matching if num_points == 80 else []) + [(2 * 3 * 4, True)]
+    assert computed == (for_matching if num_points == 80 else []) + [(3 * 4, True), (3 * 2, True)]
 
 
 class _LooksAtValues(TorchDispatchMode):

@@ -147,7 +147,10 @@ class Pointwise(nn.Module):
 
 @pytest.mark.skipif(not has_onednn(), reason="PyTorch multiplies without oneDNN here")
 @pytest.mark.parametrize("trained", [False, True])
-def test_layers_of_one_pixel(trained: bool, calls_of: Callable[[str], list[torch.Size]]) -> None:
+def test_layers_of_one_pixel(
+    trained: bool, calls_of: Callable[[str], list[torch.Size]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mask2former.ops.linear._FEW_MULTIPLICATIONS", 1)
     model, images = Pointwise(), torch.randn(2, 8, 31, 20)
     names, before, expected = list(model.state_dict()), gradients(model, images), model(images)
     use_faster_layers(model, trained=trained)

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not has_onednn(), reason="PyTorch multiplies without oneDNN here"),
 ]
 
-# Shapes of x, and how many channels there are to be: as many rows as oneDNN is asked for, and more.
+# Shapes of x, and how many channels there are to be.
 SIZES = [((256, 3), 5), ((2, 131, 64), 32), ((1, 20, 15, 48), 1), ((1024, 256), 100)]
 
 
@@ -29,6 +29,13 @@ def make(shape: tuple[int, ...], channels: int) -> tuple[Tensor, Tensor, Tensor]
 
 def exact(*problem: Tensor) -> Tensor:
     return F.linear(*(x.double() for x in problem))
+
+
+@pytest.fixture(autouse=True)
+def _little(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN is asked for little, too, but by tests of that."""
+    if "little" not in request.node.name:
+        monkeypatch.setattr("mask2former.ops.linear._FEW_MULTIPLICATIONS", 1)
 
 
 @pytest.fixture
@@ -100,9 +107,22 @@ def test_results_may_be_written_into() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "channels"), [((255, 8), 4), ((8,), 4), ((0, 8), 4), ((5, 0, 8), 4), ((300, 0), 4), ((300, 8), 0)]
+    ("shape", "channels"), [((255, 256), 256), ((300, 8), 4), ((8,), 4), ((0, 8), 4), ((5, 0, 8), 4), ((300, 8), 0)]
 )
 def test_little_is_multiplied_by_pytorch(shape: tuple[int, ...], channels: int, called: list[torch.Size]) -> None:
+    problem = (torch.randn(shape), torch.randn(channels, shape[-1]), torch.randn(channels))
+    assert torch.equal(linear(*problem), F.linear(*problem))
+    assert not called
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((256, 256), 256), ((32, 256), 2048), ((8, 2, 2048), 512)])
+def test_no_longer_little(shape: tuple[int, ...], channels: int, called: list[torch.Size]) -> None:
+    linear(*make(shape, channels))
+    assert called == [shape]
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((0, 8), 4), ((300, 0), 4), ((300, 8), 0)])
+def test_nothing_is_multiplied_by_pytorch(shape: tuple[int, ...], channels: int, called: list[torch.Size]) -> None:
     problem = (torch.randn(shape), torch.randn(channels, shape[-1]), torch.randn(channels))
     assert torch.equal(linear(*problem), F.linear(*problem))
     assert not called
