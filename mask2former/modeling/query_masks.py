@@ -37,7 +37,7 @@ def mask_logits(embeddings: Tensor, pixels: Tensor) -> Tensor:
     vectors, biases = embeddings[..., :channels], embeddings[..., channels : channels + 1]
     # Of one image without a batch: with one, PyTorch copies all pixels in bfloat16 on a CPU.
     alone = not is_exporting() and len(embeddings) == 1  # a graph that asked would be for as many images only
-    product = (vectors[0] @ pixels[0])[None] if alone else vectors @ pixels
+    product = linear(vectors[0], pixels[0].T)[None] if alone else vectors @ pixels
     return product if biases.numel() == 0 else product + biases
 
 
