@@ -50,7 +50,7 @@ class MultiheadAttention(nn.Module):
         """
         q, k, v = self._project(query, key, value)
         dropout = self.dropout if self.training else 0.0
-        if attend is not None and dropout == 0 and has_fast_attention(q, k, v, attend, self.num_heads):
+        if dropout == 0 and has_fast_attention(q, k, v, attend, self.num_heads):
             return self.out_proj(masked_attention(q, k, v, attend, self.num_heads))
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # (N, M, Q or S, D)
         # One mask is broadcast over the heads, (N, 1, Q, S).
@@ -60,10 +60,9 @@ class MultiheadAttention(nn.Module):
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values; what is both query and key is multiplied once."""
-        multiply = F.linear if torch.is_grad_enabled() else linear  # PyTorch's has all derivatives
         channels = query.shape[-1]
         together = query is key
         sizes = [2 * channels, channels] if together else [channels] * 3
         inputs = (query, value) if together else (query, key, value)
-        projected = tuple(map(multiply, inputs, self.in_proj_weight.split(sizes), self.in_proj_bias.split(sizes)))
+        projected = tuple(map(linear, inputs, self.in_proj_weight.split(sizes), self.in_proj_bias.split(sizes)))
         return (*projected[0].chunk(2, dim=-1), projected[1]) if together else projected

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ._build import BuildError, build, build_cuda, cuda_library_name, library_name
 from .recording import is_exporting
@@ -158,6 +159,10 @@ def _register() -> None:
     torch.library.register_fake("mask2former::binarise_masks", _binarise_masks_fake)
     torch.library.register_fake("mask2former::compete_masks", _compete_masks_fake)
     torch.library.register_fake("mask2former::masked_attention", _masked_attention_fake)
+    torch.library.register_fake("mask2former::masked_attention_backward", _masked_attention_backward_fake)
+    torch.library.register_autograd(
+        "mask2former::masked_attention", _masked_attention_backward, setup_context=_save_attention
+    )
     torch.library.register_fake("mask2former::linear", _linear_fake)
     torch.library.register_fake("mask2former::sample_pixels", _sample_pixels_fake)
     torch.library.register_fake("mask2former::sample_masks", _sample_masks_fake)
@@ -186,6 +191,7 @@ def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(value, *geometry)
 
 
+@once_differentiable
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     value, *geometry = ctx.saved_tensors
     grad_value, *grad_geometry = torch.ops.mask2former.ms_deform_attn_backward(
@@ -194,6 +200,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return grad_value, None, *grad_geometry
 
 
+@once_differentiable
 def _fused_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     value, reference_points, *geometry = ctx.saved_tensors
     grad_value, grad_offsets, grad_logits = torch.ops.mask2former.fused_ms_deform_attn_backward(
@@ -260,8 +267,36 @@ def _compete_masks_fake(
     return winner, inside, logits.new_empty((3, logits.shape[0]), dtype=torch.int64)
 
 
-def _masked_attention_fake(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, num_heads: int) -> Tensor:
-    return torch.empty_like(query, memory_format=torch.contiguous_format)
+def _masked_attention_fake(
+    query: Tensor, key: Tensor, value: Tensor, attend: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor]:
+    logsumexp = query.new_empty((query.shape[0], num_heads, query.shape[1]), dtype=torch.float32)
+    return query.new_empty(query.shape), logsumexp
+
+
+def _masked_attention_backward_fake(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attend: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    num_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.num_heads = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+@once_differentiable
+def _masked_attention_backward(ctx: Any, grad_output: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.mask2former.masked_attention_backward(grad_output, *ctx.saved_tensors, ctx.num_heads)
+    return *gradients, None, None
 
 
 def _linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

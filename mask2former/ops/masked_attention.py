@@ -1,4 +1,4 @@
-"""Masked attention (Section 3.2.1 of the paper, equation 2) without gradients: on CPUs, and compiled on GPUs.
+"""Masked attention (Section 3.2.1 of the paper, equation 2): on CPUs, and on GPUs compiled and without gradients.
 
 On CPUs a native operator passes over what no query may look at. On GPUs Triton shares the keys out as well.
 """
@@ -18,33 +18,42 @@ _CPU_CHANNELS = 32  # numbers of channels of a head are multiples of this
 GPU_CHANNELS = (16, 32, 64, 128)
 
 
-def has_fast_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, num_heads: int) -> bool:
-    """Whether :func:`masked_attention` takes these: bool masks, no gradients, not exported, and compiled on a GPU."""
+def has_fast_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None, num_heads: int) -> bool:
+    """Whether :func:`masked_attention` takes these: not exported; on a GPU with masks, compiled and no gradients."""
+    if attend is None:
+        fits = not query.is_cuda
+    else:
+        fits = attend.dtype == torch.bool and attend.shape == (*query.shape[:2], key.shape[1])
     return (
-        attend.dtype == torch.bool
-        and attend.shape == (*query.shape[:2], key.shape[1])
+        fits
         and query.shape[0] == key.shape[0]
-        and not torch.is_grad_enabled()
         and (_has_gpu_kernel if query.is_cuda else _has_cpu_kernel)(query, key, value, num_heads)
     )
 
 
-def masked_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor, num_heads: int) -> Tensor:
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None, num_heads: int) -> Tensor:
     """Softmax over the keys that a query may look at, and the sum of their values; softmax and sums are in float32.
+
+    On a CPU its first gradients are known.
 
     Args:
         query: (N, Q, C) float32 or bfloat16, on a GPU also float16.
         key: (N, S, C).
         value: (N, S, C).
-        attend: (N, Q, S) bool, True where a query may look. A query that may look nowhere gets NaN.
+        attend: (N, Q, S) bool, True where a query may look, or None for everywhere. A query that may look nowhere gets
+            NaN, and no gradient.
         num_heads: which share the channels C; each has a multiple of 32, on a GPU 16, 32, 64 or 128.
 
     Returns:
         (N, Q, C).
     """
+    if attend is None:
+        attend = query.new_ones((*query.shape[:2], key.shape[1]), dtype=torch.bool)
     operators = torch.ops.mask2former
-    operator = operators.triton_masked_attention if query.is_cuda else operators.masked_attention
-    result: Tensor = operator(query, key, value, attend, num_heads)
+    if query.is_cuda:
+        result: Tensor = operators.triton_masked_attention(query, key, value, attend, num_heads)
+    else:
+        result, _ = operators.masked_attention(query, key, value, attend, num_heads)
     return result
 
 
@@ -56,7 +65,8 @@ def _has_cpu_kernel(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -
 
 def _has_gpu_kernel(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> bool:
     return (
-        torch.compiler.is_compiling()  # from Python, kernels of Triton take longer to launch than they save
+        not torch.is_grad_enabled()
+        and torch.compiler.is_compiling()  # from Python, kernels of Triton take longer to launch than they save
         and not is_exporting()
         and query.dtype in GPU_DTYPES
         and query.dtype == key.dtype == value.dtype

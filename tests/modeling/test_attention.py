@@ -61,18 +61,31 @@ def test_parameters_are_those_of_pytorch() -> None:
 
 
 @pytest.mark.skipif(not _library.load_library(), reason="the native library is not built")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_native_attention(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_attention(dtype: torch.dtype, together: bool, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     attention = MultiheadAttention(64, 2).to(dtype)
     randomise(attention.out_proj)
-    query, key, value = (torch.randn(2, length, 64, dtype=dtype) for length in (3, 70, 70))
-    attend = torch.rand(2, 3, 70) > 0.7
+    query, key, value = (torch.randn(2, length, 64, dtype=dtype, requires_grad=True) for length in (3, 70, 70))
+    key = query if together else key
+    value = value[:, : key.shape[1]]
+    attend = torch.rand(2, 3, key.shape[1]) > 0.7
     attend[:, :, 0] = True
-    expected = attention(query, key, value, attend)  # with gradients, by PyTorch
+    weights = torch.randn(2, 3, 64, dtype=dtype)
+
+    def run() -> list[Tensor]:
+        """The result, and gradients of all that goes in."""
+        result = attention(query, key, value, attend if masked else None)
+        return [result, *torch.autograd.grad(result, [query, key, value, *attention.parameters()], weights)]
+
+    with monkeypatch.context() as context:
+        context.setattr("mask2former.modeling.attention.has_fast_attention", lambda *_: False)
+        expected = run()
     monkeypatch.delattr(F, "scaled_dot_product_attention")
-    with torch.no_grad():
-        actual = attention(query, key, value, attend)
-    torch.testing.assert_close(actual, expected, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=1e-4)
+    for actual, of_pytorch in zip(run(), expected, strict=True):
+        tolerance = 0.1 * max(1.0, float(of_pytorch.abs().max())) if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(actual, of_pytorch, atol=tolerance, rtol=1e-4)
 
 
 @torch.no_grad()

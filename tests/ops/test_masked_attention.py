@@ -1,11 +1,14 @@
 """Masked attention against a softmax in float64."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from attention_cases import exact, make
 from other_instructions import run_with_instructions
+from torch import Tensor
 
 from mask2former.ops import _library
 from mask2former.ops.masked_attention import has_fast_attention, masked_attention
@@ -28,6 +31,34 @@ def test_same_as_a_softmax(size: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.testing.assert_close(result.double(), exact(*problem), rtol=0, atol=TOLERANCE[dtype])
 
 
+def gradients(function: Callable[..., Tensor], *problem: Any) -> list[Tensor]:
+    """Of a weighted sum of a function's result, in the queries, keys and values."""
+    inputs = [x.detach().requires_grad_() for x in problem[:3]]
+    result = function(*inputs, *problem[3:])
+    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
+    return list(torch.autograd.grad(result, inputs, weights.to(result.dtype)))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("size", SIZES)
+def test_gradients(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    problem = make(*size, dtype)
+    of_ours, expected = gradients(masked_attention, *problem), gradients(exact, *problem)
+    for ours, theirs in zip(of_ours, expected, strict=True):
+        assert ours.dtype == dtype
+        # Sums over the queries, of which a key may have many.
+        largest = max(float(theirs.abs().max()), 1.0)
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=0, atol=TOLERANCE[dtype] * largest)
+
+
+def test_no_mask_is_everywhere() -> None:
+    query, key, value, attend, heads = make(2, 9, 70, 2, 32)
+    calls = [(query, key, value, x, heads) for x in (None, torch.ones_like(attend))]
+    results = [[masked_attention(*call), *gradients(masked_attention, *call)] for call in calls]
+    for without, with_mask in zip(*results, strict=True):
+        assert torch.equal(without, with_mask)
+
+
 def test_bfloat16_is_rounded_once() -> None:
     problem = make(*SIZES[-1], torch.bfloat16)
     assert float((masked_attention(*problem) == exact(*problem).bfloat16()).float().mean()) > 0.99
@@ -43,6 +74,10 @@ def test_segments() -> None:
     result = masked_attention(query, key, value, attend, heads)
     expected = exact(query, key, value.nan_to_num(), attend, heads)
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=TOLERANCE[torch.float32])
+    of_ours = gradients(masked_attention, query, key, value, attend, heads)
+    of_exact = gradients(exact, query, key, value.nan_to_num(), attend, heads)
+    for ours, theirs in zip(of_ours, of_exact, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_large_logits() -> None:
@@ -65,11 +100,26 @@ def test_what_is_not_a_number_stays_with_its_query() -> None:
     assert not after[0, others].isnan().any()
 
 
+def test_who_looks_nowhere_has_no_gradient() -> None:
+    query, key, value, attend, heads = make(1, 6, 100, 2, 32)
+    attend[0, 4] = False
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    of_ours = torch.autograd.grad(masked_attention(*inputs, attend, heads)[0, [0, 1, 2, 3, 5]].sum(), inputs)
+    assert not of_ours[0][0, 4].any()
+    attend[0, 4] = True
+    expected = torch.autograd.grad(exact(*inputs, attend, heads)[0, [0, 1, 2, 3, 5]].sum(), inputs)
+    for ours, theirs in zip(of_ours, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 def test_layouts_make_no_difference() -> None:
     query, key, value, attend, heads = make(*SIZES[-1])
     expected = masked_attention(query, key, value, attend, heads)
     turned = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (query, key, value, attend)]
     assert torch.equal(masked_attention(*turned, heads), expected)
+    before = gradients(masked_attention, query, key, value, attend, heads)
+    for x, y in zip(gradients(masked_attention, *turned, heads), before, strict=True):
+        assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("threads", [1, 3, 7])
@@ -78,10 +128,12 @@ def test_threads_make_no_difference(threads: int) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        result = masked_attention(*problem)
+        result, of_ours = masked_attention(*problem), gradients(masked_attention, *problem)
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(result.double(), exact(*problem), rtol=0, atol=TOLERANCE[torch.float32])
+    for ours, theirs in zip(of_ours, gradients(exact, *problem), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(0, 3, 5, 2, 32), (1, 0, 5, 2, 32)])
@@ -90,6 +142,9 @@ def test_empty(size: tuple[int, ...]) -> None:
     arguments = (torch.zeros(n, q, heads * channels), *2 * [torch.zeros(n, s, heads * channels)])
     result = masked_attention(*arguments, torch.ones(n, q, s, dtype=torch.bool), heads)
     assert result.shape == (n, q, heads * channels)
+    for gradient, x in zip(gradients(masked_attention, *arguments, None, heads), arguments, strict=True):
+        assert gradient.shape == x.shape
+        assert not gradient.any()
 
 
 @torch.no_grad()
@@ -103,12 +158,16 @@ def test_what_it_is_for() -> None:
     assert not has_fast_attention(query, key, key, attend[:1], heads)
     assert not has_fast_attention(query, key, key, attend[:, None], heads)
     assert not has_fast_attention(query, key, key, attend, 4)
+    assert has_fast_attention(query, key, key, None, heads)
     with torch.enable_grad():
-        assert not has_fast_attention(query, key, key, attend, heads)
+        assert has_fast_attention(query, key, key, attend, heads)
 
 
 def test_opcheck() -> None:
-    torch.library.opcheck(torch.ops.mask2former.masked_attention.default, make(2, 3, 70, 2, 32))
+    query, key, value, attend, heads = make(2, 3, 70, 2, 32)
+    torch.library.opcheck(torch.ops.mask2former.masked_attention.default, (query, key, value, attend, heads))
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    torch.library.opcheck(torch.ops.mask2former.masked_attention.default, (*inputs, attend, heads))
 
 
 def test_wrong_arguments() -> None:
@@ -132,11 +191,43 @@ def test_wrong_arguments() -> None:
             masked_attention(*wrong, heads)
     with pytest.raises(RuntimeError, match="a multiple of 32 channels, not 64 in 4 heads"):
         masked_attention(query, key, value, attend, 4)
+    backward = torch.ops.mask2former.masked_attention_backward
+    result, logsumexp = torch.ops.mask2former.masked_attention(query, key, value, attend, heads)
+    with pytest.raises(RuntimeError, match=r"expected query \(N, Q, C\)"):
+        backward(result[:, 1:], query, key, value, attend, result, logsumexp, heads)
+    with pytest.raises(RuntimeError, match=r"expected query \(N, Q, C\)"):
+        backward(result, query, key, value, attend, result[:, 1:], logsumexp, heads)
+    with pytest.raises(RuntimeError, match=r"float32 \(N, heads, Q\)"):
+        backward(result, query, key, value, attend, result, logsumexp[:, 1:], heads)
+    with pytest.raises(RuntimeError, match="must be float32 or bfloat16"):
+        backward(result.bfloat16(), query, key, value, attend, result, logsumexp, heads)
+
+
+def test_second_derivatives_are_refused() -> None:
+    query, key, value, attend, heads = make(1, 2, 5, 1, 32)
+    (grad,) = torch.autograd.grad(
+        masked_attention(query.requires_grad_(), key, value, attend, heads).square().sum(), query, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_other_instruction_sets(capability: str, tmp_path: Path) -> None:
     calls = [make(*size, dtype) for size in SIZES for dtype in TOLERANCE]
-    program = "results.extend(operators.masked_attention(*call) for call in calls)"
-    for result, problem in zip(run_with_instructions(capability, program, calls, tmp_path), calls, strict=True):
-        torch.testing.assert_close(result.double(), exact(*problem), rtol=0, atol=TOLERANCE[result.dtype])
+    program = """
+for *problem, gradient in calls:
+    output, logsumexp = operators.masked_attention(*problem)
+    backward = operators.masked_attention_backward(gradient, *problem[:4], output, logsumexp, problem[4])
+    results.append((output, *backward))
+"""
+    weights = [torch.randn(call[0].shape).to(call[0].dtype) for call in calls]
+    with_weights = [(*call, x) for call, x in zip(calls, weights, strict=True)]
+    all_results: Any = run_with_instructions(capability, program, with_weights, tmp_path)
+    for (output, *of_theirs), problem, gradient in zip(all_results, calls, weights, strict=True):
+        tolerance = TOLERANCE[output.dtype]
+        torch.testing.assert_close(output.double(), exact(*problem), rtol=0, atol=tolerance)
+        inputs = [x.requires_grad_() for x in problem[:3]]
+        of_ours = torch.autograd.grad(masked_attention(*inputs, *problem[3:]), inputs, gradient)
+        for ours, theirs in zip(of_ours, of_theirs, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2 * tolerance * max(float(ours.abs().max()), 1.0))

@@ -221,3 +221,16 @@ def test_other_instruction_sets(capability: str, tmp_path: Path) -> None:
     actual_results = run_with_instructions(capability, OTHER_INSTRUCTIONS, calls, tmp_path)
     for actual, wanted in zip(actual_results, expected, strict=True):
         assert relative_error(actual, wanted) < (5e-6 if wanted.dtype == torch.float32 else 2**-7)
+
+
+@pytest.mark.parametrize(
+    ("function", "make"), [(ms_deform_attn, make_inputs), (fused_ms_deform_attn, make_fused_inputs)]
+)
+def test_second_derivatives_are_refused(
+    function: Callable[..., Tensor], make: Callable[[], tuple[Shapes, list[Tensor]]]
+) -> None:
+    shapes, (value, *others) = make()
+    output = function(value.requires_grad_(), shapes, *others)
+    (gradient,) = torch.autograd.grad(output.square().sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

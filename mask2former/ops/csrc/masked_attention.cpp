@@ -1,4 +1,4 @@
-// The operator mask2former::masked_attention on CPU: checks and threads.
+// The operator mask2former::masked_attention on CPU and its gradients: checks and threads.
 #include "masked_attention.h"
 #include "cpu.h"
 #include "schemas.h"
@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <tuple>
 
 namespace mask2former {
 namespace {
@@ -56,12 +57,42 @@ void check(const Tensor& query, const Tensor& key, const Tensor& value, const Te
                   " in ", heads, " heads");
 }
 
-Tensor masked_attention(Tensor query_, Tensor key_, Tensor value_, Tensor attend_, int64_t heads) {
+class GradientThreadScratch {
+ public:
+  GradientThreadScratch(int64_t queries, int64_t head_dim)
+      : rows_(allocate<float>(queries * (2 * head_dim + 1))), block_(allocate<float>(kKeysTogether * 3 * head_dim)),
+        products_(allocate<float>(queries * 2 * kKeysTogether)), groups_(allocate<int64_t>(queries / kQueriesTogether)),
+        queries_(queries), head_dim_(head_dim) {}
+  AttentionGradientScratch get() const {
+    float *const query = rows_.get(), *const grad_output = query + queries_ * head_dim_;
+    float *const keys = block_.get(), *const values = keys + kKeysTogether * head_dim_;
+    float* const weights = products_.get();
+    return {query,  grad_output,
+            grad_output + queries_ * head_dim_,
+            keys,   values,
+            values + kKeysTogether * head_dim_,
+            weights, weights + queries_ * kKeysTogether,
+            groups_.get()};
+  }
+
+ private:
+  std::unique_ptr<float[], Free> rows_, block_, products_;
+  std::unique_ptr<int64_t[], Free> groups_;
+  int64_t queries_, head_dim_;
+};
+
+template <size_t kDims>
+Tensor new_floats(const Tensor& like, const int64_t (&shape)[kDims]) {
+  return torch::stable::new_empty(like, {shape, kDims}, ScalarType::Float);
+}
+
+std::tuple<Tensor, Tensor> masked_attention(Tensor query_, Tensor key_, Tensor value_, Tensor attend_, int64_t heads) {
   check(query_, key_, value_, attend_, heads);
   const Tensor query = torch::stable::contiguous(query_), key = torch::stable::contiguous(key_);
   const Tensor value = torch::stable::contiguous(value_), attend = torch::stable::contiguous(attend_);
   Tensor output = torch::stable::empty_like(query);
   const int64_t images = query.size(0), queries = query.size(1), head_dim = query.size(2) / heads;
+  Tensor logsumexp = new_floats(query, {images, heads, queries});
   const Attention problem = {queries,
                              key.size(1),
                              heads,
@@ -70,7 +101,8 @@ Tensor masked_attention(Tensor query_, Tensor key_, Tensor value_, Tensor attend
                              key.const_data_ptr(),
                              value.const_data_ptr(),
                              static_cast<const uint8_t*>(attend.const_data_ptr()),
-                             output.mutable_data_ptr()};
+                             output.mutable_data_ptr(),
+                             static_cast<float*>(logsumexp.mutable_data_ptr())};
   // A head's keys are packed once for each part of its queries, so that there are no more parts than threads need.
   const int64_t threads = torch::stable::get_num_threads(), rows = images * heads;
   const int64_t groups = (queries + kQueriesTogether - 1) / kQueriesTogether;
@@ -86,7 +118,62 @@ Tensor masked_attention(Tensor query_, Tensor key_, Tensor value_, Tensor attend
         kernel(problem, i / parts / heads, i / parts % heads, first, last, scratch.get());
     }
   });
-  return output;
+  return {output, logsumexp};
+}
+
+std::tuple<Tensor, Tensor, Tensor> masked_attention_backward(Tensor grad_output_, Tensor query_, Tensor key_,
+                                                             Tensor value_, Tensor attend_, Tensor output_,
+                                                             Tensor logsumexp_, int64_t heads) {
+  check(query_, key_, value_, attend_, heads);
+  check(grad_output_, key_, value_, attend_, heads);
+  check(output_, key_, value_, attend_, heads);
+  const int64_t images = query_.size(0), queries = query_.size(1), keys = key_.size(1), head_dim = query_.size(2) / heads;
+  STD_TORCH_CHECK(logsumexp_.is_cpu() && logsumexp_.scalar_type() == ScalarType::Float && logsumexp_.dim() == 3 &&
+                      logsumexp_.size(0) == images && logsumexp_.size(1) == heads && logsumexp_.size(2) == queries,
+                  "masked_attention_backward: expected the logarithms of the forward pass, float32 (N, heads, Q)");
+  const Tensor query = torch::stable::contiguous(query_), key = torch::stable::contiguous(key_);
+  const Tensor value = torch::stable::contiguous(value_), attend = torch::stable::contiguous(attend_);
+  const Tensor output = torch::stable::contiguous(output_), logsumexp = torch::stable::contiguous(logsumexp_);
+  const Tensor grad_output = torch::stable::contiguous(grad_output_);
+  Tensor grad_query = torch::stable::empty_like(query), grad_key = torch::stable::empty_like(key);
+  Tensor grad_value = torch::stable::empty_like(value);
+  // Whole blocks of keys for each thread, in more than one part where there are too few heads.
+  const int64_t threads = torch::stable::get_num_threads(), rows = images * heads;
+  const int64_t blocks = std::max<int64_t>((keys + kKeysTogether - 1) / kKeysTogether, 1);
+  const int64_t parts = rows == 0 ? 1 : std::clamp<int64_t>((threads + rows - 1) / rows, 1, blocks);
+  const int64_t part_keys = (blocks + parts - 1) / parts * kKeysTogether, padded = round_up_queries(queries);
+  Tensor grad_query_parts = new_floats(query, {parts, rows, padded, head_dim});
+  const AttentionGradient problem = {{queries,
+                                      keys,
+                                      heads,
+                                      head_dim,
+                                      query.const_data_ptr(),
+                                      key.const_data_ptr(),
+                                      value.const_data_ptr(),
+                                      static_cast<const uint8_t*>(attend.const_data_ptr()),
+                                      const_cast<void*>(output.const_data_ptr()),
+                                      static_cast<float*>(const_cast<void*>(logsumexp.const_data_ptr()))},
+                                     grad_output.const_data_ptr(),
+                                     grad_query.mutable_data_ptr(),
+                                     grad_key.mutable_data_ptr(),
+                                     grad_value.mutable_data_ptr(),
+                                     static_cast<float*>(grad_query_parts.mutable_data_ptr()),
+                                     images,
+                                     parts};
+  const bool is_bfloat16 = query.scalar_type() == ScalarType::BFloat16;
+  torch::stable::parallel_for(0, rows * parts, 1, [&](int64_t begin, int64_t end) {
+    const GradientThreadScratch scratch(padded, head_dim);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / parts, part = i % parts, first = std::min(keys, part * part_keys);
+      attention_kernels().differentiate[is_bfloat16](problem, row / heads, row % heads, part, first,
+                                                     std::min(keys, first + part_keys), scratch.get());
+    }
+  });
+  torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      attention_kernels().add_parts[is_bfloat16](problem, row / heads, row % heads);
+  });
+  return {grad_query, grad_key, grad_value};
 }
 
 }  // namespace
@@ -96,4 +183,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mask2former, library) { mask2former::define_attent
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CPU, library) {
   library.impl("masked_attention", TORCH_BOX(&mask2former::masked_attention));
+  library.impl("masked_attention_backward", TORCH_BOX(&mask2former::masked_attention_backward));
 }

@@ -147,7 +147,7 @@ template <typename Scalar>
 void attend(const Attention& problem, int64_t image, int64_t head, int64_t begin, int64_t end,
             const AttentionScratch& scratch) {
   const int64_t head_dim = problem.head_dim, keys = problem.num_keys, stride = problem.num_heads * head_dim;
-  const int64_t count = end - begin, padded = (count + kDown - 1) / kDown * kDown;
+  const int64_t count = end - begin, padded = round_up_queries(count);
   const int64_t first_row = image * problem.num_queries + begin;
   const int64_t own = head * head_dim;
   const Scalar* query = static_cast<const Scalar*>(problem.query) + first_row * stride + own;
@@ -185,12 +185,151 @@ void attend(const Attention& problem, int64_t image, int64_t head, int64_t begin
       add_values(scratch.weights, scratch.values, head_dim, shrink, scratch.sums + i * head_dim);
     }
   }
-  for (int64_t i = 0; i < count; ++i)
+  float* logsumexp = problem.logsumexp + (image * problem.num_heads + head) * problem.num_queries + begin;
+  for (int64_t i = 0; i < count; ++i) {
     unpack_row(scratch.sums + i * head_dim, head_dim, 1.0f / scratch.total[i], output + i * stride);
+    logsumexp[i] = scratch.largest[i] + std::log(scratch.total[i]);
+  }
+}
+
+// ---- Gradients of a head ----
+
+// A query's logits become weights, and the gradients of the weights those of the logits.
+MASK2FORMER_INLINE void differentiate_softmax(float* logits, float* gradients, const uint8_t* attend, int64_t keys,
+                                              float logsumexp, float overlap) {
+  Int allowed[kKeysTogether / kLanes] = {};
+  for (int64_t i = 0; i < keys; ++i) {
+    const int32_t all_bits = attend[i] != 0 ? -1 : 0;
+    __builtin_memcpy(reinterpret_cast<char*>(allowed) + i * sizeof(int32_t), &all_bits, sizeof(int32_t));
+  }
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < kKeysTogether; i += kLanes) {
+    const Int mask = allowed[i / kLanes];
+    const Float weight = mask ? exp_of_negative(load<Float>(logits + i) - logsumexp) : Float{};
+    const Float gradient = mask ? weight * (load<Float>(gradients + i) - overlap) : Float{};
+    store(logits + i, weight);
+    store(gradients + i, gradient);
+  }
+}
+
+// For kDown keys from the first on: sums over the groups' queries of a weight times the query's row, to rows that lie
+// `stride` apart.
+template <typename Scalar>
+MASK2FORMER_INLINE void add_rows(const float* weights, const float* rows, const int64_t* groups, int64_t num_groups,
+                                 int64_t head_dim, int64_t keys, Scalar* to, int64_t stride) {
+  for (int64_t channel = 0; channel < head_dim; channel += kHeadDims) {
+    Channels<Scalar, kHeadDims> results[kDown];
+    for (int part = 0; part < kParts; part += 2) {
+      Float sums[kDown][2] = {};
+      for (int64_t group = 0; group < num_groups; ++group) {
+        for (int64_t row = 0; row < kDown; ++row) {
+          const float* from = rows + (groups[group] + row) * head_dim + channel + part * kLanes;
+          const float* weight = weights + (group * kDown + row) * kKeysTogether;
+          const Float vectors[2] = {load<Float>(from), load<Float>(from + kLanes)};
+#pragma GCC unroll 4
+          for (int i = 0; i < kDown; ++i) {
+            sums[i][0] += weight[i] * vectors[0];
+            sums[i][1] += weight[i] * vectors[1];
+          }
+        }
+      }
+      for (int i = 0; i < kDown; ++i) {
+        results[i].part[part] = sums[i][0];
+        results[i].part[part + 1] = sums[i][1];
+      }
+    }
+    for (int i = 0; i < kDown && i < keys; ++i) results[i].store_to(to + i * stride + channel);
+  }
+}
+
+template <typename Scalar>
+void differentiate(const AttentionGradient& problem, int64_t image, int64_t head, int64_t part, int64_t begin, int64_t end,
+                   const AttentionGradientScratch& scratch) {
+  const Attention& forward = problem.forward;
+  const int64_t head_dim = forward.head_dim, keys = forward.num_keys, stride = forward.num_heads * head_dim;
+  const int64_t count = forward.num_queries, padded = round_up_queries(count);
+  const int64_t own = head * head_dim, query_row = image * count, key_row = image * keys;
+  const auto rows_of = [&](const void* array, int64_t row) {
+    return static_cast<const Scalar*>(array) + row * stride + own;
+  };
+  const uint8_t* mask = forward.attend + query_row * keys;
+  const float* logsumexp = forward.logsumexp + (image * forward.num_heads + head) * count;
+  const int64_t which = (part * problem.num_images + image) * forward.num_heads + head;
+  float* grad_query = problem.grad_query_parts + which * padded * head_dim;
+
+  std::memset(scratch.query, 0, padded * head_dim * sizeof(float));
+  std::memset(scratch.grad_output, 0, padded * head_dim * sizeof(float));
+  std::memset(grad_query, 0, padded * head_dim * sizeof(float));
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  for (int64_t i = 0; i < count; ++i) {
+    float *query = scratch.query + i * head_dim, *gradient = scratch.grad_output + i * head_dim;
+    pack_row(rows_of(forward.output, query_row + i), head_dim, 1.0f, query);  // in its place for a moment
+    pack_row(rows_of(problem.grad_output, query_row + i), head_dim, 1.0f, gradient);
+    Float overlap = {};
+    for (int64_t channel = 0; channel < head_dim; channel += kLanes)
+      overlap += load<Float>(query + channel) * load<Float>(gradient + channel);
+    scratch.overlap[i] = sum_lanes(overlap);
+    pack_row(rows_of(forward.query, query_row + i), head_dim, scale, query);
+  }
+  for (int64_t first = begin; first < end; first += kKeysTogether) {
+    const int64_t here = end - first < kKeysTogether ? end - first : kKeysTogether;
+    int64_t num_groups = 0;
+    for (int64_t i = 0; i < count; i += kDown) {
+      const int64_t rows = count - i < kDown ? count - i : kDown;
+      if (any_attends(mask + i * keys + first, keys, rows, here))
+        scratch.groups[num_groups++] = i;
+    }
+    if (num_groups > 0) {
+      pack_keys(rows_of(forward.key, key_row + first), stride, here, head_dim, scratch.keys);
+      pack_keys(rows_of(forward.value, key_row + first), stride, here, head_dim, scratch.values);
+      pack_values(rows_of(forward.key, key_row + first), stride, here, head_dim, scratch.key_rows);
+    }
+    for (int64_t group = 0; group < num_groups; ++group) {
+      const int64_t i = scratch.groups[group], rows = count - i < kDown ? count - i : kDown;
+      float* weights = scratch.weights + group * kDown * kKeysTogether;
+      float* gradients = scratch.grad_logits + group * kDown * kKeysTogether;
+      compute_logits(scratch.query + i * head_dim, scratch.keys, head_dim, weights);
+      compute_logits(scratch.grad_output + i * head_dim, scratch.values, head_dim, gradients);
+      for (int64_t row = 0; row < rows; ++row) {
+        differentiate_softmax(weights + row * kKeysTogether, gradients + row * kKeysTogether,
+                              mask + (i + row) * keys + first, here, logsumexp[i + row], scratch.overlap[i + row]);
+      }
+      std::memset(weights + rows * kKeysTogether, 0, (kDown - rows) * kKeysTogether * sizeof(float));
+      std::memset(gradients + rows * kKeysTogether, 0, (kDown - rows) * kKeysTogether * sizeof(float));
+      const float shrink[kDown] = {1.0f, 1.0f, 1.0f, 1.0f};
+      add_values(gradients, scratch.key_rows, head_dim, shrink, grad_query + i * head_dim);
+    }
+    Scalar* grad_key = static_cast<Scalar*>(problem.grad_key) + (key_row + first) * stride + own;
+    Scalar* grad_value = static_cast<Scalar*>(problem.grad_value) + (key_row + first) * stride + own;
+    for (int64_t i = 0; i < here; i += kDown) {
+      add_rows(scratch.weights + i, scratch.grad_output, scratch.groups, num_groups, head_dim, here - i,
+               grad_value + i * stride, stride);
+      add_rows(scratch.grad_logits + i, scratch.query, scratch.groups, num_groups, head_dim, here - i,
+               grad_key + i * stride, stride);
+    }
+  }
+}
+
+template <typename Scalar>
+void add_parts(const AttentionGradient& problem, int64_t image, int64_t head) {
+  const Attention& forward = problem.forward;
+  const int64_t head_dim = forward.head_dim, stride = forward.num_heads * head_dim, count = forward.num_queries;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  const int64_t size = round_up_queries(count) * head_dim, all = problem.num_images * forward.num_heads * size;
+  float* sum = problem.grad_query_parts + (image * forward.num_heads + head) * size;
+  for (int64_t part = 1; part < problem.num_parts; ++part) {
+    const float* __restrict more = sum + part * all;
+    for (int64_t i = 0; i < size; ++i) sum[i] += more[i];
+  }
+  Scalar* to = static_cast<Scalar*>(problem.grad_query) + image * count * stride + head * head_dim;
+  for (int64_t i = 0; i < count; ++i) unpack_row(sum + i * head_dim, head_dim, scale, to + i * stride);
 }
 
 }  // namespace
 
-const AttentionKernels MASK2FORMER_NAME(attention_, MASK2FORMER_KERNELS) = {{attend<float>, attend<BFloat16>}};
+const AttentionKernels MASK2FORMER_NAME(attention_, MASK2FORMER_KERNELS) = {
+    {attend<float>, attend<BFloat16>},
+    {differentiate<float>, differentiate<BFloat16>},
+    {add_parts<float>, add_parts<BFloat16>}};
 
 }  // namespace mask2former

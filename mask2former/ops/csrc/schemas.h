@@ -39,7 +39,11 @@ void define_mask_operators(Library& library) {
 // Queries (N, Q, C), keys and values (N, S, C), and where a query may look (N, Q, S): see masked_attention.h.
 template <typename Library>
 void define_attention(Library& library) {
-  library.def("masked_attention(Tensor query, Tensor key, Tensor value, Tensor attend, int num_heads) -> Tensor");
+  library.def(
+      "masked_attention(Tensor query, Tensor key, Tensor value, Tensor attend, int num_heads) -> (Tensor, Tensor)");
+  library.def(
+      "masked_attention_backward(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor attend, "
+      "Tensor output, Tensor logsumexp, int num_heads) -> (Tensor, Tensor, Tensor)");
 }
 
 // Embeddings (H, W, C), maps (T, H, W), logits (R, H, W), and points (x, y) on them: see points.h.

@@ -272,7 +272,7 @@ void check_masked_attention() {
   for (uint8_t& x : attend) x = one_in(nothing);
   for (int64_t i = 0; i < images * queries; ++i) attend.begin()[i * keys + i % keys] = 1;
 
-  const int64_t padded = (queries + kQueriesTogether - 1) / kQueriesTogether * kQueriesTogether;
+  const int64_t padded = round_up_queries(queries);
   const Array<float> rows = scratch_array<float>(padded * head_dim), sums = scratch_array<float>(padded * head_dim);
   const Array<float> largest = scratch_array<float>(padded), total = scratch_array<float>(padded);
   const Array<float> packed_keys = scratch_array<float>(head_dim * kKeysTogether);
@@ -280,9 +280,9 @@ void check_masked_attention() {
   const Array<float> weights = scratch_array<float>(kQueriesTogether * kKeysTogether);
   const AttentionScratch scratch = {rows.begin(),        sums.begin(),          largest.begin(), total.begin(),
                                     packed_keys.begin(), packed_values.begin(), weights.begin()};
-  const auto run = [&](const AttentionKernels& kernels, const Array<Scalar>& output) {
-    const Attention problem = {queries,     keys,          heads,          head_dim,      query.begin(),
-                               key.begin(), value.begin(), attend.begin(), output.begin()};
+  const auto run = [&](const AttentionKernels& kernels, const Array<Scalar>& output, const Array<float>& logsumexp) {
+    const Attention problem = {queries,     keys,          heads,          head_dim,       query.begin(),
+                               key.begin(), value.begin(), attend.begin(), output.begin(), logsumexp.begin()};
     for (int64_t i = 0; i < images * heads; ++i) {  // queries in two parts, as between threads
       const auto kernel = kernels.attend[std::is_same<Scalar, uint16_t>::value];
       const int64_t half = queries / 2;
@@ -292,14 +292,58 @@ void check_masked_attention() {
     }
   };
   const Array<Scalar> expected(query.size()), actual(query.size());
-  run(attention_kernels_baseline, expected);
-  run(attention_kernels_avx512, actual);
+  const Array<float> expected_logsumexp(images * heads * queries), actual_logsumexp(images * heads * queries);
+  run(attention_kernels_baseline, expected, expected_logsumexp);
+  run(attention_kernels_avx512, actual, actual_logsumexp);
   char description[200];
   std::snprintf(description, sizeof(description), "N=%d Q=%d S=%d M=%d D=%d", int(images), int(queries), int(keys),
                 int(heads), int(head_dim));
   const bool is_bfloat16 = std::is_same<Scalar, uint16_t>::value;
-  compare(is_bfloat16 ? "masked attention, bfloat16" : "masked attention", actual, expected,
-          is_bfloat16 ? 1e-2 : 2e-6, description);
+  const std::string name = is_bfloat16 ? "masked attention, bfloat16" : "masked attention";
+  const double tolerance = is_bfloat16 ? 1e-2 : 2e-6;
+  compare(name, actual, expected, tolerance, description);
+  compare(name + " logsumexp", actual_logsumexp, expected_logsumexp, 2e-6, description);
+
+  // The gradients of both are made of the same results.
+  const Array<Scalar> grad_output(query.size());
+  fill(grad_output);
+  const int64_t parts = any_of(1, 2), blocks = (keys + kKeysTogether - 1) / kKeysTogether;
+  const int64_t part_keys = (blocks + parts - 1) / parts * kKeysTogether;
+  struct Gradients {
+    Array<Scalar> query, key, value;
+  };
+  const Gradients of_baseline{Array<Scalar>(query.size()), Array<Scalar>(key.size()), Array<Scalar>(key.size())};
+  const Gradients of_avx512{Array<Scalar>(query.size()), Array<Scalar>(key.size()), Array<Scalar>(key.size())};
+  const auto differentiate = [&](const AttentionKernels& kernels, const Gradients& gradients) {
+    const Array<float> grad_query_parts(parts * images * heads * padded * head_dim);
+    const AttentionGradient problem = {
+        {queries, keys, heads, head_dim, query.begin(), key.begin(), value.begin(), attend.begin(), expected.begin(),
+         expected_logsumexp.begin()},
+        grad_output.begin(), gradients.query.begin(), gradients.key.begin(), gradients.value.begin(),
+        grad_query_parts.begin(), images, parts};
+    const Array<float> scaled = scratch_array<float>(padded * head_dim), packed = scratch_array<float>(padded * head_dim);
+    const Array<float> overlap = scratch_array<float>(padded), key_rows = scratch_array<float>(head_dim * kKeysTogether);
+    const Array<float> products = scratch_array<float>(padded * kKeysTogether);
+    const Array<float> grad_logits = scratch_array<float>(padded * kKeysTogether);
+    const Array<int64_t> groups = scratch_array<int64_t>(padded / kQueriesTogether);
+    const AttentionGradientScratch memory = {scaled.begin(),        packed.begin(),   overlap.begin(),
+                                             packed_keys.begin(),   packed_values.begin(), key_rows.begin(),
+                                             products.begin(),      grad_logits.begin(),   groups.begin()};
+    const bool which = std::is_same<Scalar, uint16_t>::value;
+    for (int64_t i = 0; i < images * heads; ++i) {
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t first = std::min(keys, part * part_keys), last = std::min(keys, first + part_keys);
+        kernels.differentiate[which](problem, i / heads, i % heads, part, first, last, memory);
+      }
+      kernels.add_parts[which](problem, i / heads, i % heads);
+    }
+  };
+  differentiate(attention_kernels_baseline, of_baseline);
+  differentiate(attention_kernels_avx512, of_avx512);
+  const double cancelled = is_bfloat16 ? 1e-2 : 1e-5;  // differences of sums over channels, 0 for a single key
+  compare(name + " grad_query", of_avx512.query, of_baseline.query, cancelled, description);
+  compare(name + " grad_key", of_avx512.key, of_baseline.key, cancelled, description);
+  compare(name + " grad_value", of_avx512.value, of_baseline.value, tolerance, description);
 }
 
 // ---- Points ----
@@ -397,7 +441,7 @@ int main(int count, char** arguments) {
     check_masks_at_points<int32_t>();
     check_uncertain();
   }
-  for (const auto& [what, error] : worst) std::printf("%-32s largest error %.2g\n", what.c_str(), error);
+  for (const auto& [what, error] : worst) std::printf("%-40s largest error %.2g\n", what.c_str(), error);
   std::printf("%s: %d problems of each kind\n", failed ? "FAIL" : "PASS", problems);
   std::fflush(stdout);
   tcdrain(STDOUT_FILENO);  // a serial console is slow, and this may be the only process of its machine
