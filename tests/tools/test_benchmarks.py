@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mask2former.evaluation.backend import has_hotcoco
+from mask2former.ops._library import load_library
 
 BENCHMARKS = Path(__file__).parents[2] / "tools" / "benchmarks"
 
@@ -54,6 +55,20 @@ def test_loss(masks: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert set(figures["seconds"]) == {"matching", "losses", "backward"}
     # Those of ten layers at once: one by one they would be about 2000.
     assert 100 < sum(figures["launches"].values()) < 450
+
+
+def test_masked_attention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if not load_library():
+        pytest.skip("the native library is not built")
+    figures = run(monkeypatch, tmp_path / "a.json", "masked_attention.py", "--rounds", "1", "--sides", "16")
+    assert list(figures) == ["16x16, float32", "16x16, bfloat16"]
+    assert figures["16x16, float32"]["native"]["error"] < 1e-5
+
+
+def test_launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = ("--launches", "--rounds", "1", "--size", "64", "64", "--batch", "1", "--contenders", "ours, bfloat16")
+    figures = run(monkeypatch, tmp_path / "a.json", "training_step.py", *options)
+    assert 3000 < figures["launches"]["ours, bfloat16"] < 4000  # more than 4400 with batch norms as they are
 
 
 @pytest.mark.slow
