@@ -1,6 +1,7 @@
 """Faster convolutions and linear layers, on CPUs by the native operators."""
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -21,9 +22,10 @@ __all__ = [
     "use_plain_layers",
 ]
 
-_KEPT = "_kept_affine"  # an attribute of convolutions, for _find_affine
+# Of each convolution what _find_affine keeps. Not in the convolution, whose copies have statistics of their own.
+_KEPT: "WeakKeyDictionary[nn.Module, _Kept]" = WeakKeyDictionary()
 
-# No module is made of these classes: `use_faster_layers` changes the class of layers, whose parameters and names stay.
+# No module is made of these classes: the functions below change the class of layers, whose parameters and names stay.
 
 
 class FasterLinear(nn.Linear):
@@ -40,17 +42,17 @@ class FasterConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H, W)."""
         weight, bias = self.weight, self.bias
-        follows = [getattr(self, name, None) for name in ("norm", "activation")]
-        is_trained = torch.is_grad_enabled() and not is_recording()
-        if is_trained and type(follows[0]) is FrozenBatchNorm2d:
-            weight, bias = _fold(self, follows.pop(0))
+        norm, activation = getattr(self, "norm", None), getattr(self, "activation", None)
+        is_trained = torch.is_grad_enabled() and not is_recording()  # graphs need nothing of what follows
+        if is_trained and type(norm) is FrozenBatchNorm2d:
+            weight, bias = _fold(self, norm)
+            norm = None
         native = x.dim() == 4 and has_native_float32(x)
         x = self.convolve(x, weight, bias) if native else self._conv_forward(x, weight, bias)
         if native and is_trained:
             x = _Whole.apply(x)
-        for module in follows:
-            x = x if module is None else module(x)
-        return x
+        x = x if norm is None else norm(x)
+        return x if activation is None else activation(x)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution alone, of (N, C, H, W) that the native operators take."""
@@ -82,8 +84,9 @@ class WinogradConv2d(FasterConv2d):
 
 def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weights and bias of a convolution with a frozen batch norm after it."""
-    device = conv.weight.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else conv.weight.dtype
+    device, dtype = conv.weight.device.type, conv.weight.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
+        dtype = torch.get_autocast_dtype(device)
     scale, bias = _find_affine(conv, norm, dtype)
     if conv.bias is not None:
         bias = (bias + conv.bias * scale.flatten()).to(dtype)
@@ -91,26 +94,37 @@ def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
+class _Kept(NamedTuple):
+    statistics: tuple[Tensor, ...]
+    state: list[Any]
+    affine: tuple[Tensor, Tensor]
+
+
 def _find_affine(conv: nn.Conv2d, norm: FrozenBatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What a frozen batch norm multiplies by, (C, 1, 1, 1), and adds, (C,); kept until it gets other statistics."""
+    """What a frozen batch norm multiplies by, (C, 1, 1, 1), and adds, (C,).
+
+    Kept until it gets other statistics, which it does not see where these are written through ``.data``.
+    """
     statistics = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     state = [dtype, *(x._version for x in statistics)]
-    kept = conv.__dict__.get(_KEPT)
-    if kept is None or state != kept[1] or any(x is not y for x, y in zip(statistics, kept[0], strict=True)):
+    kept = _KEPT.get(conv)
+    if kept is None or state != kept.state or any(x is not y for x, y in zip(statistics, kept.statistics, strict=True)):
         with torch.no_grad():
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
             affine = scale[:, None, None, None], (norm.bias - norm.running_mean * scale).to(dtype)
-        kept = conv.__dict__[_KEPT] = (statistics, state, affine)
-    result: tuple[Tensor, Tensor] = kept[2]
-    return result
+        kept = _KEPT[conv] = _Kept(statistics, state, affine)
+    return kept.affine
 
 
 class _Whole(torch.autograd.Function):
     """What was a view is a tensor of its own to autograd, which copies gradients where a ReLU writes into a view."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return x.new_empty(0).set_(cast(Any, x))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None: ...
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
@@ -121,9 +135,12 @@ class _Scale(torch.autograd.Function):
     """Weights times a constant, in the type that a convolution takes; conversions and products are one pass each."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(scale)
+    def forward(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.mul(weight, scale, out=torch.empty_like(weight, dtype=dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, torch.dtype], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
@@ -141,10 +158,10 @@ def prepare_for_training(model: nn.Module) -> nn.Module:
     keep_position_encodings(model)
     if all(x.device.type == "cpu" for x in model.parameters()):
         use_faster_layers(model, trained=True)
-    else:
-        for module in model.modules():
-            if type(module) is Conv2d:
-                _fold_when_it_runs(module)
+        return model
+    for module in model.modules():
+        if type(module) is Conv2d:
+            _fold_when_it_runs(module)
     return model
 
 
@@ -166,7 +183,7 @@ def use_faster_layers(model: nn.Module, *, trained: bool) -> None:
 
 
 def use_plain_layers(model: nn.Module) -> None:
-    """Take back what :func:`use_faster_layers` did, in place."""
+    """Give convolutions and linear layers their classes back, in place."""
     for module in model.modules():
         layer = cast(Any, module)  # whose class may be anything
         if isinstance(module, FasterLinear):
@@ -174,7 +191,6 @@ def use_plain_layers(model: nn.Module) -> None:
         elif isinstance(module, FasterConv2d):
             if isinstance(module, WinogradConv2d):
                 del module.transformed
-            module.__dict__.pop(_KEPT, None)
             layer.__class__ = Conv2d if hasattr(module, "norm") else nn.Conv2d
 
 

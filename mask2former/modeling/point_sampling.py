@@ -31,7 +31,8 @@ def sample_logits(logits: Tensor | Sequence[Tensor], points: Tensor) -> Tensor:
         return torch.cat([sample_logits(one[None], where[None]) for one, where in zip(logits, points, strict=True)])
     if isinstance(logits, QueryMasks) and logits.features.dim() == 3 and points.shape[1] < logits.shape[-2:].numel():
         # Bilinear samples and products with embeddings are both linear, so they can be swapped.
-        pixels = _sample_pixels(logits.features, points).to(logits.dtype)  # (L, P, C)
+        features = logits.features.to(torch.promote_types(logits.features.dtype, logits.dtype))
+        pixels = _sample_pixels(features, points).to(logits.dtype)  # (L, P, C)
         if len(pixels) == 1:  # with a batch, PyTorch copies all pixels in bfloat16 on a CPU
             return linear(pixels[0], logits.embeddings[0]).T[None].float()
         return (logits.embeddings @ pixels.mT).float()
@@ -73,7 +74,7 @@ def sample_binary_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
     Returns:
         (..., R, P) float32 in 0..1; outside the mask is 0.
     """
-    if has_native_points(points):
+    if has_native_points(points) and masks.dtype == torch.bool:
         rows_of_points = points.flatten(0, -4) if points.dim() > 3 else points[None]
         samples = sample_masks(*_maps(masks, rows), rows_of_points)
         return samples.view(*points.shape[:-3], *samples.shape[1:])
@@ -154,8 +155,8 @@ def uncertain_points(logits: Tensor, candidates: Tensor, uniform: Tensor, num_po
     """
     count = num_points - uniform.shape[1]
     logits = logits.detach()
-    if has_native_points(candidates):
-        return torch.cat([most_uncertain(logits, candidates, count), uniform], dim=1)
+    if has_native_points(candidates, logits):
+        return torch.cat([most_uncertain(logits.float(), candidates, count), uniform], dim=1)
     certainty = sample_logits(logits[:, None], candidates)[:, 0].abs()
     chosen = certainty.topk(count, dim=1, largest=False, sorted=False).indices
     return torch.cat([candidates.gather(1, chosen[..., None].expand(-1, -1, 2)), uniform], dim=1)

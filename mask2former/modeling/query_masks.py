@@ -70,7 +70,7 @@ class QueryMasks(LazyTensor):
         return masks.unflatten(-1, self.shape[-2:])
 
     def pixels(self) -> Tensor:
-        """The per-pixel embedding as rows of channels (N, HW, C), or (HW, C), a view in ``channels_last``."""
+        """The per-pixel embedding as rows of channels (N, HW, C), or (HW, C), a view where types are the same."""
         return self.features.to(self.embeddings.dtype).movedim(-3, -1).flatten(-3, -2)
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -103,7 +103,8 @@ def masks_by_image(predictions: Sequence[Tensor]) -> list[Tensor | Sequence[Tens
     if joined is None:
         return list(zip(*predictions, strict=True))
     by_layer = joined.embeddings.unflatten(1, (len(predictions), -1))
-    return [QueryMasks(*of_image) for of_image in zip(by_layer, joined.features, strict=True)]
+    features = joined.features.contiguous(memory_format=torch.channels_last)  # for all layers, which sample pixels
+    return [QueryMasks(*of_image) for of_image in zip(by_layer, features, strict=True)]
 
 
 def select_masks(

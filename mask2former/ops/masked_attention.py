@@ -27,6 +27,7 @@ def has_fast_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor
     return (
         fits
         and query.shape[0] == key.shape[0]
+        and query.dtype == key.dtype == value.dtype
         and (_has_gpu_kernel if query.is_cuda else _has_cpu_kernel)(query, key, value, num_heads)
     )
 
@@ -34,7 +35,7 @@ def has_fast_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None, num_heads: int) -> Tensor:
     """Softmax over the keys that a query may look at, and the sum of their values; softmax and sums are in float32.
 
-    On a CPU its first gradients are known.
+    On a CPU gradients are known, but no second or forward-mode derivatives.
 
     Args:
         query: (N, Q, C) float32 or bfloat16, on a GPU also float16.
@@ -69,7 +70,6 @@ def _has_gpu_kernel(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -
         and torch.compiler.is_compiling()  # from Python, kernels of Triton take longer to launch than they save
         and not is_exporting()
         and query.dtype in GPU_DTYPES
-        and query.dtype == key.dtype == value.dtype
         and query.shape[-1] in [num_heads * x for x in GPU_CHANNELS]
         and _load_triton(query.device.index)
     )

@@ -15,14 +15,14 @@ _CHANNELS = 32  # numbers of channels are multiples of this
 
 
 def has_native_points(points: Tensor, *others: Tensor, channels: int = 0) -> bool:
-    """Whether the native operators take these: float32 points on a CPU, nothing recorded or differentiated."""
+    """Whether the native operators take these: float32 points on a CPU, others in float32 or bfloat16, no gradients."""
     return (
         points.device.type == "cpu"
         and points.dtype == torch.float32
         and channels % _CHANNELS == 0
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in (points, *others)))
         and not is_recording()
-        and has_native_kernel(points)
+        and all(map(has_native_kernel, (points, *others)))
     )
 
 

@@ -288,8 +288,18 @@ def test_new_statistics_of_a_frozen_batch_norm_are_used_at_once() -> None:
     model.stem.norm.running_mean = torch.ones(16)
     other.stem.norm.running_mean = torch.ones(16)
     torch.testing.assert_close(model(images), other(images), rtol=0, atol=1e-5)
+    for x in model.buffers():  # which a copy has as well, in another number of steps
+        x.add_(0)
+    model(images)
+    copied = copy.deepcopy(model)
+    last = Block()
+    for _ in range(4):
+        copied.load_state_dict(last.state_dict())
+        torch.testing.assert_close(copied(images), last(images), rtol=0, atol=1e-5)
     model.double()
-    torch.testing.assert_close(model(images.double()), other.double()(images.double()))
+    images = images.double()
+    with torch.autocast("cpu", torch.bfloat16):  # which leaves float64 alone
+        torch.testing.assert_close(model(images), other.double()(images))
 
 
 @torch.no_grad()

@@ -73,6 +73,23 @@ def test_samples_for_matching(layers: int, memory_format: torch.memory_format, d
     torch.testing.assert_close(samples, expected, atol=precision, rtol=precision / 4)
 
 
+@torch.no_grad()
+def test_other_types() -> None:
+    points, features = torch.rand(1, 60, 2), torch.randn(32, 9, 8)
+    for of_features, of_embeddings in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
+        masks = QueryMasks(torch.randn(1, 4, 32).to(of_embeddings), features.to(of_features))
+        expected = sample_logits(masks.full(), points)
+        torch.testing.assert_close(sample_logits(masks, points), expected, atol=1e-5, rtol=1e-5)
+    logits, candidates = torch.randn(3, 9, 8), torch.rand(3, 50, 2)
+    expected = uncertain_points(logits, candidates, candidates[:, :5], 20)
+    assert expected.shape == (3, 20, 2)
+    assert uncertain_points(logits.double(), candidates, candidates[:, :5], 20).shape == (3, 20, 2)
+    binary, rows, points = torch.rand(3, 7, 9) > 0.5, torch.arange(3), torch.rand(3, 30, 2)
+    expected = sample_binary_masks(binary, rows, points)
+    for dtype in (torch.float32, torch.int64):
+        torch.testing.assert_close(sample_binary_masks(binary.to(dtype), rows, points), expected, atol=1e-5, rtol=0)
+
+
 def test_layers_that_have_no_embedding_in_common() -> None:
     layers, points = [torch.randn(4, 5, 7), torch.randn(4, 5, 7)], torch.rand(2, 30, 2)
     expected = [sample_logits(masks[None], where[None])[0] for masks, where in zip(layers, points, strict=True)]

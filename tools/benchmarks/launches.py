@@ -12,15 +12,16 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mask2former.modeling import criterion, faster_layers, matcher, point_sampling
+from mask2former.modeling import attention, criterion, faster_layers, matcher, point_sampling
 from mask2former.ops import linear, winograd
 
 # Operators that give a GPU nothing to do.
 NO_KERNEL = {
     "alias", "as_strided", "contiguous", "detach", "expand", "expand_as", "flatten", "lift_fresh", "mT", "narrow",
-    "numpy_T", "permute", "reshape", "resolve_conj", "resolve_neg", "select", "slice", "split", "split_with_sizes",
-    "squeeze", "t", "to", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as", "_reshape_alias",
-    "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_",
+    "numpy_T", "permute", "promote_types", "reshape", "resolve_conj", "resolve_neg", "select", "slice", "split",
+    "split_with_sizes", "squeeze", "t", "to", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as",
+    "_reshape_alias", "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided",
+    "resize_",
 }  # fmt: skip
 
 
@@ -37,6 +38,7 @@ def as_on_a_gpu() -> Iterator[None]:
             stack.enter_context(mock.patch.object(module, "group_layers", lambda count, *_: [slice(0, count)]))
         for module in (faster_layers, linear, winograd):
             stack.enter_context(mock.patch.object(module, "has_native_float32", return_value=False))
+        stack.enter_context(mock.patch.object(attention, "has_fast_attention", return_value=False))
         stack.enter_context(mock.patch.object(point_sampling, "has_native_points", return_value=False))
         yield
 

@@ -263,7 +263,7 @@ void differentiate(const AttentionGradient& problem, int64_t image, int64_t head
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   for (int64_t i = 0; i < count; ++i) {
     float *query = scratch.query + i * head_dim, *gradient = scratch.grad_output + i * head_dim;
-    pack_row(rows_of(forward.output, query_row + i), head_dim, 1.0f, query);  // in its place for a moment
+    pack_row(rows_of(forward.output, query_row + i), head_dim, 1.0f, query);  // which has this memory after it
     pack_row(rows_of(problem.grad_output, query_row + i), head_dim, 1.0f, gradient);
     Float overlap = {};
     for (int64_t channel = 0; channel < head_dim; channel += kLanes)
