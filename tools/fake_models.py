@@ -48,7 +48,7 @@ def run_model(model: nn.Module, size: tuple[int, int], all_masks: bool = False, 
     # Of the module alone, so that there is no dropout.
     training = mock.patch.object(head.predictor, "training", True) if all_masks or in_training else nullcontext()
     whole = mock.patch.object(query_masks, "QueryMasks", _whole_masks) if all_masks else nullcontext()
-    with mode_of(model), _deformable_attention_as_one_operator(), _attention_by_pytorch(), training, whole:
+    with mode_of(model), _deformable_attention_as_one_operator(), _products_by_pytorch(), training, whole:
         images = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
         return predict(backbone(images))
 
@@ -120,11 +120,12 @@ _deformable_attention.register_autograd(
 
 
 @contextmanager
-def _attention_by_pytorch() -> Iterator[None]:
+def _products_by_pytorch() -> Iterator[None]:
     """By its operators, which are counted."""
     module = importlib.import_module("mask2former.modeling.attention")
     with (
         mock.patch.object(module, "linear", F.linear),
+        mock.patch.object(query_masks, "linear", F.linear),
         mock.patch.object(module, "has_fast_attention", return_value=False),
     ):
         yield
