@@ -43,7 +43,7 @@ class FasterConv2d(nn.Conv2d):
         """(N, C, H, W) to (N, K, H, W)."""
         weight, bias = self.weight, self.bias
         norm, activation = getattr(self, "norm", None), getattr(self, "activation", None)
-        is_trained = torch.is_grad_enabled() and not is_recording()  # graphs need nothing of what follows
+        is_trained = torch.is_grad_enabled() and not is_recording()  # compilers fuse what follows themselves
         if is_trained and type(norm) is FrozenBatchNorm2d:
             weight, bias = _fold(self, norm)
             norm = None
@@ -84,14 +84,24 @@ class WinogradConv2d(FasterConv2d):
 
 def _fold(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weights and bias of a convolution with a frozen batch norm after it."""
-    device, dtype = conv.weight.device.type, conv.weight.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
-        dtype = torch.get_autocast_dtype(device)
+    dtype = _find_dtype(conv.weight)
     scale, bias = _find_affine(conv, norm, dtype)
     if conv.bias is not None:
         bias = (bias + conv.bias * scale.flatten()).to(dtype)
     weight: Tensor = _Scale.apply(conv.weight, scale, dtype)
     return weight, bias
+
+
+def _find_dtype(weight: Tensor) -> torch.dtype:
+    """The type that a convolution with these weights computes in, which autocast may say."""
+    device = weight.device.type
+    if (
+        weight.dtype == torch.float64  # which autocast leaves alone
+        or not torch.amp.is_autocast_available(device)
+        or not torch.is_autocast_enabled(device)
+    ):
+        return weight.dtype
+    return torch.get_autocast_dtype(device)
 
 
 class _Kept(NamedTuple):

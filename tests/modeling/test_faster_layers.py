@@ -277,6 +277,8 @@ def test_what_is_not_on_a_cpu() -> None:
         "1.narrow",
     ]
     assert {type(x) for x in model.modules() if isinstance(x, FasterConv2d)} == {FasterConv2d}
+    model[1](torch.randn(1, 3, 64, 64, device="meta")).sum().backward()
+    assert model[1].stem.weight.grad is not None
 
 
 def test_new_statistics_of_a_frozen_batch_norm_are_used_at_once() -> None:
