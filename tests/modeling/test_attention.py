@@ -77,7 +77,7 @@ def test_native_attention(dtype: torch.dtype, together: bool, masked: bool, monk
     def run() -> list[Tensor]:
         """The result, and gradients of all that goes in."""
         result = attention(query, key, value, attend if masked else None)
-        return [result, *torch.autograd.grad(result, [query, key, value, *attention.parameters()], weights)]
+        return [result.detach(), *torch.autograd.grad(result, [query, key, value, *attention.parameters()], weights)]
 
     with monkeypatch.context() as context:
         context.setattr("mask2former.modeling.attention.has_fast_attention", lambda *_: False)
