@@ -127,7 +127,8 @@ std::tuple<Tensor, Tensor, Tensor> masked_attention_backward(Tensor grad_output_
   check(query_, key_, value_, attend_, heads);
   check(grad_output_, key_, value_, attend_, heads);
   check(output_, key_, value_, attend_, heads);
-  const int64_t images = query_.size(0), queries = query_.size(1), keys = key_.size(1), head_dim = query_.size(2) / heads;
+  const int64_t images = query_.size(0), queries = query_.size(1), keys = key_.size(1);
+  const int64_t head_dim = query_.size(2) / heads;
   STD_TORCH_CHECK(logsumexp_.is_cpu() && logsumexp_.scalar_type() == ScalarType::Float && logsumexp_.dim() == 3 &&
                       logsumexp_.size(0) == images && logsumexp_.size(1) == heads && logsumexp_.size(2) == queries,
                   "masked_attention_backward: expected the logarithms of the forward pass, float32 (N, heads, Q)");

@@ -54,8 +54,8 @@ struct AttentionKernels {
   // The output for queries begin..end.
   void (*attend[2])(const Attention&, int64_t image, int64_t head, int64_t begin, int64_t end, const AttentionScratch&);
   // The gradients of keys and values begin..end, where blocks of keys begin, and one part of that of the queries.
-  void (*differentiate[2])(const AttentionGradient&, int64_t image, int64_t head, int64_t part, int64_t begin, int64_t end,
-                           const AttentionGradientScratch&);
+  void (*differentiate[2])(const AttentionGradient&, int64_t image, int64_t head, int64_t part, int64_t begin,
+                           int64_t end, const AttentionGradientScratch&);
   // The gradient of the queries.
   void (*add_parts[2])(const AttentionGradient&, int64_t image, int64_t head);
 };

@@ -243,8 +243,8 @@ MASK2FORMER_INLINE void add_rows(const float* weights, const float* rows, const 
 }
 
 template <typename Scalar>
-void differentiate(const AttentionGradient& problem, int64_t image, int64_t head, int64_t part, int64_t begin, int64_t end,
-                   const AttentionGradientScratch& scratch) {
+void differentiate(const AttentionGradient& problem, int64_t image, int64_t head, int64_t part, int64_t begin,
+                   int64_t end, const AttentionGradientScratch& scratch) {
   const Attention& forward = problem.forward;
   const int64_t head_dim = forward.head_dim, keys = forward.num_keys, stride = forward.num_heads * head_dim;
   const int64_t count = forward.num_queries, padded = round_up_queries(count);

@@ -117,8 +117,8 @@ Tensor most_uncertain(Tensor logits_, Tensor candidates_, int64_t chosen) {
   torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
     const auto certainty = allocate<float>(count);
     for (int64_t row = begin; row < end; ++row) {
-      point_kernels().most_uncertain(from + row * size.height * size.width, size, point + 2 * row * count, count, chosen,
-                                     certainty.get(), to + 2 * row * chosen);
+      point_kernels().most_uncertain(from + row * size.height * size.width, size, point + 2 * row * count, count,
+                                     chosen, certainty.get(), to + 2 * row * chosen);
     }
   });
   return output;

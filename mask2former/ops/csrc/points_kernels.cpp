@@ -111,8 +111,8 @@ void sample_masks(const void* maps_, MapSize size, const MaskRows& masks, const 
 
 // ---- The most uncertain points ----
 
-// Of numbers that are not negative, NaN counting as the largest, the `rank`th in increasing order (from 1), as its bits,
-// and how many are smaller. Bits of such numbers are in the same order as the numbers.
+// Of numbers that are not negative, NaN counting as the largest, the `rank`th in increasing order (from 1), as its
+// bits, and how many are smaller. Bits of such numbers are in the same order as the numbers.
 MASK2FORMER_INLINE int32_t select(const float* numbers, int64_t count, int64_t rank, int64_t& smaller_ones) {
   int32_t found = 0;
   smaller_ones = 0;

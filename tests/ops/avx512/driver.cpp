@@ -321,8 +321,9 @@ void check_masked_attention() {
          expected_logsumexp.begin()},
         grad_output.begin(), gradients.query.begin(), gradients.key.begin(), gradients.value.begin(),
         grad_query_parts.begin(), images, parts};
-    const Array<float> scaled = scratch_array<float>(padded * head_dim), packed = scratch_array<float>(padded * head_dim);
-    const Array<float> overlap = scratch_array<float>(padded), key_rows = scratch_array<float>(head_dim * kKeysTogether);
+    const Array<float> scaled = scratch_array<float>(padded * head_dim), overlap = scratch_array<float>(padded);
+    const Array<float> packed = scratch_array<float>(padded * head_dim);
+    const Array<float> key_rows = scratch_array<float>(head_dim * kKeysTogether);
     const Array<float> products = scratch_array<float>(padded * kKeysTogether);
     const Array<float> grad_logits = scratch_array<float>(padded * kKeysTogether);
     const Array<int64_t> groups = scratch_array<int64_t>(padded / kQueriesTogether);
