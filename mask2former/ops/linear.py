@@ -3,7 +3,7 @@
 PyTorch asks oneDNN for convolutions, and MKL for products of matrices, which knows AVX-512 on Intel's processors only.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from ._library import has_native_kernel
 from .recording import is_inference_on_gpu, is_recording
 
-__all__ = ["has_native_float32", "has_onednn", "linear", "linear_relu"]
+__all__ = ["has_native_float32", "has_onednn", "linear", "linear_relu", "without_base"]
 
 # For fewer multiplications than these, arranging the weights takes longer than it saves.
 _FEW_MULTIPLICATIONS = 256**3
@@ -74,13 +74,17 @@ def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
     return torch._addmm_activation(bias, rows, weight.t()).unflatten(0, x.shape[:-1])
 
 
+def without_base(x: Tensor) -> Tensor:
+    """For autograd's functions: the same memory as a tensor of its own, not a view of another."""
+    return x.new_empty(0).set_(cast(Any, x))  # whose overload for tensors PyTorch does not declare
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        result = torch.ops.mask2former.linear(x, weight, bias)
         # To autograd the result is a view of the convolution's, into which nobody could write.
-        return result.new_empty(0).set_(result)
+        return without_base(torch.ops.mask2former.linear(x, weight, bias))
 
     @staticmethod
     @once_differentiable

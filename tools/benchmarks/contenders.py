@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 __all__ = [
     "ALLOCATORS",
@@ -25,6 +26,7 @@ __all__ = [
     "add_arguments",
     "device_name",
     "our_config",
+    "relative_error",
     "start",
     "their_model",
     "write_json",
@@ -132,6 +134,11 @@ def device_name(device: str) -> str:
     from mask2former.inference.benchmark import cpu_name
 
     return torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """The largest error, relative to the largest number."""
+    return float((actual.double() - expected).abs().max() / expected.abs().max())
 
 
 def write_json(file: Path | None, figures: Any) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from contenders import device_name, write_json
+from contenders import device_name, relative_error, write_json
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -100,11 +100,6 @@ def attend_by_pytorch(query: Tensor, key: Tensor, value: Tensor, attend: Tensor,
     """Attention of (N, Q, C) and (N, S, C) with one mask (N, Q, S) for all heads."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attend[:, None]).transpose(1, 2).flatten(2)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """The largest error, relative to the largest number."""
-    return float((actual.double() - expected).abs().max() / expected.abs().max())
 
 
 if __name__ == "__main__":

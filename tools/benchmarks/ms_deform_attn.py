@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import Contender, write_json
+from contenders import Contender, relative_error, write_json
 from torch import Tensor
 
 Shapes = list[tuple[int, int]]
@@ -114,11 +114,6 @@ def compare(size: str, rounds: int, device: str) -> dict[str, dict[str, Any]]:
         times = f"{result['forward_ms']:8.3f} ms {result['backward_ms']:8.3f} ms"
         print(f"{name:24} {times}  {result['error']:.0e}   {'; '.join(ratios)}", flush=True)
     return results
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """The largest error, relative to the largest number."""
-    return float((actual.double() - expected).abs().max() / expected.abs().max())
 
 
 def start(contender: str, size: str, device: str) -> Contender:

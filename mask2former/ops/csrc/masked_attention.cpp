@@ -81,37 +81,52 @@ class GradientThreadScratch {
   int64_t queries_, head_dim_;
 };
 
-template <size_t kDims>
-Tensor new_floats(const Tensor& like, const int64_t (&shape)[kDims]) {
-  return torch::stable::new_empty(like, {shape, kDims}, ScalarType::Float);
+// The inputs of a call, contiguous, and the problem that they are, without results.
+struct AttentionInputs {
+  Tensor query, key, value, attend;
+  int64_t images, rows;  // a row is a head of an image
+  bool is_bfloat16;
+  Attention problem;
+
+  AttentionInputs(const Tensor& query_, const Tensor& key_, const Tensor& value_, const Tensor& attend_, int64_t heads)
+      : query(torch::stable::contiguous(query_)), key(torch::stable::contiguous(key_)),
+        value(torch::stable::contiguous(value_)), attend(torch::stable::contiguous(attend_)) {
+    check(query, key, value, attend, heads);
+    images = query.size(0);
+    rows = images * heads;
+    is_bfloat16 = query.scalar_type() == ScalarType::BFloat16;
+    problem = {query.size(1),
+               key.size(1),
+               heads,
+               query.size(2) / heads,
+               query.const_data_ptr(),
+               key.const_data_ptr(),
+               value.const_data_ptr(),
+               static_cast<const uint8_t*>(attend.const_data_ptr()),
+               nullptr,
+               nullptr};
+  }
+};
+
+// Into how many parts to split the pieces of every row: not more than threads need, for each part packs anew.
+int64_t count_parts(int64_t rows, int64_t pieces) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return rows == 0 ? 1 : std::clamp<int64_t>((threads + rows - 1) / rows, 1, std::max<int64_t>(pieces, 1));
 }
 
-std::tuple<Tensor, Tensor> masked_attention(Tensor query_, Tensor key_, Tensor value_, Tensor attend_, int64_t heads) {
-  check(query_, key_, value_, attend_, heads);
-  const Tensor query = torch::stable::contiguous(query_), key = torch::stable::contiguous(key_);
-  const Tensor value = torch::stable::contiguous(value_), attend = torch::stable::contiguous(attend_);
-  Tensor output = torch::stable::empty_like(query);
-  const int64_t images = query.size(0), queries = query.size(1), head_dim = query.size(2) / heads;
-  Tensor logsumexp = new_floats(query, {images, heads, queries});
-  const Attention problem = {queries,
-                             key.size(1),
-                             heads,
-                             head_dim,
-                             query.const_data_ptr(),
-                             key.const_data_ptr(),
-                             value.const_data_ptr(),
-                             static_cast<const uint8_t*>(attend.const_data_ptr()),
-                             output.mutable_data_ptr(),
-                             static_cast<float*>(logsumexp.mutable_data_ptr())};
-  // A head's keys are packed once for each part of its queries, so that there are no more parts than threads need.
-  const int64_t threads = torch::stable::get_num_threads(), rows = images * heads;
-  const int64_t groups = (queries + kQueriesTogether - 1) / kQueriesTogether;
-  const int64_t most = std::max<int64_t>(groups, 1);
-  const int64_t parts = rows == 0 ? 1 : std::clamp<int64_t>((threads + rows - 1) / rows, 1, most);
+std::tuple<Tensor, Tensor> masked_attention(Tensor query, Tensor key, Tensor value, Tensor attend, int64_t heads) {
+  const AttentionInputs inputs(query, key, value, attend, heads);
+  Attention problem = inputs.problem;
+  const int64_t queries = problem.num_queries;
+  Tensor output = torch::stable::empty_like(inputs.query);
+  Tensor logsumexp = torch::stable::new_empty(inputs.query, {inputs.images, heads, queries}, ScalarType::Float);
+  problem.output = output.mutable_data_ptr();
+  problem.logsumexp = static_cast<float*>(logsumexp.mutable_data_ptr());
+  const int64_t groups = round_up_queries(queries) / kQueriesTogether, parts = count_parts(inputs.rows, groups);
   const int64_t part = (groups + parts - 1) / parts * kQueriesTogether;
-  const auto kernel = attention_kernels().attend[query.scalar_type() == ScalarType::BFloat16];
-  torch::stable::parallel_for(0, rows * parts, 1, [&](int64_t begin, int64_t end) {
-    const ThreadScratch scratch(part, head_dim);
+  const auto kernel = attention_kernels().attend[inputs.is_bfloat16];
+  torch::stable::parallel_for(0, inputs.rows * parts, 1, [&](int64_t begin, int64_t end) {
+    const ThreadScratch scratch(part, problem.head_dim);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % parts * part, last = std::min(queries, first + part);
       if (first < last)
@@ -121,58 +136,48 @@ std::tuple<Tensor, Tensor> masked_attention(Tensor query_, Tensor key_, Tensor v
   return {output, logsumexp};
 }
 
-std::tuple<Tensor, Tensor, Tensor> masked_attention_backward(Tensor grad_output_, Tensor query_, Tensor key_,
-                                                             Tensor value_, Tensor attend_, Tensor output_,
+std::tuple<Tensor, Tensor, Tensor> masked_attention_backward(Tensor grad_output_, Tensor query, Tensor key,
+                                                             Tensor value, Tensor attend, Tensor output_,
                                                              Tensor logsumexp_, int64_t heads) {
-  check(query_, key_, value_, attend_, heads);
-  check(grad_output_, key_, value_, attend_, heads);
-  check(output_, key_, value_, attend_, heads);
-  const int64_t images = query_.size(0), queries = query_.size(1), keys = key_.size(1);
-  const int64_t head_dim = query_.size(2) / heads;
+  const AttentionInputs inputs(query, key, value, attend, heads);
+  check(grad_output_, key, value, attend, heads);
+  check(output_, key, value, attend, heads);
+  Attention forward = inputs.problem;
+  const int64_t queries = forward.num_queries, keys = forward.num_keys, rows = inputs.rows;
   STD_TORCH_CHECK(logsumexp_.is_cpu() && logsumexp_.scalar_type() == ScalarType::Float && logsumexp_.dim() == 3 &&
-                      logsumexp_.size(0) == images && logsumexp_.size(1) == heads && logsumexp_.size(2) == queries,
+                      logsumexp_.size(0) == inputs.images && logsumexp_.size(1) == heads &&
+                      logsumexp_.size(2) == queries,
                   "masked_attention_backward: expected the logarithms of the forward pass, float32 (N, heads, Q)");
-  const Tensor query = torch::stable::contiguous(query_), key = torch::stable::contiguous(key_);
-  const Tensor value = torch::stable::contiguous(value_), attend = torch::stable::contiguous(attend_);
   const Tensor output = torch::stable::contiguous(output_), logsumexp = torch::stable::contiguous(logsumexp_);
   const Tensor grad_output = torch::stable::contiguous(grad_output_);
-  Tensor grad_query = torch::stable::empty_like(query), grad_key = torch::stable::empty_like(key);
-  Tensor grad_value = torch::stable::empty_like(value);
-  // Whole blocks of keys for each thread, in more than one part where there are too few heads.
-  const int64_t threads = torch::stable::get_num_threads(), rows = images * heads;
-  const int64_t blocks = std::max<int64_t>((keys + kKeysTogether - 1) / kKeysTogether, 1);
-  const int64_t parts = rows == 0 ? 1 : std::clamp<int64_t>((threads + rows - 1) / rows, 1, blocks);
+  forward.output = const_cast<void*>(output.const_data_ptr());
+  forward.logsumexp = static_cast<float*>(const_cast<void*>(logsumexp.const_data_ptr()));
+  Tensor grad_query = torch::stable::empty_like(inputs.query), grad_key = torch::stable::empty_like(inputs.key);
+  Tensor grad_value = torch::stable::empty_like(inputs.value);
+  // Whole blocks of keys for each thread.
+  const int64_t blocks = (keys + kKeysTogether - 1) / kKeysTogether, parts = count_parts(rows, blocks);
   const int64_t part_keys = (blocks + parts - 1) / parts * kKeysTogether, padded = round_up_queries(queries);
-  Tensor grad_query_parts = new_floats(query, {parts, rows, padded, head_dim});
-  const AttentionGradient problem = {{queries,
-                                      keys,
-                                      heads,
-                                      head_dim,
-                                      query.const_data_ptr(),
-                                      key.const_data_ptr(),
-                                      value.const_data_ptr(),
-                                      static_cast<const uint8_t*>(attend.const_data_ptr()),
-                                      const_cast<void*>(output.const_data_ptr()),
-                                      static_cast<float*>(const_cast<void*>(logsumexp.const_data_ptr()))},
+  Tensor grad_query_parts =
+      torch::stable::new_empty(inputs.query, {parts, rows, padded, forward.head_dim}, ScalarType::Float);
+  const AttentionGradient problem = {forward,
                                      grad_output.const_data_ptr(),
                                      grad_query.mutable_data_ptr(),
                                      grad_key.mutable_data_ptr(),
                                      grad_value.mutable_data_ptr(),
                                      static_cast<float*>(grad_query_parts.mutable_data_ptr()),
-                                     images,
+                                     inputs.images,
                                      parts};
-  const bool is_bfloat16 = query.scalar_type() == ScalarType::BFloat16;
   torch::stable::parallel_for(0, rows * parts, 1, [&](int64_t begin, int64_t end) {
-    const GradientThreadScratch scratch(padded, head_dim);
+    const GradientThreadScratch scratch(padded, forward.head_dim);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / parts, part = i % parts, first = std::min(keys, part * part_keys);
-      attention_kernels().differentiate[is_bfloat16](problem, row / heads, row % heads, part, first,
+      attention_kernels().differentiate[inputs.is_bfloat16](problem, row / heads, row % heads, part, first,
                                                      std::min(keys, first + part_keys), scratch.get());
     }
   });
   torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
-      attention_kernels().add_parts[is_bfloat16](problem, row / heads, row % heads);
+      attention_kernels().add_parts[inputs.is_bfloat16](problem, row / heads, row % heads);
   });
   return {grad_query, grad_key, grad_value};
 }

@@ -45,8 +45,7 @@ Tensor sample_pixels(Tensor pixels_, Tensor points_) {
   const Tensor pixels = torch::stable::contiguous(pixels_), points = torch::stable::contiguous(points_);
   const MapSize size = check_size(pixels.size(0), pixels.size(1));
   const int64_t count = points.size(0), channels = pixels.size(2);
-  const int64_t shape[] = {count, channels};
-  Tensor output = torch::stable::new_empty(pixels, {shape, 2});
+  Tensor output = torch::stable::new_empty(pixels, {count, channels});
   const bool is_bfloat16 = type == ScalarType::BFloat16;
   const auto kernel = point_kernels().sample_pixels[is_bfloat16];
   const void* const from = pixels.const_data_ptr();
@@ -73,8 +72,7 @@ Tensor sample_masks(Tensor maps_, Tensor indices_, Tensor ids_, Tensor points_) 
                   " rows");
   const Tensor maps = torch::stable::contiguous(maps_), indices = torch::stable::contiguous(indices_);
   const Tensor ids = torch::stable::contiguous(ids_), points = torch::stable::contiguous(points_);
-  const int64_t shape[] = {layers, rows, count};
-  Tensor output = torch::stable::new_empty(points, {shape, 3});
+  Tensor output = torch::stable::new_empty(points, {layers, rows, count});
   if (layers * rows * count == 0)
     return output;
   const MapSize size = check_size(maps.size(1), maps.size(2));
@@ -106,8 +104,7 @@ Tensor most_uncertain(Tensor logits_, Tensor candidates_, int64_t chosen) {
   STD_TORCH_CHECK(candidates_.size(0) == rows && 0 <= chosen && chosen <= count,
                   "points: expected candidates (", rows, ", C, 2), at least as many as the ", chosen, " to be chosen");
   const Tensor logits = torch::stable::contiguous(logits_), candidates = torch::stable::contiguous(candidates_);
-  const int64_t shape[] = {rows, chosen, 2};
-  Tensor output = torch::stable::new_empty(candidates, {shape, 3});
+  Tensor output = torch::stable::new_empty(candidates, {rows, chosen, 2});
   if (rows * chosen == 0)
     return output;
   const MapSize size = check_size(logits.size(1), logits.size(2));

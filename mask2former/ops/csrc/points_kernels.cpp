@@ -51,8 +51,6 @@ MASK2FORMER_INLINE void look_up(const From* map, const Places& places, int64_t v
   }
 }
 
-MASK2FORMER_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // ---- Embeddings of pixels ----
 
 template <typename Scalar>
@@ -63,7 +61,7 @@ void sample_pixels(const void* pixels_, MapSize size, int64_t channels, const fl
   for (int64_t first = 0; first < count; first += kLanes) {
     Places places;
     locate(size, points + 2 * first, count - first, places);
-    for (int64_t lane = 0; lane < smaller(kLanes, count - first); ++lane, to += channels) {
+    for (int64_t lane = 0; lane < min(kLanes, count - first); ++lane, to += channels) {
       for (int64_t channel = 0; channel < channels; channel += kPixelChannels) {
         Block sum = {};
         for (int k = 0; k < 4; ++k) {
@@ -138,7 +136,7 @@ MASK2FORMER_INLINE void measure_certainty(const float* logits, MapSize size, con
   float values[4][kPointsTogether];
   for (int64_t first = 0; first < count; first += kPointsTogether) {
     // One loop after the other, so that no vector is read whose parts have only just been written.
-    const int64_t here = smaller(kPointsTogether, count - first), vectors = (here + kLanes - 1) / kLanes;
+    const int64_t here = min(kPointsTogether, count - first), vectors = (here + kLanes - 1) / kLanes;
     for (int64_t v = 0; v < vectors; ++v)
       locate(size, points + 2 * (first + v * kLanes), here - v * kLanes, places[v]);
     for (int64_t v = 0; v < vectors; ++v) look_up(logits, places[v], v, values);
@@ -147,7 +145,7 @@ MASK2FORMER_INLINE void measure_certainty(const float* logits, MapSize size, con
       for (int k = 0; k < 4; ++k) sum += load<Float>(values[k] + v * kLanes) * load<Float>(places[v].weight[k]);
       const Float absolute = bit_cast<Float>(bit_cast<Int>(sum) & 0x7fffffff);
       const int64_t i = first + v * kLanes;
-      __builtin_memcpy(certainty + i, &absolute, sizeof(float) * smaller(kLanes, count - i));
+      __builtin_memcpy(certainty + i, &absolute, sizeof(float) * min(kLanes, count - i));
     }
   }
 }

@@ -10,8 +10,6 @@
 namespace mask2former {
 namespace {
 
-MASK2FORMER_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // ---- Queries ----
 
 // Up to kLanes neighbouring queries of one head.

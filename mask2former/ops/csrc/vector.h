@@ -117,6 +117,7 @@ MASK2FORMER_INLINE Float rotate(Float vector) {
   return rotate<kDistance>(vector, std::make_integer_sequence<int, kLanes>{});
 }
 
+MASK2FORMER_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 MASK2FORMER_INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
 
 // The sum of all lanes, pair by pair.
