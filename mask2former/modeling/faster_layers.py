@@ -7,18 +7,19 @@ import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 
-from ..ops.linear import has_native_float32, has_onednn, linear, without_base
+from ..ops.linear import FasterLinear, has_native_float32, linear, without_base
+from ..ops.onednn import has_onednn
 from ..ops.recording import is_recording
 from ..ops.winograd import conv2d, takes_convolution, transform_weight, winograd_conv2d
 from .kept_positions import keep_position_encodings
 
 __all__ = [
     "FasterConv2d",
-    "FasterLinear",
     "PointwiseConv2d",
     "WinogradConv2d",
     "prepare_for_training",
     "use_faster_layers",
+    "use_faster_linear_layers",
     "use_plain_layers",
 ]
 
@@ -26,14 +27,6 @@ __all__ = [
 _KEPT: "WeakKeyDictionary[nn.Module, _Kept]" = WeakKeyDictionary()
 
 # No module is made of these classes: the functions below change the class of layers, whose parameters and names stay.
-
-
-class FasterLinear(nn.Linear):
-    """A linear layer by whichever library is faster."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) to (..., K)."""
-        return linear(x, self.weight, self.bias)
 
 
 class FasterConv2d(nn.Conv2d):
@@ -184,12 +177,21 @@ def use_faster_layers(model: nn.Module, *, trained: bool) -> None:
             time.
     """
     use_plain_layers(model)
+    use_faster_linear_layers(model)
     for module in model.modules():
-        # Not subclasses, which may do something to the weights first.
+        if isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Conv2d):  # not subclasses, as below
+            _change(module, trained)
+
+
+def use_faster_linear_layers(model: nn.Module) -> None:
+    """Change the class of linear layers, in place, but not of subclasses, which may do something to the weights first.
+
+    Args:
+        model: on a CPU.
+    """
+    for module in model.modules():
         if type(module) is nn.Linear and has_onednn():
             module.__class__ = FasterLinear
-        elif isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Conv2d):
-            _change(module, trained)
 
 
 def use_plain_layers(model: nn.Module) -> None:

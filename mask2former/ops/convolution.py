@@ -1,4 +1,4 @@
-"""Convolutions with the ReLU that follows, and the sum before it, in one kernel of cuDNN; inference on GPUs."""
+"""Convolutions with the ReLU that follows, and the sum before it, in one kernel; inference in half precision."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .onednn import bfloat16_convolution_relu, takes_bfloat16
 from .recording import is_inference_on_gpu
 
 __all__ = ["convolve_relu"]
 
 
 def convolve_relu(conv: nn.Conv2d, x: Tensor, added: Tensor | None = None) -> Tensor:
-    """``relu(conv(x) + added)``, by one kernel on NVIDIA's GPUs in half precision by autocast, without gradients.
+    """``relu(conv(x) + added)``; by autocast and without gradients by one kernel, of cuDNN or, in bfloat16, of oneDNN.
 
     Args:
         conv: with a bias, and padding by zeros.
@@ -23,13 +24,15 @@ def convolve_relu(conv: nn.Conv2d, x: Tensor, added: Tensor | None = None) -> Te
     Returns:
         (N, K, H', W').
     """
-    if not (torch.is_autocast_enabled("cuda") and is_inference_on_gpu(x) and _has_cudnn()):
-        result = conv(x)
-        return F.relu_(result if added is None else result.add_(added))
-    dtype = torch.get_autocast_dtype("cuda")
-    tensors = [None if y is None else y.to(dtype) for y in (x, conv.weight, conv.bias, added)]
-    fused: Tensor = _convolve_relu(*tensors, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return fused
+    tensors, how = (x, conv.weight, conv.bias, added), (conv.stride, conv.padding, conv.dilation, conv.groups)
+    if takes_bfloat16(x):
+        return bfloat16_convolution_relu(*tensors, *how)  # type: ignore[arg-type]  # padding is numbers
+    if torch.is_autocast_enabled("cuda") and is_inference_on_gpu(x) and _has_cudnn():
+        dtype = torch.get_autocast_dtype("cuda")
+        fused: Tensor = _convolve_relu(*(None if y is None else y.to(dtype) for y in tensors), *how)
+        return fused
+    result = conv(x)
+    return F.relu_(result if added is None else result.add_(added))
 
 
 @torch.compiler.assume_constant_result

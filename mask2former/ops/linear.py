@@ -1,4 +1,4 @@
-"""Linear layers: in float32 on CPUs by oneDNN, as convolutions of one pixel, and on GPUs with what follows.
+"""Linear layers: on CPUs by oneDNN, in float32 as convolutions of one pixel; in bfloat16 and on GPUs with a ReLU.
 
 PyTorch asks oneDNN for convolutions, and MKL for products of matrices, which knows AVX-512 on Intel's processors only.
 """
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ._library import has_native_kernel
+from .onednn import bfloat16_linear, has_onednn, takes_bfloat16
 from .recording import is_inference_on_gpu, is_recording
 
-__all__ = ["has_native_float32", "has_onednn", "linear", "linear_relu", "without_base"]
+__all__ = ["FasterLinear", "has_native_float32", "linear", "linear_relu", "without_base"]
 
 # For fewer multiplications than these, arranging the weights takes longer than it saves.
 _FEW_MULTIPLICATIONS = 256**3
@@ -28,14 +29,12 @@ def has_native_float32(x: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
-def has_onednn() -> bool:
-    """Whether PyTorch has oneDNN, and it is not slower than matrix products, as on x86 processors with AVX2."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    )
+class FasterLinear(nn.Linear):
+    """A linear layer by whichever library is faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., K)."""
+        return linear(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -49,6 +48,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., K).
     """
+    if takes_bfloat16(x):
+        return bfloat16_linear(x, weight, bias)
     is_differentiated = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, weight, bias))
     if (
         not has_native_float32(x)
@@ -65,13 +66,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
-    """``relu(layer(x))``, (..., C) to (..., K); on a GPU without gradients by one kernel, which rounds once."""
-    if type(layer) is not nn.Linear or layer.bias is None or not is_inference_on_gpu(x):
-        result: Tensor = layer(x).relu_()
-        return result
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-    bias, rows, weight = (y.to(dtype) for y in (layer.bias, x.flatten(0, -2), layer.weight))
-    return torch._addmm_activation(bias, rows, weight.t()).unflatten(0, x.shape[:-1])
+    """``relu(layer(x))``, (..., C) to (..., K); without gradients on a GPU, or in bfloat16 on a CPU, rounded once."""
+    if type(layer) in (nn.Linear, FasterLinear):
+        known = cast(nn.Linear, layer)
+        if takes_bfloat16(x):
+            return bfloat16_linear(x, known.weight, known.bias, relu=True)
+        if known.bias is not None and is_inference_on_gpu(x):
+            dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+            bias, rows, weight = (y.to(dtype) for y in (known.bias, x.flatten(0, -2), known.weight))
+            return torch._addmm_activation(bias, rows, weight.t()).unflatten(0, x.shape[:-1])
+    result: Tensor = layer(x).relu_()
+    return result
 
 
 def without_base(x: Tensor) -> Tensor:

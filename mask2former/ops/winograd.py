@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .linear import has_native_float32, has_onednn
+from .linear import has_native_float32
+from .onednn import has_onednn
 from .recording import is_recording
 
 __all__ = ["conv2d", "takes_convolution", "transform_weight", "winograd_conv2d"]

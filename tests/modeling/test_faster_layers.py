@@ -20,7 +20,7 @@ from mask2former.modeling.faster_layers import (
 )
 from mask2former.modeling.optimize import network, optimize_for_inference
 from mask2former.ops import _library
-from mask2former.ops.linear import has_onednn
+from mask2former.ops.onednn import has_onednn
 
 pytestmark = pytest.mark.skipif(
     not _library.load_library(), reason="the native library is not built (python -m mask2former.ops.build)"

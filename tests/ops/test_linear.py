@@ -9,7 +9,8 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from mask2former.ops import _library
-from mask2former.ops.linear import has_native_float32, has_onednn, linear
+from mask2former.ops.linear import has_native_float32, linear
+from mask2former.ops.onednn import has_onednn
 
 pytestmark = [
     pytest.mark.skipif(

@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from mask2former.ops import _library
-from mask2former.ops.linear import has_onednn
+from mask2former.ops.onednn import has_onednn
 from mask2former.ops.winograd import conv2d, takes_convolution, transform_weight, winograd_conv2d
 
 pytestmark = pytest.mark.skipif(

@@ -42,6 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mask2former.inference.benchmark import sure_predictions
 from mask2former.ops._library import load_library
 from mask2former.ops.linear import linear
+from mask2former.ops.onednn import has_onednn
 
 # Arguments of optimize_for_inference, or None for the model as it is.
 OPTIONS: dict[str, dict[str, str] | None] = {
@@ -214,9 +215,12 @@ def durations(marks: dict[str, float]) -> dict[str, float]:
 def count_flops(network: Callable[[Tensor], object], arguments: argparse.Namespace) -> int:
     """Of convolutions, matrix products and attention, twice the multiplications."""
     ours: dict[Any, Any] = {}
+    if has_onednn():
+        ours[torch.ops.mkldnn._linear_pointwise] = linear_flops
+        ours[torch.ops.mkldnn._convolution_pointwise] = convolution_flops
     if load_library():
         operators = torch.ops.mask2former
-        ours = {
+        ours |= {
             operators.linear: linear_flops,
             operators.masked_attention: attention_flops,
             operators.winograd_conv2d: winograd_flops,
@@ -226,9 +230,15 @@ def count_flops(network: Callable[[Tensor], object], arguments: argparse.Namespa
     return counter.get_total_flops()
 
 
-def linear_flops(x: list[int], weight: list[int], bias: list[int], *, out_shape: object) -> int:
+def linear_flops(x: list[int], weight: list[int], *_: object, out_shape: object) -> int:
     """Of a product of matrices."""
     return 2 * math.prod(x) * weight[0]
+
+
+def convolution_flops(x: list[int], *arguments: Any, out_shape: list[int]) -> int:
+    """Of a convolution, whose weights come before the bias, and after what is added if something is."""
+    weight = arguments[1] if len(arguments[1] or ()) == 4 else arguments[0]
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def attention_flops(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.linear import has_native_float32
-from ..faster_layers import use_faster_layers, use_plain_layers
+from ..faster_layers import use_faster_layers, use_faster_linear_layers, use_plain_layers
 from ..kept_positions import keep_position_encodings
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
@@ -56,12 +56,15 @@ def optimize_for_inference(
     fold_mask_features(fast.sem_seg_head)
     if model.device.type == "cuda":
         join_keys(fast.sem_seg_head)
+    if model.device.type == "cuda" or dtype == "bfloat16":
         fuse_blocks(fast.backbone)
     for module in fast.modules():
         if isinstance(module, nn.Conv2d):
             module.weight = _constant(module.weight.contiguous(memory_format=torch.channels_last))
     if dtype == "bfloat16":
         store_in_bfloat16(fast)
+        if model.device.type == "cpu":
+            use_faster_linear_layers(fast)
     elif has_native_float32(_small_image(fast)):
         use_faster_layers(fast, trained=False)
     keep_position_encodings(fast, getattr(torch, dtype))
