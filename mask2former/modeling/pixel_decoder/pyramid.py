@@ -83,6 +83,7 @@ class PyramidPixelDecoder(nn.Module):
                 num_heads=mask_former.NHEADS,
                 dim_feedforward=mask_former.DIM_FEEDFORWARD,
                 dropout=mask_former.DROPOUT,
+                pre_norm=mask_former.PRE_NORM,
             ),
         }
 
