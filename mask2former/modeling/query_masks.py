@@ -74,9 +74,10 @@ class QueryMasks(LazyTensor):
         return self.features.to(self.embeddings.dtype).movedim(-3, -1).flatten(-3, -2)
 
     def __getitem__(self, index: Any) -> Tensor:
-        if isinstance(index, int) and self.features.dim() == 4:
+        is_int = type(index) is int  # not bool, which adds a dimension
+        if is_int and self.features.dim() == 4:
             return QueryMasks(self.embeddings[index], self.features[index])
-        if isinstance(index, int | slice) and self.features.dim() == 3 and self.embeddings.dim() == 3:
+        if (is_int or isinstance(index, slice)) and self.features.dim() == 3 and self.embeddings.dim() == 3:
             return QueryMasks(self.embeddings[index], self.features)
         return self.full()[index]
 
