@@ -1,4 +1,4 @@
-"""The three sub-layers of a decoder layer (Figure 2, right), the MLP of the mask head, and what precedes them."""
+"""The three sub-layers of a decoder layer (Figure 2, right), the MLP of the mask head, and the input's projection."""
 
 from itertools import pairwise
 
