@@ -84,7 +84,8 @@ def _add_transformer_decoder_keys(cfg: CN) -> None:
     mask_former.DEC_LAYERS = 6
     # Dropout of the Transformer layers, the pixel decoder's included (official).
     mask_former.DROPOUT = 0.1
-    # Normalise before attention and feed-forward network, not after (official).
+    # Normalise before attention and feed-forward network, not after (official). The encoder of MSDeformAttnPixelDecoder
+    # always does it after.
     mask_former.PRE_NORM = False
     # Project features to HIDDEN_DIM even where they already have that many channels (official).
     mask_former.ENFORCE_INPUT_PROJ = False
@@ -120,13 +121,13 @@ def _add_loss_and_test_keys(cfg: CN) -> None:
     mask_former.MASK_WEIGHT = 20.0
     # Points of each mask at which the mask losses look (official).
     mask_former.TRAIN_NUM_POINTS = 112 * 112
-    # So many times as many points are drawn, of which those at uncertain places are kept (official).
+    # Random candidates for each of these points, of which the most uncertain ones are kept (official).
     mask_former.OVERSAMPLE_RATIO = 3.0
-    # The share of TRAIN_NUM_POINTS that is chosen so; the others are uniform (official).
+    # Share of TRAIN_NUM_POINTS that is chosen from the candidates; the others are uniform (official).
     mask_former.IMPORTANCE_SAMPLE_RATIO = 0.75
-    # Where the matching cost compares masks: on TRAIN_NUM_POINTS "points", or on the whole "masks" (Table 5).
+    # What the matching cost compares: random "points" (MATCHING_NUM_POINTS), or whole "masks" (Table 5).
     mask_former.MATCHING_COST_ON = "points"
-    # The same for the mask losses, where "masks" take three times the memory (Table 5).
+    # What the mask losses compare: "points" (TRAIN_NUM_POINTS), or whole "masks", in three times the memory (Table 5).
     mask_former.MASK_LOSS_ON = "points"
     # Points of the matching cost; None takes TRAIN_NUM_POINTS.
     mask_former.MATCHING_NUM_POINTS = None
@@ -135,9 +136,9 @@ def _add_loss_and_test_keys(cfg: CN) -> None:
     # Leave void pixels (ignore label, crowds, padding) out of the mask costs and losses. The official release counts
     # them as background, and so does the default, for the same numbers; examples for your own data turn it on.
     mask_former.IGNORE_VOID = False
-    # Parts that compute their activations again for the backward pass instead of keeping them, for less memory and more
-    # time: of "backbone" (ResNet or Swin), "pixel_decoder" (with an encoder) and "transformer_decoder". torch.compile
-    # decides by itself what is computed again, whatever stands here.
+    # Parts that recompute their activations in the backward pass instead of keeping them, which takes less memory and
+    # more time: of "backbone" (ResNet or Swin), "pixel_decoder" (with an encoder) and "transformer_decoder".
+    # torch.compile ignores this and decides by itself what it recomputes.
     mask_former.ACTIVATION_CHECKPOINTING = []
 
     mask_former.TEST = CN()
@@ -168,7 +169,7 @@ def _add_loss_and_test_keys(cfg: CN) -> None:
 
 
 def _add_inference_keys(cfg: CN) -> None:
-    """How fast a trained model runs, by itself; training and its evaluations read none of this. docs/performance.md."""
+    """How fast a trained model runs (docs/performance.md); training and the evaluations during it ignore these keys."""
     cfg.MODEL.INFERENCE = CN()
     # Fold batch norms into convolutions, and lay memory out as the processor likes it: the same results up to float32's
     # rounding. Always done where DTYPE or COMPILE is not the default.
@@ -214,9 +215,9 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.SWIN.APE = False
     # A layer norm after the patch embedding.
     cfg.MODEL.SWIN.PATCH_NORM = True
-    # Features that are given out.
+    # Features to return.
     cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Compute blocks again in the backward pass, which saves memory.
+    # Recompute blocks in the backward pass, which saves memory.
     cfg.MODEL.SWIN.USE_CHECKPOINT = False
 
     # TimmBackbone: any timm model with `features_only` as a Detectron2 backbone (needs the extra "timm").
@@ -273,38 +274,38 @@ def _add_solver_keys(cfg: CN) -> None:
     # Autocast type when SOLVER.AMP.ENABLED: "float16" (with loss scaling), "bfloat16", or "auto": float16 on a GPU, as
     # in the official release; on a CPU bfloat16 if it has units for it, else float32.
     cfg.SOLVER.AMP.DTYPE = "auto"
-    # Micro-batches of IMS_PER_BATCH / this many images whose gradients are added before one step.
+    # Micro-batches that IMS_PER_BATCH is divided into; their gradients are averaged before the optimizer's step.
     cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS = 1
     # A step whose losses or gradients are infinite or NaN is skipped with a warning and counted (skipped_steps in the
     # metrics). The run ends with an error when more than this many in a row are; 0 ends it at the first.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 10
 
     cfg.SOLVER.DDP = CN()
-    # The same parameters get gradients in every step, which saves the search for those that do not.
+    # Promise that the same parameters get gradients in every step: DDP then need not look for those that do not.
     cfg.SOLVER.DDP.STATIC_GRAPH = False
-    # Type of the gradients on their way between processes: "none" is their own, "bfloat16" or "float16" half as many
+    # Type in which gradients travel between processes: "none" is their own, "bfloat16" or "float16" take half as many
     # bytes. float16 overflows above 65504.
     cfg.SOLVER.DDP.COMPRESSION = "none"
     cfg.SOLVER.FSDP = CN()
-    # Several processes that share out parameters, gradients and optimizer state (FSDP2), for models that are too large
-    # for one. The results and the checkpoints are the same.
+    # Shard parameters, gradients and optimizer state over the processes (FSDP2), for models that are too large for one.
+    # Results and checkpoints are the same.
     cfg.SOLVER.FSDP.ENABLED = False
-    # Blocks and layers with at least so many parameters are gathered by themselves, the rest with the whole model.
+    # Blocks and layers with at least this many parameters are gathered one by one, the rest with the whole model.
     cfg.SOLVER.FSDP.UNIT_PARAMETERS = 100_000
     # "bfloat16" gathers and computes with parameters of that type; the optimizer's stay float32. Needs AMP.
     cfg.SOLVER.FSDP.PARAM_DTYPE = "float32"
-    # Type of the gradients on their way: "float32" or "bfloat16".
+    # Type in which gradients travel: "float32" or "bfloat16".
     cfg.SOLVER.FSDP.REDUCE_DTYPE = "float32"
 
     # Test-time augmentation is Detectron2's TEST.AUG (ENABLED, MIN_SIZES, MAX_SIZE, FLIP). If this is not empty, views
-    # are the test image times these factors, and MIN_SIZES and MAX_SIZE are not read: for images of various sizes.
+    # are the test image resized by these factors, and MIN_SIZES and MAX_SIZE are not read: for images of various sizes.
     cfg.TEST.AUG.SCALES = []
     # Also report AP by the smaller of mask IoU and Boundary IoU, of data sets with instances in COCO's format.
     cfg.TEST.BOUNDARY_AP = False
     # Also report PQ of semantic results, of which each class of an image is one segment (MaskFormer's PQ^St).
     cfg.TEST.SEMANTIC_PQ = False
-    # What compares predictions with annotations for AP and PQ: "hotcoco", or "reference" (pycocotools and panopticapi)
-    # with the same figures; "auto" takes hotcoco where it is installed.
+    # What computes AP and PQ: "hotcoco", or "reference" (pycocotools and panopticapi) with the same figures; "auto" is
+    # hotcoco where it is installed.
     cfg.TEST.EVALUATION_BACKEND = "auto"
     cfg.TEST.BEST_CHECKPOINT = CN()
     # Keep the checkpoint with the best value of METRIC, of the evaluations during a training, as model_best.pth.
@@ -314,7 +315,7 @@ def _add_solver_keys(cfg: CN) -> None:
     # "max" or "min": which value is the best.
     cfg.TEST.BEST_CHECKPOINT.MODE = "max"
     cfg.TEST.EARLY_STOPPING = CN()
-    # Stop a training when BEST_CHECKPOINT.METRIC has not become better in so many evaluations in a row; 0 never does.
+    # Stop the training when BEST_CHECKPOINT.METRIC has not improved for this many evaluations in a row; 0 never does.
     cfg.TEST.EARLY_STOPPING.PATIENCE = 0
     # Detectron2's VIS_PERIOD says how often sample predictions go to TensorBoard; this many images each time.
     cfg.TEST.VIS_IMAGES = 4

@@ -1,4 +1,4 @@
-"""Loading checkpoints of every published form into a model, and saving such as survive a kill and a full disk."""
+"""Loading checkpoints of every published form into a model, and saving ones that survive a kill and a full disk."""
 
 import re
 import shutil
@@ -31,8 +31,8 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
 
     ``load`` takes everything that :func:`~mask2former.weights.find_weights` knows: files, folders, addresses, Hugging
     Face repositories and names of the model zoo. Names of parameters are converted as told in
-    :mod:`~mask2former.modeling.checkpoint_compat`. No file can run code. What does not fit is told in one warning, and
-    a checkpoint of which nothing fits is an error.
+    :mod:`~mask2former.modeling.checkpoint_compat`. No file can run code. One warning lists what does not fit, and a
+    checkpoint of which nothing fits is an error.
 
     ``save`` writes to a file beside the checkpoint, which takes its name when all of it is on the disk; only then does
     ``last_checkpoint`` name it. So there is a whole checkpoint to resume from at any time after the first.
@@ -86,8 +86,8 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
 
         Args:
             path: as for ``load``; read where ``resume`` is false or the folder has no checkpoint yet.
-            resume: whether to look into the folder. A file that is missing or damaged is told in a warning, and the
-                latest one before it is taken.
+            resume: whether to look into the folder. Where its latest file is missing or damaged, a warning says so, and
+                the latest whole one is taken.
 
         Returns:
             What the checkpoint holds besides weights and state.
@@ -178,7 +178,7 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         if report := describe(incompatible):
-            self.logger.warning(f"The checkpoint does not fit the model in all.{report}")
+            self.logger.warning(f"The checkpoint does not fit the model completely.{report}")
 
 
 def _fault(checkpoint: Path) -> str | None:

@@ -20,7 +20,7 @@ def merge_yaml(cfg: CfgNode, config_file: str) -> None:
 
     Raises:
         FileNotFoundError: if it, or what it is based on, is not there.
-        ValueError: if a file asks to run any other Python code, is no YAML, or has a key or a value that is none.
+        ValueError: if a file asks to run any other Python code, is not YAML, or has an unknown key or an invalid value.
     """
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
@@ -32,14 +32,14 @@ def merge_yaml(cfg: CfgNode, config_file: str) -> None:
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as e:  # of the YAML reader, and of CfgNode, which knows KeyError, ValueError and AssertionError
-        raise ValueError(f"{config_file} (or its _BASE_) is no configuration: {_reason(e)}") from e
+        raise ValueError(f"{config_file} (or its _BASE_) is not a valid configuration: {_reason(e)}") from e
 
 
 def merge_opts(cfg: CfgNode, opts: Sequence[Any]) -> None:
     """Merge ``KEY VALUE`` pairs, as at the end of a command line, into ``cfg``.
 
     Raises:
-        ValueError: if a key is none or has no value, or a value is of another kind than the key's.
+        ValueError: if a key is unknown or has no value, or a value has another type than the key's default.
     """
     if len(opts) % 2:
         raise ValueError(f"{opts[-1]} has no value; keys of the configuration come in pairs, as KEY VALUE.")

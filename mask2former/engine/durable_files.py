@@ -39,7 +39,7 @@ def remove_leftovers(folder: Path, *patterns: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk itself; on Windows, which cannot open folders, nothing."""
+    """Flush a file, or the names in a folder, to the disk; does nothing on Windows, which cannot open folders."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     descriptor = os.open(path, os.O_RDONLY)

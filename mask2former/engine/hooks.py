@@ -40,8 +40,8 @@ class SeedEachStep(HookBase):
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
     """Saves every so many steps, and ``model_final.pth`` at the end.
 
-    Unlike Detectron2's, it writes that file too where a run is resumed that was killed just before it was there, and it
-    belongs into all processes, since they save together where the model is sharded.
+    Unlike Detectron2's, it also writes that file where a run is resumed that was killed after its last step and before
+    the file was there. All processes need it, since they save together where the model is sharded.
     """
 
     def before_train(self) -> None:
@@ -56,7 +56,7 @@ class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
 class MetricRecord(HookBase):
     """Keeps what a metric was in each evaluation in ``<folder>/evaluations.json``, for a run that is resumed.
 
-    Its checkpoint is saved before the evaluation of the same step, which may fail, and does not know what that gave.
+    The checkpoint of a step does not hold the metric: it is saved before the step is evaluated, which may fail.
 
     Args:
         folder: of the run.
@@ -105,11 +105,11 @@ class BestCheckpointer(hooks.BestCheckpointer):
     """Keeps the checkpoint with the best metric as ``model_best.pth``.
 
     Unlike Detectron2's, it remembers the best value when a run is resumed, and a run is resumed from the latest
-    checkpoint, not from the best. It belongs into all processes.
+    checkpoint, not from the best. All processes need it.
 
     Args:
         record: what earlier evaluations gave; a hook that comes after this one.
-        args: of Detectron2's, as is all that follows.
+        args: of Detectron2's hook, as is all that follows.
     """
 
     def __init__(self, record: MetricRecord, *args: Any, **kwargs: Any) -> None:
@@ -161,13 +161,13 @@ class TrainingStopped(BaseException):
 
 
 class EarlyStopping(HookBase):
-    """Stops the run when a metric has not become better in so many evaluations, in all processes at once.
+    """Stops the run, in all processes at once, when a metric has not improved for ``patience`` evaluations in a row.
 
     Args:
         record: what earlier evaluations gave; a hook that comes before this one.
         eval_period: steps between evaluations.
         mode: "max" or "min" is better.
-        patience: evaluations in a row that may bring nothing.
+        patience: evaluations in a row without improvement after which the run ends.
     """
 
     def __init__(self, record: MetricRecord, eval_period: int, mode: str, patience: int) -> None:
@@ -181,7 +181,7 @@ class EarlyStopping(HookBase):
 
     @property
     def has_stopped(self) -> bool:
-        """Whether the patience is at an end."""
+        """Whether the run has ended, or is to end."""
         return self._stale >= self._patience
 
     def state_dict(self) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class EarlyStopping(HookBase):
         self._stale = comm.all_gather(self._stale)[0]
         if self.has_stopped:
             raise TrainingStopped(
-                f"{self._record.metric} has not become better in {self._stale} evaluations "
+                f"{self._record.metric} has not improved for {self._stale} evaluations "
                 f"(TEST.EARLY_STOPPING.PATIENCE): stopped after {self.trainer.iter + 1} steps."
             )
 

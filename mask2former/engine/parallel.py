@@ -36,7 +36,7 @@ def parallelize(cfg: CfgNode, model: nn.Module) -> nn.Module:
     if fsdp.ENABLED and (ddp.STATIC_GRAPH or ddp.COMPRESSION != "none"):
         raise ValueError(
             f"SOLVER.FSDP.ENABLED is on with SOLVER.DDP.STATIC_GRAPH {ddp.STATIC_GRAPH} and SOLVER.DDP.COMPRESSION "
-            f"{ddp.COMPRESSION!r}, which are of the other way to train in several processes: leave out either. "
+            f"{ddp.COMPRESSION!r}, but these keys are for DistributedDataParallel, which FSDP replaces: use either. "
             "SOLVER.FSDP.REDUCE_DTYPE compresses gradients of FSDP."
         )
     if comm.get_world_size() == 1:

@@ -31,8 +31,8 @@ def load_config(config_file: str = "", opts: Sequence[str] | None = None) -> Cfg
 
     Raises:
         FileNotFoundError: if the file is not there.
-        ValueError: if the YAML is damaged, has a key or a value that is none, or asks to run Python code; of ``opts``;
-            or this machine does not have the device.
+        ValueError: if the YAML is damaged or asks to run Python code, a key of it or of ``opts`` is unknown, a value is
+            invalid, or this machine does not have the device.
     """
     cfg = get_cfg()
     add_maskformer2_config(cfg)

@@ -14,7 +14,7 @@ __all__ = ["gather", "is_sharded", "local_part", "scatter_like", "scatter_optimi
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether :func:`shard` was here."""
+    """Whether :func:`shard` has sharded it."""
     return isinstance(model, FSDPModule)
 
 

@@ -29,11 +29,11 @@ class SegmentorWithTTA(nn.Module):
     """A model with test-time augmentation: the same input and output, from several views of each image.
 
     The image is resized, so that its shorter edge has each of ``min_sizes``, and mirrored. Class scores (``sem_seg``)
-    are averaged over the views. For panoptic segments and instances the queries are, as
-    :class:`~mask2former.modeling.query_merging.QueryMerger` says, the largest view first, and then post-processed once.
+    are averaged over the views. For panoptic segments and instances the queries are averaged, from the largest view on,
+    as :class:`~mask2former.modeling.query_merging.QueryMerger` says, and post-processed once.
 
-    Views are made of the image as the model gets it otherwise, as in the official release: one that was made smaller
-    for that has no more detail in a larger view.
+    Views are made of the image that the model gets without augmentation, as in the official release: a view that is
+    larger shows no more detail.
     """
 
     @configurable
@@ -154,9 +154,8 @@ class SegmentorWithTTA(nn.Module):
         return {"sem_seg": mean.result(), **result} if model.semantic_on else result
 
 
-SemanticSegmentorWithTTA = (
-    SegmentorWithTTA  # what the official release calls it, where it is for semantic results alone
-)
+# The official release's name, where it is for semantic results alone.
+SemanticSegmentorWithTTA = SegmentorWithTTA
 
 
 class _Mean:

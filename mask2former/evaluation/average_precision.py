@@ -4,15 +4,16 @@ import contextlib
 import io
 import sys
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from pycocotools.coco import COCO
 
 from mask2former.evaluation.backend import use_hotcoco
 
-__all__ = ["CocoComparison"]
+__all__ = ["CocoComparison", "mean_precision", "without_boxes"]
 
 
 class CocoComparison:
@@ -26,8 +27,8 @@ class CocoComparison:
     """
 
     def __init__(self, truth: COCO, results: Sequence[dict[str, Any]], iou_type: str, *, backend: str = "auto") -> None:
-        # Without boxes, sizes are those of the masks. Both libraries write into what they are given.
-        results = [{k: v for k, v in result.items() if iou_type == "bbox" or k != "bbox"} for result in results]
+        # Copies, because both libraries write into what they are given.
+        results = [dict(result) for result in results] if iou_type == "bbox" else without_boxes(results)
         self._iou_type = iou_type
         self._truth: Any = truth
         if use_hotcoco(backend, truth.imgs):
@@ -73,3 +74,14 @@ class CocoComparison:
             with contextlib.redirect_stdout(stdout if show else sys.stdout):
                 evaluation.summarize()
         return evaluation
+
+
+def without_boxes(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Copies of results in COCO's format that have masks only, so that COCO's sizes are those of the masks."""
+    return [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+
+
+def mean_precision(precision: np.ndarray) -> float:
+    """The mean of a ``COCOeval``'s precisions, which are -1 where there is no object; in percent, NaN of none."""
+    present = precision[precision > -1]
+    return 100 * float(present.mean()) if present.size else float("nan")

@@ -14,6 +14,7 @@ from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mask2former.evaluation.average_precision import mean_precision, without_boxes
 from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
 
 __all__ = ["BoundaryEvaluator", "boundary_ap", "boundary_of"]
@@ -57,8 +58,7 @@ def boundary_ap(truth: COCO, results: list[dict[str, Any]], max_detections: int 
         "AP", "AP50", "AP75", and of small, medium and large instances "APs", "APm", "APl"; in percent, NaN where there
         is no instance.
     """
-    # Without boxes, sizes are those of the masks.
-    masks = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+    masks = without_boxes(results)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = _BoundaryEval(truth, truth.loadRes(masks) if masks else COCO(), "segm")
         evaluation.params.maxDets = [max_detections]
@@ -67,7 +67,7 @@ def boundary_ap(truth: COCO, results: list[dict[str, Any]], max_detections: int 
     precision = evaluation.eval["precision"][..., 0]  # (thresholds, recalls, classes, areas); -1 where there is nothing
     parts = {"AP": precision[..., 0], "AP50": precision[0, ..., 0], "AP75": precision[5, ..., 0]}
     parts |= {f"AP{size}": precision[..., index] for index, size in enumerate("sml", 1)}
-    return {name: _mean(part[part > -1]) for name, part in parts.items()}
+    return {name: mean_precision(part) for name, part in parts.items()}
 
 
 def boundary_of(mask: np.ndarray, dilation_ratio: float = 0.02) -> np.ndarray:
@@ -117,7 +117,3 @@ class _BoundaryEval(COCOeval):
 
 def _boundary_rle(rle: Rle) -> Rle:
     return mask_util.encode(np.asfortranarray(boundary_of(mask_util.decode(rle)), dtype=np.uint8))
-
-
-def _mean(values: np.ndarray) -> float:
-    return 100 * float(values.mean()) if values.size else float("nan")

@@ -55,7 +55,7 @@ def find_evaluators(cfg: CfgNode, dataset_name: str) -> list[EvaluatorBuilder]:
             if beside not in builders:
                 raise ValueError(
                     f"TEST.{key} is on, but data set {dataset_name!r} (evaluator_type {evaluator_type!r}) is not "
-                    f"evaluated for {what}. Turn MODEL.MASK_FORMER.TEST.{switch} on or it off."
+                    f"evaluated for {what}. Turn MODEL.MASK_FORMER.TEST.{switch} on, or TEST.{key} off."
                 )
             builders.append(build)
     if not builders:
@@ -120,7 +120,7 @@ _EVALUATORS: dict[str, dict[str, EvaluatorBuilder]] = {
 }
 
 
-# Keys of TEST, the evaluator that each adds, beside which other, what that one evaluates, and its switch.
+# By key of TEST: the evaluator that it adds, the one that must be there too, what that one evaluates, and its switch.
 _ON_REQUEST: dict[str, tuple[EvaluatorBuilder, EvaluatorBuilder, str, str]] = {
     "BOUNDARY_AP": (_boundary_ap, _coco_ap, "instances in COCO's format", "INSTANCE_ON"),
     "SEMANTIC_PQ": (_semantic_pq, _miou, "mIoU", "SEMANTIC_ON"),
@@ -128,7 +128,7 @@ _ON_REQUEST: dict[str, tuple[EvaluatorBuilder, EvaluatorBuilder, str, str]] = {
 
 
 def _require_instances(dataset_name: str) -> None:
-    """Say so before the model runs over all images if there will be nothing to compare its instances with."""
+    """Complain before the model runs over all images if there will be nothing to compare its instances with."""
     json_file = MetadataCatalog.get(dataset_name).get("json_file")
     if json_file is not None and not PathManager.isfile(json_file):
         raise FileNotFoundError(

@@ -13,6 +13,7 @@ from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mask2former.evaluation.average_precision import mean_precision, without_boxes
 from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
 
 __all__ = ["LVISEvaluator", "federated_ap"]
@@ -69,19 +70,22 @@ def federated_ap(truth: COCO, results: list[dict[str, Any]], iou_type: str) -> d
     categories = truth.dataset["categories"]
     precisions = {category["id"]: np.full((10, 101, len(_AREAS)), -1.0) for category in categories}
     if results:
-        if iou_type == "segm":  # sizes are of masks then
-            results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+        results = without_boxes(results) if iou_type == "segm" else results
         with contextlib.redirect_stdout(io.StringIO()):
             predicted = truth.loadRes(results)
             for category_id, image_ids in _images_of_categories(truth).items():
                 precisions[category_id] = _category_precision(truth, predicted, iou_type, category_id, image_ids)
     every = np.stack(list(precisions.values()))  # (K, thresholds, recalls, areas)
-    metrics = {"AP": _mean(every[..., 0]), "AP50": _mean(every[:, 0, :, 0]), "AP75": _mean(every[:, 5, :, 0])}
+    metrics = {
+        "AP": mean_precision(every[..., 0]),
+        "AP50": mean_precision(every[:, 0, :, 0]),
+        "AP75": mean_precision(every[:, 5, :, 0]),
+    }
     for index, suffix in enumerate(_AREAS[1:], 1):
-        metrics[f"AP{suffix}"] = _mean(every[..., index])
+        metrics[f"AP{suffix}"] = mean_precision(every[..., index])
     frequencies = np.array([category.get("frequency") for category in categories])
     for frequency in _FREQUENCIES:
-        metrics[f"AP{frequency}"] = _mean(every[frequencies == frequency][..., 0])
+        metrics[f"AP{frequency}"] = mean_precision(every[frequencies == frequency][..., 0])
     return metrics
 
 
@@ -116,8 +120,3 @@ def _category_precision(truth: COCO, predicted: COCO, iou_type: str, category_id
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation.eval["precision"][:, :, 0, :, 0]
-
-
-def _mean(precision: np.ndarray) -> float:
-    present = precision[precision > -1]
-    return 100 * float(present.mean()) if present.size else float("nan")

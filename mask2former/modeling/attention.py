@@ -59,7 +59,7 @@ class MultiheadAttention(nn.Module):
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values; what is both query and key is multiplied once."""
+        """Project queries, keys and values; where queries and keys are the same, both by one product."""
         channels = query.shape[-1]
         together = query is key
         sizes = [2 * channels, channels] if together else [channels] * 3

@@ -62,7 +62,7 @@ def split_disconnected(mask_cls: Tensor, mask_pred: Tensor, classes: Collection[
 
 
 def _without_repetitions(logits: Tensor, masks: Tensor, may_repeat: Tensor) -> Tensor:
-    """Which of the masks (Q, h, w) are not another's, more probable and of the same class: (Q,) bool."""
+    """Which of the masks (Q, h, w) repeat no more probable one of their class: (Q,) bool."""
     inside = masks > 0
     same = pairwise_iou(inside, inside) > _SAME_IOU
     scores, labels = logits.softmax(-1)[:, :-1].max(-1)

@@ -25,8 +25,8 @@ __all__ = ["SetCriterion"]
 
 LOSSES = ("labels", "masks")
 
-# Matched masks (R, H, W), the targets, the matches of some layers, and random points for them; to logits and targets
-# (R, P), and which points count, (R, P) or None for all.
+# From matched masks (R, H, W), the targets, the matches of some layers and random points for them, to logits and
+# targets (R, P) and which points count, (R, P) or None for all.
 Comparison = Callable[
     [Tensor, Sequence[Mapping[str, Any]], Sequence[Matches], Sequence[Tensor]], tuple[Tensor, Tensor, Tensor | None]
 ]
@@ -224,6 +224,7 @@ class SetCriterion(nn.Module):
     def _at_random_points(
         self, masks: Tensor, targets: Sequence[Mapping[str, Any]], matches: Sequence[Matches], drawn: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The comparison at points of importance sampling (Section 3.3)."""
         masks = masks.float()
         candidates, uniform = (_first_rows(points, _count_pairs(matches)) for points in drawn)
         points = uncertain_points(masks, candidates, uniform, self.num_points)
@@ -232,7 +233,7 @@ class SetCriterion(nn.Module):
     @staticmethod
     def _mean_number_of_masks(targets: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
         """Targets per process, at least 1: gradients are averaged over processes, so sums must be divided by a mean."""
-        # Filled there, not copied there, which would wait for all that the device has to do before.
+        # Filled on the device: a copy to it would wait for all the work that it has been given.
         count = torch.full((), float(sum(len(target["labels"]) for target in targets)), device=device)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(count)
@@ -252,24 +253,24 @@ def _to_device(matches: Sequence[Matches], num_queries: int, device: torch.devic
 
 
 def _by_image(matches: Sequence[Matches]) -> list[Matches]:
-    """Of each image the matches of all layers."""
+    """From the matches of each layer, image by image, to those of each image, layer by layer."""
     return list(zip(*matches, strict=True))
 
 
 def _count_pairs(matches: Sequence[Matches]) -> list[int]:
-    """Of each layer; the same number in all but where costs are NaN."""
+    """How many pairs each layer has: the same number in all of them, unless costs are NaN."""
     return [sum(len(queries) for queries, _ in of_layer) for of_layer in matches]
 
 
 def _first_rows(points: Tensor, counts: Sequence[int]) -> Tensor:
-    """That many rows of each layer (L, R, P, 2), in one: (sum(counts), P, 2)."""
+    """The first ``counts[l]`` rows of each layer l of (L, R, P, 2), one layer after the other: (sum(counts), P, 2)."""
     if all(count == points.shape[1] for count in counts):
         return points.flatten(0, 1)
     return torch.cat([of_layer[:count] for of_layer, count in zip(points, counts, strict=True)])
 
 
 def _sum_rows(losses: Tensor, counts: Sequence[int]) -> Tensor:
-    """Sums (L,) of losses of that many rows of each layer, (sum(counts),)."""
+    """Sums (L,) of the losses of each layer, which come one layer after the other: (sum(counts),)."""
     if len(set(counts)) == 1:
         return losses.view(len(counts), -1).sum(1)
     return torch.stack([of_layer.sum() for of_layer in losses.split(counts)])
@@ -294,7 +295,7 @@ def _sample_targets(
 
 
 def _layer_by_layer(by_image: Sequence[Tensor], lengths: Sequence[Sequence[int]]) -> Tensor:
-    """Rows of each image, of all layers, to rows of each layer, of all images."""
+    """From the rows of each image, one layer after the other, to those of each layer, one image after the other."""
     pieces = [rows.split(of_image) for rows, of_image in zip(by_image, zip(*lengths, strict=True), strict=True)]
     return torch.cat([piece for of_layer in zip(*pieces, strict=True) for piece in of_layer])
 
@@ -302,6 +303,7 @@ def _layer_by_layer(by_image: Sequence[Tensor], lengths: Sequence[Sequence[int]]
 def _everywhere(
     masks: Tensor, targets: Sequence[Mapping[str, Any]], matches: Sequence[Matches], _: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The comparison of whole masks (Table 5), of one layer at a time."""
     (of_layer,) = matches
     return loss_pixels(masks, targets, [matched for _, matched in of_layer])
 

@@ -40,24 +40,22 @@ def loss_pixels(
     Args:
         logits: (R, H, W) mask logits of the matched predictions, image after image.
         targets: for each image ``masks`` (T, H', W') bool, and optionally ``ignore_mask`` (H', W') bool.
-        rows: for each image, which of its masks are matched, in the order of ``logits``.
+        rows: for each image, which of its masks are matched, in the order of ``logits``; on their device.
 
     Returns:
         Logits and targets (R, H' * W'), float32, and which pixels count, (R, H' * W') 0 or 1, or None for all.
     """
-    device = logits.device
-    wanted = torch.cat(
-        [target["masks"][matched.to(device)].flatten(1) for target, matched in zip(targets, rows, strict=True)]
-    ).float()
+    wanted = torch.cat([target["masks"][matched].flatten(1) for target, matched in zip(targets, rows, strict=True)])
     size = targets[0]["masks"].shape[-2:]  # of the padded batch, so of every image
     resized = F.interpolate(logits.float()[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     if not any("ignore_mask" in target for target in targets):
-        return resized.flatten(1), wanted, None
+        return resized.flatten(1), wanted.float(), None
+    nothing_ignored = torch.zeros(size, dtype=torch.bool, device=logits.device)
     valid = [
-        (~target.get("ignore_mask", torch.zeros(size, dtype=torch.bool, device=device))).expand(len(matched), -1, -1)
+        (~target.get("ignore_mask", nothing_ignored)).expand(len(matched), -1, -1)
         for target, matched in zip(targets, rows, strict=True)
     ]
-    return resized.flatten(1), wanted, torch.cat(valid).flatten(1).float()
+    return resized.flatten(1), wanted.float(), torch.cat(valid).flatten(1).float()
 
 
 def _shrink(masks: Tensor, size: torch.Size) -> Tensor:

@@ -8,7 +8,7 @@ from .position_encoding import PositionEmbeddingSine
 
 __all__ = ["KeptPositionEmbedding", "keep_position_encodings"]
 
-_SIZES = 16  # that one module keeps the encodings of at most; an image's pyramid has three
+_SIZES = 16  # of maps, of which one module keeps the encodings at most; an image's pyramid has three
 
 
 class KeptPositionEmbedding(nn.Module):
@@ -27,7 +27,7 @@ class KeptPositionEmbedding(nn.Module):
         key = (height, width, str(device))
         kept = self._kept.get(key)
         if kept is None:
-            with torch.inference_mode(False):  # whose tensors could be used in it alone
+            with torch.inference_mode(False):  # an inference tensor could not be used in training later
                 kept = self.encode(height, width, device).to(self.dtype)
             if len(self._kept) >= _SIZES:
                 self._kept.clear()

@@ -31,15 +31,12 @@ def sigmoid_ce_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None
     Args:
         logits: (R, P).
         targets: (R, P) in 0..1.
-        valid: (R, P) 0 or 1.
+        valid: (R, P) 0 or 1, float32.
 
     Returns:
         (R,).
     """
-    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    if valid is None:
-        return loss.mean(1)
-    return (loss * valid).sum(1) / valid.sum(1).clamp(min=1)
+    return _mean(F.binary_cross_entropy_with_logits(logits, targets, reduction="none"), valid)
 
 
 def pairwise_sigmoid_ce_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -66,10 +63,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = N
     MaskFormer's loss, with its alpha and gamma. Targets between 0 and 1 weigh the losses of both classes.
     """
     foreground, background = _focal_terms(logits)
-    loss = targets * foreground + (1 - targets) * background
-    if valid is None:
-        return loss.mean(1)
-    return (loss * valid).sum(1) / valid.sum(1).clamp(min=1)
+    return _mean(targets * foreground + (1 - targets) * background, valid)
 
 
 def pairwise_sigmoid_focal_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -80,8 +74,13 @@ def pairwise_sigmoid_focal_loss(logits: Tensor, targets: Tensor, valid: Tensor |
     return ((foreground * valid) @ targets.mT + (background * valid) @ (1 - targets).mT) / _count(valid)
 
 
+def _mean(losses: Tensor, valid: Tensor | None) -> Tensor:
+    """Means (R,) of losses (R, P) over the points that count."""
+    return losses.mean(1) if valid is None else (losses * valid).sum(1) / _count(valid)[:, 0]
+
+
 def _count(valid: Tensor) -> Tensor:
-    """Points (..., 1, P) that count, at least 1: (..., 1, 1)."""
+    """How many of the points (..., P) count, at least 1: (..., 1)."""
     return valid.sum(-1, keepdim=True).clamp(min=1)
 
 

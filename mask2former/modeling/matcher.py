@@ -52,7 +52,7 @@ class HungarianMatcher(nn.Module):
         mask_loss: str = "cross_entropy",
     ) -> None:
         super().__init__()
-        comparisons = {"points": _sample_points, "masks": lambda masks, target, _: matching_pixels(masks, target)}
+        comparisons = {"points": _sample_points, "masks": _take_pixels}
         if compare_on not in comparisons:
             raise ValueError(
                 f"MODEL.MASK_FORMER.MATCHING_COST_ON is {compare_on!r}; expected one of {sorted(comparisons)}."
@@ -161,6 +161,13 @@ def _sample_points(
     wanted = sample_binary_masks(target["masks"], rows, points[:, None])
     valid = (~sample_nearest(target["ignore_mask"], points[:, None])).float() if "ignore_mask" in target else None
     return sample_logits(masks, points), wanted, valid
+
+
+def _take_pixels(
+    masks: Tensor | Sequence[Tensor], target: Mapping[str, Any], _: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As :func:`_sample_points`, with every pixel a point (Table 5)."""
+    return matching_pixels(masks, target)
 
 
 def _best_pairs(cost: np.ndarray, target: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ Steps = Generator[tuple[Tensor, ...], list[Tensor], _Result]
 
 
 def finish(*computations: Steps[Any]) -> list[Any]:
-    """The results of computations that yield once each."""
+    """Run computations, which yield once each, with one wait for the device; returns their results."""
     asked = [next(steps) for steps in computations]
     answers = iter(_to_cpu([tensor for tensors in asked for tensor in tensors]))
     return [

@@ -45,8 +45,14 @@ def accept_segments(
 
 
 def count_areas(winner: Tensor, inside: Tensor, own_area: Tensor) -> Tensor:
-    """The ``areas`` (3, S) of :func:`accept_segments`, from its first arguments and the first of them, (S,)."""
-    # Outside and inside of the winner's mask in one count, for which a GPU is waited for.
+    """The ``areas`` (3, S) of :func:`accept_segments`.
+
+    Args:
+        winner: as there.
+        inside: as there.
+        own_area: pixels of each segment's own mask, (S,): the first row of the result.
+    """
+    # Pixels outside and inside of the winner's mask in one count, because a GPU is waited for at each.
     counts = torch.bincount((2 * winner + inside).flatten(), minlength=2 * len(own_area)).view(-1, 2)
     return torch.stack([own_area, counts.sum(1), counts[:, 1]])
 

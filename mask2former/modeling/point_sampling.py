@@ -36,12 +36,12 @@ def sample_logits(logits: Tensor | Sequence[Tensor], points: Tensor) -> Tensor:
         if len(pixels) == 1:  # with a batch, PyTorch copies all pixels in bfloat16 on a CPU
             return linear(pixels[0], logits.embeddings[0]).T[None].float()
         return (logits.embeddings @ pixels.mT).float()
-    grid = (2 * points).sub_(1)[:, None]  # (L, 1, P, 2); in place, for there may be ten million points
+    grid = (2 * points).sub_(1)[:, None]  # (L, 1, P, 2); in place: there may be ten million points
     return F.grid_sample(logits.float(), grid, align_corners=False)[:, :, 0]
 
 
 def _sample_pixels(features: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples (L, P, C) of features (C, H, W), pixel by pixel with all their channels, which lie together."""
+    """Bilinear samples (L, P, C) of features (C, H, W): whole pixels, whose channels best lie together in memory."""
     if has_native_points(points, features, channels=len(features)):
         return sample_pixels(features.permute(1, 2, 0), points.flatten(0, -2)).unflatten(0, points.shape[:2])
     features = features.float()
@@ -94,26 +94,31 @@ def sample_binary_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
     return torch.lerp(sample_row(index), sample_row(index + width + 2), y - top)
 
 
-# Around the masks there is a pixel that is outside, so that all four neighbours of a point are there. These give such
-# masks, the number of the first pixel of each row's mask, and which pixels are in it, None for those that are True.
 def _pixels(masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | int, Tensor | None]:
+    """Where :func:`sample_binary_masks` looks masks up, for each of the rows.
+
+    Returns:
+        Pixels with a border of one outside, so that all four neighbours of a point exist; the number of the first pixel
+        of each row's mask; and the value (R, 1) of the pixels in it, None for True.
+    """
     padded = F.pad(masks, (1, 1, 1, 1))  # (T, H + 2, W + 2)
     return padded, rows[:, None] * padded.shape[1:].numel(), None
 
 
 def _pixels_of_segments(masks: SegmentMasks, rows: Tensor) -> tuple[Tensor, Tensor | int, Tensor | None]:
+    """As :func:`_pixels`; all masks are looked up in one map."""
     return F.pad(masks.id_map, (1, 1, 1, 1)), 0, masks.ids[rows, None]
 
 
-# What the native operator takes: maps, the number of each row's map, and its id there.
 def _maps(masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the native operator takes: maps, the index (R,) of each row's map, and the row's id (R,) in it."""
     if isinstance(masks, SegmentMasks):
         return masks.id_map[None], torch.zeros_like(rows), masks.ids[rows].int()
     return masks.view(torch.uint8), rows, torch.ones_like(rows, dtype=torch.int32)
 
 
 def _take(pixels: Tensor, index: Tensor) -> Tensor:
-    """Values at numbers of pixels, of that shape; many times as fast as an index on a CPU."""
+    """``pixels.flatten()[index]``, which on a CPU takes many times as long."""
     return pixels.flatten().index_select(0, index.flatten()).view_as(index)
 
 

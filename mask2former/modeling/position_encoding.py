@@ -25,7 +25,8 @@ class PositionEmbeddingSine(nn.Module):
         if num_pos_feats % 2:
             raise ValueError(
                 f"the position encoding has {num_pos_feats} channels a coordinate, which do not go into pairs of sine "
-                "and cosine; choose MODEL.MASK_FORMER.HIDDEN_DIM as a multiple of 4."
+                "and cosine; choose MODEL.MASK_FORMER.HIDDEN_DIM (or MODEL.SEM_SEG_HEAD.CONVS_DIM in a pixel decoder) "
+                "as a multiple of 4."
             )
         self.num_pos_feats = num_pos_feats
         self.temperature = temperature

@@ -38,7 +38,7 @@ _CHUNK = 16
 # Numbers in the rows of all masks that are resized together: they fit a processor's second-level cache or nearly.
 _BAND = 1 << 20
 _GPU_BAND = 1 << 23  # likewise, of large GPUs
-_TOPK_PARTS = 16
+_TOPK_PARTS = 16  # of the pairs of queries and classes, which a GPU searches side by side
 
 
 def semantic_inference(
@@ -213,7 +213,7 @@ def _most_probable(probabilities: Tensor, topk: int) -> tuple[Tensor, Tensor]:
 
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """``values.topk(count)`` of (n,), for GPUs, which have one multiprocessor look through a whole row."""
+    """``values.topk(count)`` of (n,), part by part: PyTorch has one multiprocessor of a GPU search a whole row."""
     parts = max(1, min(_TOPK_PARTS, len(values) // max(1, 4 * count)))
     length = -(-len(values) // parts)
     rows = F.pad(values, (0, parts * length - len(values)), value=-torch.inf).view(parts, length)
@@ -226,7 +226,7 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _queries_and_classes(
     scores: Tensor, pairs: Tensor, num_classes: int, allowed_classes: Collection[int] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result of :func:`most_probable_pairs`."""
+    """From places among the Q * K pairs to their queries and classes, of allowed classes alone; (N,) each."""
     queries, classes = pairs // num_classes, pairs % num_classes
     if allowed_classes is None:
         return scores, queries, classes

@@ -27,7 +27,8 @@ def mask_logits(embeddings: Tensor, pixels: Tensor) -> Tensor:
     """Dot products of queries' and pixels' embeddings.
 
     Args:
-        embeddings: (N, Q, C); or, of optimised models, with a bias of the query's mask after these, and zeros.
+        embeddings: (N, Q, C); in optimised models more channels, the first of which is the bias of a query's mask and
+            the others are zeros.
         pixels: (N, C, P).
 
     Returns:
@@ -35,8 +36,8 @@ def mask_logits(embeddings: Tensor, pixels: Tensor) -> Tensor:
     """
     channels = pixels.shape[1]
     vectors, biases = embeddings[..., :channels], embeddings[..., channels : channels + 1]
-    # Of one image without a batch: with one, PyTorch copies all pixels in bfloat16 on a CPU.
-    alone = not is_exporting() and len(embeddings) == 1  # a graph that asked would be for as many images only
+    # One image goes without the dimension of the batch, with which PyTorch copies all pixels in bfloat16 on a CPU.
+    alone = not is_exporting() and len(embeddings) == 1  # an exported graph that asks is for this number of images only
     product = linear(vectors[0], pixels[0].T)[None] if alone else vectors @ pixels
     return product if biases.numel() == 0 else product + biases
 
@@ -74,9 +75,10 @@ class QueryMasks(LazyTensor):
         return self.features.to(self.embeddings.dtype).movedim(-3, -1).flatten(-3, -2)
 
     def __getitem__(self, index: Any) -> Tensor:
-        if isinstance(index, int) and self.features.dim() == 4:
+        is_int = type(index) is int  # not bool, which adds a dimension
+        if is_int and self.features.dim() == 4:
             return QueryMasks(self.embeddings[index], self.features[index])
-        if isinstance(index, int | slice) and self.features.dim() == 3 and self.embeddings.dim() == 3:
+        if (is_int or isinstance(index, slice)) and self.features.dim() == 3 and self.embeddings.dim() == 3:
             return QueryMasks(self.embeddings[index], self.features)
         return self.full()[index]
 
@@ -85,10 +87,10 @@ class QueryMasks(LazyTensor):
 
 
 def group_layers(count: int, compare_on: str, device: torch.device) -> list[slice]:
-    """Which of that many layers are compared with targets at once, on "points" or whole "masks".
+    """Split ``count`` layers into those that are compared with targets at once, on "points" or whole "masks".
 
-    On a GPU all of them, for most time goes into the number of its kernels. On a CPU one after the other, which reuses
-    memory and so is faster; and so are whole masks everywhere, because of the memory that they take.
+    On a GPU all of them are, because the number of kernels is what takes time there. On a CPU one layer after the other
+    is faster, because it reuses memory. Whole masks take so much memory that they are compared layer by layer anyway.
     """
     size = count if compare_on == "points" and device.type != "cpu" else 1
     return [slice(start, start + size) for start in range(0, count, size)]

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 from ..ops.linear import linear_relu
 from .attention import MultiheadAttention
 
-__all__ = ["TransformerDecoder", "TransformerDecoderLayer", "TransformerEncoder", "TransformerEncoderLayer"]
+__all__ = [
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+    "init_matrices",
+]
 
 
 class _Layer(nn.Module):
@@ -95,7 +101,7 @@ class TransformerEncoder(nn.Module):
         )
         # Without it, what pre-norm layers add up would leave them unnormalised.
         self.norm = nn.LayerNorm(embed_dim) if pre_norm else nn.Identity()
-        _init_matrices(self)
+        init_matrices(self)
 
     def forward(self, x: Tensor, pos: Tensor) -> Tensor:
         """Map tokens (N, S, C) with positions (1 or N, S, C) to tokens (N, S, C)."""
@@ -122,7 +128,7 @@ class TransformerDecoder(nn.Module):
             TransformerDecoderLayer(embed_dim, num_heads, dim_feedforward, dropout, pre_norm) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(embed_dim)
-        _init_matrices(self)
+        init_matrices(self)
 
     def forward(self, x: Tensor, query_pos: Tensor, memory: Tensor, pos: Tensor) -> list[Tensor]:
         """Update the queries.
@@ -143,7 +149,8 @@ class TransformerDecoder(nn.Module):
         return outputs
 
 
-def _init_matrices(module: nn.Module) -> None:
+def init_matrices(module: nn.Module) -> None:
+    """Xavier's initialisation for all weights, in place; biases and norms stay."""
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import fake_backward, fake_forward, flat_arguments, save_inputs
+from ._library import flat_arguments
+from ._registration import fake_backward, fake_forward, save_inputs
 from .recording import is_exporting
 
 __all__ = ["GPU_DTYPES", "find_triton", "has_triton_kernel", "triton_ms_deform_attn"]

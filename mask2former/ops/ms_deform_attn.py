@@ -168,13 +168,13 @@ class MSDeformAttn(nn.Module):
         return self.output_proj(fused_ms_deform_attn(values, spatial_shapes, reference_points, offsets, logits))
 
 
-def _check_shapes(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
-) -> None:
-    if value.dim() != 4 or sampling_locations.dim() != 6:
+def _check_shapes(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], points: Tensor, attention: Tensor) -> None:
+    """Check what both operators take: ``points`` are locations or offsets, ``attention`` is weights or logits."""
+    if (value.dim(), points.dim(), attention.dim()) != (4, 6, 5):
         raise ValueError(
-            "ms_deform_attn expects value (N, S, M, D) and sampling_locations (N, Q, M, L, P, 2), got shapes "
-            f"{tuple(value.shape)} and {tuple(sampling_locations.shape)}."
+            "ms_deform_attn expects value (N, S, M, D), sampling locations or offsets (N, Q, M, L, P, 2) and attention "
+            f"weights or logits (N, Q, M, L, P), got shapes {tuple(value.shape)}, {tuple(points.shape)} and "
+            f"{tuple(attention.shape)}."
         )
     pixels = sum(height * width for height, width in spatial_shapes)
     if pixels != value.shape[1]:
@@ -182,15 +182,14 @@ def _check_shapes(
             f"spatial_shapes {list(spatial_shapes)} hold {pixels} pixels, but value has {value.shape[1]} of them; "
             "flatten and concatenate the levels in the order of spatial_shapes."
         )
-    num_images, num_queries, num_heads, num_levels, num_points = attention_weights.shape
-    expected = (num_images, num_queries, num_heads, num_levels, num_points, 2)
+    num_images, _, num_heads, num_levels, _ = attention.shape
     if (
-        tuple(sampling_locations.shape) != expected
+        tuple(points.shape) != (*attention.shape, 2)
         or num_levels != len(spatial_shapes)
         or (num_images, num_heads) != (value.shape[0], value.shape[2])
     ):
         raise ValueError(
-            f"value {tuple(value.shape)}, {len(spatial_shapes)} levels, sampling_locations "
-            f"{tuple(sampling_locations.shape)} and attention_weights {tuple(attention_weights.shape)} disagree; "
-            "expected (N, S, M, D), L, (N, Q, M, L, P, 2) and (N, Q, M, L, P)."
+            f"value {tuple(value.shape)}, {len(spatial_shapes)} levels, sampling locations or offsets "
+            f"{tuple(points.shape)} and attention weights or logits {tuple(attention.shape)} disagree; expected "
+            "(N, S, M, D), L, (N, Q, M, L, P, 2) and (N, Q, M, L, P)."
         )

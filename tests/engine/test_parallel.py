@@ -203,7 +203,7 @@ def test_one_process_is_left_alone(toy_config) -> None:
             {"SOLVER__DDP__COMPRESSION": "int8"},
             r"COMPRESSION is 'int8'; expected one of \['none', 'bfloat16', 'float16'\]",
         ),
-        ({"SOLVER__FSDP__ENABLED": True, "SOLVER__DDP__STATIC_GRAPH": True}, "STATIC_GRAPH True .*leave out either"),
+        ({"SOLVER__FSDP__ENABLED": True, "SOLVER__DDP__STATIC_GRAPH": True}, "STATIC_GRAPH True .*use either"),
         ({"SOLVER__FSDP__ENABLED": True, "SOLVER__DDP__COMPRESSION": "float16"}, "COMPRESSION 'float16', .*either"),
     ],
 )

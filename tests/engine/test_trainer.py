@@ -202,7 +202,7 @@ def test_a_run_stops_when_the_metric_gets_no_better(toy_config, tmp_path, monkey
     cfg = toy_config(TEST__EARLY_STOPPING__PATIENCE=2, **changes)
     with caplog.at_level(logging.INFO, "mask2former"):
         assert len(train(cfg)) == 5  # the hook that counts comes after, so the sixth step is not seen
-    assert "task/metric has not become better in 2 evaluations" in caplog.text
+    assert "task/metric has not improved for 2 evaluations" in caplog.text
     assert "Exception during training" not in caplog.text
     assert torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["iteration"] == 5
     assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_final.pth"

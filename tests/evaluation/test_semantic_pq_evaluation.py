@@ -93,5 +93,7 @@ def test_the_configuration_turns_it_on(make_scene, config, run):
 
     assert list(results) == ["panoptic_seg", "bbox", "segm", "sem_seg", "semantic_pq"]
     switches = {"TEST__SEMANTIC_PQ": True, "MODEL__MASK_FORMER__TEST__SEMANTIC_ON": False}
-    with pytest.raises(ValueError, match=r"TEST\.SEMANTIC_PQ is on, but .*Turn MODEL.*SEMANTIC_ON on or it off"):
+    with pytest.raises(
+        ValueError, match=r"TEST\.SEMANTIC_PQ is on, but .*Turn MODEL.*SEMANTIC_ON on, or TEST.SEMANTIC_PQ off"
+    ):
         build_evaluator(config(**switches), scene.name)

@@ -1,6 +1,7 @@
 """Matching cost and mask losses of whole masks (Table 5), against loops over pixels."""
 
 import math
+import pickle
 from typing import Any
 
 import pytest
@@ -146,3 +147,13 @@ def test_settings_that_make_no_sense(tiny_cfg: CfgNode) -> None:
         ValueError, match="MATCHING_NUM_POINTS is 10, but MATCHING_COST_ON 'masks' compares every pixel"
     ):
         build_model(tiny_cfg)
+
+
+def test_a_criterion_can_be_pickled() -> None:
+    """As a whole model is, to be given to another process."""
+    matcher = HungarianMatcher(2, 5, 3, compare_on="masks")
+    criterion = SetCriterion(3, matcher, {}, eos_coef=0.1, compare_on="masks")
+    copied = pickle.loads(pickle.dumps(criterion))
+    outputs = {"pred_logits": torch.randn(1, 5, 4), "pred_masks": torch.randn(1, 5, HEIGHT, WIDTH)}
+    targets = [_target(3, with_void=True)]
+    assert copied(outputs, targets) == criterion(outputs, targets)

@@ -24,5 +24,5 @@ def test_encoding_equals_loops(height: int, width: int, channels: int) -> None:
 
 
 def test_odd_channels_are_an_error() -> None:
-    with pytest.raises(ValueError, match=r"has 9 channels a coordinate.*HIDDEN_DIM as a multiple of 4"):
+    with pytest.raises(ValueError, match=r"has 9 channels a coordinate.*HIDDEN_DIM .*CONVS_DIM.* as a multiple of 4"):
         PositionEmbeddingSine(9)

@@ -63,6 +63,7 @@ def test_it_is_a_tensor_to_everyone(embeddings: Tensor, features: Tensor) -> Non
     for ours, theirs in (
         (masks[1], expected[1]),
         (masks[-1][2:], expected[-1, 2:]),
+        (masks[True], expected[None]),
         (masks[:, ::2, 0], expected[:, ::2, 0]),
         (masks[masks > 0], expected[expected > 0]),
         (torch.stack([masks, masks]), torch.stack([expected, expected])),

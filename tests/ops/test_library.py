@@ -98,7 +98,7 @@ def test_says_once_how_to_build(nothing_built: Path, caplog: pytest.LogCaptureFi
     assert not load_library()
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "is not built; build it with: python -m mask2former.ops.build" in record.getMessage()
+    assert "are not built; build them with: python -m mask2former.ops.build" in record.getMessage()
 
 
 def test_reference_mode_is_silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -130,7 +130,7 @@ def test_a_broken_library_falls_back(nothing_built: Path, caplog: pytest.LogCapt
     nothing_built.mkdir(parents=True)
     (nothing_built / build.library_name()).write_text("not a library")
     assert not load_library()
-    assert "no native library: " in caplog.records[-1].getMessage()
+    assert "its native operators cannot be loaded: " in caplog.records[-1].getMessage()
 
 
 def test_unknown_mode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_says_how_to_build_for_the_gpu(nothing_built: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert load_cuda_library() is None
     (record,) = caplog.records
-    assert "is slower than it could be on the GPU: its native library is not built; build it" in record.getMessage()
+    assert (
+        "is slower than it could be on the GPU: its native operators are not built; build them" in record.getMessage()
+    )
     assert record.getMessage().endswith("(which needs nvcc)")
 
 
@@ -186,7 +188,7 @@ def test_a_gpu_that_was_not_compiled_for(
     monkeypatch.setattr(_library.ctypes, "CDLL", lambda _: library)
     assert _library._has_code_for.__wrapped__(0) == bool(has_code)
     messages = [record.getMessage() for record in caplog.records]
-    assert has_code or "on Tesla T4: its native library has no code for this GPU" in messages[0]
+    assert has_code or "on Tesla T4: its native operators have no code for this GPU" in messages[0]
     assert has_code or messages[0].endswith("TORCH_CUDA_ARCH_LIST=7.5 python -m mask2former.ops.build")
 
 

@@ -128,6 +128,8 @@ def test_wrong_shapes_are_named() -> None:
         ms_deform_attn(value, SHAPES, locations[:, :, :1], weights)
     with pytest.raises(ValueError, match=r"expects value \(N, S, M, D\)"):
         ms_deform_attn(value[0], SHAPES, locations, weights)
+    with pytest.raises(ValueError, match=r"weights or logits \(N, Q, M, L, P\), got shapes .* and \(2, 5, 2, 12\)"):
+        ms_deform_attn(value, SHAPES, locations, weights.flatten(-2))
     with pytest.raises(ValueError, match="10 channels do not divide by 4 heads"):
         MSDeformAttn(embed_dim=10, num_heads=4)
 

@@ -1,4 +1,4 @@
-"""Runs all benchmarks of speed, one after the other, and puts their figures into one file.
+"""Runs the benchmarks that compare with other libraries, one after the other, and puts their figures into one file.
 
     python tools/benchmarks/everything.py --output output/benchmarks
     python tools/benchmarks/everything.py --output output/benchmarks --quick --clock cpu
@@ -7,7 +7,8 @@ These are the operator, whole images and their parts (with the C library as it i
 training, dataset mappers and evaluation; ours beside `transformers`, torch-ms-deform-attn (where it is installed),
 plain Detectron2, pycocotools and panopticapi. Each prints its table with ratios; the folder gets its figures as JSON,
 all of them in results.json, and a plot of the images. It takes half an hour or so on a CPU, and minutes with --quick,
-which leaves out what is compiled or in bfloat16 and takes one round.
+which leaves out what is compiled or in bfloat16 and takes one round. Those of single parts are run by themselves:
+loss.py and masked_attention.py.
 """
 
 import argparse

@@ -36,7 +36,7 @@ class MaskFormerInstanceDatasetMapper(MaskFormerDatasetMapper):
         if "annotations" not in dataset_dict:
             return labels.targets()
         new_size = labels.labels.shape[0], labels.labels.shape[1]
-        # Padding after a crop would show what the crop has cut off a polygon.
+        # Nothing is drawn into padding: the part of a polygon that a crop has cut off would show again there.
         inside = move_labels(transforms, np.ones(size, dtype=np.uint8)).astype(bool)
         classes, parts = [], []
         for number, annotation in enumerate(dataset_dict["annotations"]):
@@ -77,7 +77,10 @@ def _things(dataset_dict: dict[str, Any], size: tuple[int, int]) -> LabelMap:
     background = len(segments) + 1
     labels = [background]
     for i, segment in enumerate(segments, 1):
-        labels.append(background if not segment["isthing"] else 0 if segment.get("iscrowd", 0) else i)
+        if not segment["isthing"]:
+            labels.append(background)
+        else:
+            labels.append(0 if segment.get("iscrowd", 0) else i)
     classes = [segment["category_id"] for segment in segments] + [LabelMap.NO_CLASS]
     return LabelMap(read_segment_labels(dataset_dict, size, labels), np.array(classes, dtype=np.int64))
 

@@ -40,7 +40,7 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], object]) -> int:
 
 
 def _what_is_left(norm: Any) -> nn.Module:
-    """timm's norms have the activation in them."""
+    """What stays in a folded norm's place: nothing, or the dropout and the activation that timm's norms contain."""
     return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
 
 
@@ -94,7 +94,7 @@ class _Recorder(TorchFunctionMode):
         self._inside_norm = True
 
     def leave_norm(self) -> None:
-        """It is done."""
+        """It has read it."""
         self._inside_norm = False
 
     def pairs(self) -> dict[str, nn.Conv2d]:

@@ -8,14 +8,14 @@ from ..backbone.swin_layers import WindowAttention
 
 __all__ = ["cpu_has_bfloat16", "store_in_bfloat16"]
 
-# Of torch.cpu.get_capabilities: Intel's and AMD's, Intel's matrix units, and ARM's.
+# As torch.cpu.get_capabilities() names them: Intel's and AMD's, Intel's matrix units, and ARM's.
 _UNITS = ("avx512_bf16", "amx_bf16", "bf16")
-# Whose own parameters are only multiplied with what autocast has in bfloat16, or added to it.
+# Modules whose own parameters are only multiplied with, or added to, what autocast computes in bfloat16.
 _MULTIPLYING = (nn.Conv2d, nn.Linear, MultiheadAttention, WindowAttention)
 
 
 def store_in_bfloat16(model: nn.Module) -> None:
-    """Replace the parameters that autocast would convert for every image, in place. Norms' and queries' stay."""
+    """Replace the parameters that autocast would convert for every image, in place; those of norms and queries stay."""
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         path, _, own_name = name.rpartition(".")
         module = model.get_submodule(path)

@@ -63,7 +63,7 @@ def _record(network: Network, images: Tensor, pool: Any) -> _Recording:
     images = images.clone()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    # Of sizes PyTorch would compile eight, and then refuse.
+    # PyTorch would compile for eight sizes, and refuse the next one.
     limits = torch._dynamo.config.patch(recompile_limit=_MAX_SIZES, accumulated_recompile_limit=_MAX_SIZES)
     with torch.cuda.stream(stream), limits:
         for _ in range(_WARM_UP):

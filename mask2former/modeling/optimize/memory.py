@@ -32,9 +32,9 @@ def keep_freed_memory() -> None:
 
 
 def keep_freed_memory_of_program() -> None:
-    """:func:`keep_freed_memory` if there is glibc, for a process that does nothing else than one job of ours.
+    """:func:`keep_freed_memory` where there is glibc, for a process that does one job of ours and nothing else.
 
-    Whoever sets an environment variable ``MALLOC_...`` has made a choice, which stays.
+    An environment variable ``MALLOC_...`` is the user's own choice, and stays.
     """
     if not any(name.startswith("MALLOC_") for name in os.environ):
         with contextlib.suppress(OSError):

@@ -10,7 +10,8 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .pyramid import Norm, PyramidPixelDecoder, conv_norm
+from .conv_norm import Norm, conv_norm
+from .pyramid import PyramidPixelDecoder
 
 __all__ = ["BiFPNLayer", "BiFPNPixelDecoder", "Fusion"]
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-from .pyramid import Norm, PyramidPixelDecoder, conv_norm
+from .conv_norm import Norm, conv_norm
+from .pyramid import PyramidPixelDecoder
 
 __all__ = ["FaPNPixelDecoder", "FeatureAlignment", "FeatureSelection"]
 

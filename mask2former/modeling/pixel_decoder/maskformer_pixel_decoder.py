@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from ..position_encoding import PositionEmbeddingSine
-from ..transformer import TransformerEncoder
-from .top_down import Norm, TopDownPath
+from .coarse_encoder import CoarseEncoder
+from .conv_norm import Norm, conv_norm
+from .top_down import TopDownPath
 
 __all__ = ["BasePixelDecoder", "TransformerEncoderPixelDecoder"]
 
@@ -45,9 +44,7 @@ class BasePixelDecoder(TopDownPath):
         self.add_module(self.coarsest_layer, self.output_conv(input_shape[names[-1]].channels))
         for index in range(len(names) - 1, 0, -1):
             self.add_level(index, names[index - 1], input_shape[names[index - 1]].channels)
-
-        self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=3, padding=1)
-        weight_init.c2_xavier_fill(self.mask_features)
+        self.mask_features = conv_norm(conv_dim, mask_dim, 3, norm="")
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -118,19 +115,17 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         super().__init__(
             input_shape, conv_dim=conv_dim, mask_dim=mask_dim, norm=norm, num_feature_levels=num_feature_levels
         )
-        self.input_proj = Conv2d(input_shape[self.coarsest_feature].channels, conv_dim, kernel_size=1)
-        weight_init.c2_xavier_fill(self.input_proj)
-        encoder = TransformerEncoder(
-            transformer_enc_layers,
-            embed_dim=conv_dim,
+        self.input_proj = conv_norm(input_shape[self.coarsest_feature].channels, conv_dim, 1, norm="")
+        encoder = CoarseEncoder(
+            conv_dim,
+            num_layers=transformer_enc_layers,
             num_heads=transformer_nheads,
             dim_feedforward=transformer_dim_feedforward,
             dropout=transformer_dropout,
             pre_norm=transformer_pre_norm,
         )
-        self.transformer = nn.ModuleDict({"encoder": encoder})
-        self.pe_layer = PositionEmbeddingSine(conv_dim // 2)
-        # In the place of the one that reads the backbone: this reads the encoder.
+        self.transformer = nn.ModuleDict({"encoder": encoder})  # the checkpoints' name
+        # Replaces the base class's, which reads the backbone's feature: this one reads the encoder's map.
         self.add_module(self.coarsest_layer, self.output_conv(conv_dim))
 
     @classmethod
@@ -148,8 +143,5 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
 
     def encode(self, coarsest: Tensor) -> Tensor:
         """Refine the coarsest feature (N, C_i, H, W) to (N, conv_dim, H, W)."""
-        projected = self.input_proj(coarsest)
-        height, width = projected.shape[-2:]
-        pos = self.pe_layer(height, width, projected.device).flatten(2).transpose(1, 2)  # (1, HW, C)
-        tokens = self.transformer["encoder"](projected.flatten(2).transpose(1, 2), pos)  # (N, HW, C)
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        encoded: Tensor = self.transformer["encoder"](self.input_proj(coarsest))
+        return encoded

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-import fvcore.nn.weight_init as weight_init
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ..position_encoding import PositionEmbeddingSine
+from .conv_norm import Norm, conv_norm
 from .deformable_encoder import MSDeformAttnTransformerEncoder
-from .top_down import Norm, TopDownPath
+from .top_down import TopDownPath
 
 __all__ = ["MSDeformAttnPixelDecoder"]
 
@@ -94,8 +94,7 @@ class MSDeformAttnPixelDecoder(TopDownPath):
             dropout=transformer_dropout,
         )
         self.pe_layer = PositionEmbeddingSine(conv_dim // 2)
-        self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
-        weight_init.c2_xavier_fill(self.mask_features)
+        self.mask_features = conv_norm(conv_dim, mask_dim, 1, norm="")
 
         # Index from the finest, as in the checkpoints' names, and feature; visited from coarse to fine.
         for index, name in list(enumerate(lateral_features, start=1))[::-1]:
@@ -151,9 +150,9 @@ class MSDeformAttnPixelDecoder(TopDownPath):
 
 def _projection(in_channels: int, conv_dim: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
-    nn.init.xavier_uniform_(conv.weight, gain=1)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+    nn.init.xavier_uniform_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
     return nn.Sequential(conv, nn.GroupNorm(_NUM_GROUPS, conv_dim))
 
 

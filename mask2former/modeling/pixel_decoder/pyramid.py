@@ -1,17 +1,16 @@
 """What the convolutional pixel decoders of Table 4e share: a pyramid in, a pyramid of the same strides out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .coarse_encoder import CoarseEncoder
-from .top_down import Norm
+from .conv_norm import Norm, conv_norm
 
-__all__ = ["Norm", "PyramidPixelDecoder", "conv_norm"]
+__all__ = ["PyramidPixelDecoder"]
 
 
 class PyramidPixelDecoder(nn.Module):
@@ -84,6 +83,7 @@ class PyramidPixelDecoder(nn.Module):
                 num_heads=mask_former.NHEADS,
                 dim_feedforward=mask_former.DIM_FEEDFORWARD,
                 dropout=mask_former.DROPOUT,
+                pre_norm=mask_former.PRE_NORM,
             ),
         }
 
@@ -107,24 +107,3 @@ class PyramidPixelDecoder(nn.Module):
         """
         finest, maps = self.decode([features[name] for name in self.in_features])
         return self.mask_features(finest), maps[0], maps[: self.num_feature_levels]
-
-
-def conv_norm(
-    in_channels: int,
-    out_channels: int,
-    kernel_size: int,
-    norm: Norm,
-    activation: Callable[[Tensor], Tensor] | None = None,
-) -> Conv2d:
-    """Build a convolution of stride 1 that keeps the size, with a bias where there is no normalisation."""
-    conv = Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size=kernel_size,
-        padding=kernel_size // 2,
-        bias=norm in ("", None),
-        norm=get_norm(norm, out_channels),
-        activation=activation,
-    )
-    weight_init.c2_xavier_fill(conv)
-    return conv

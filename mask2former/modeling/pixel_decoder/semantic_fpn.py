@@ -9,8 +9,8 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .conv_norm import conv_norm
 from .fpn import FPNPixelDecoder
-from .pyramid import conv_norm
 
 __all__ = ["SemanticFPNPixelDecoder"]
 

@@ -1,16 +1,12 @@
-"""The top-down path of a feature pyramid (Lin et al., CVPR 2017), which every pixel decoder ends with."""
+"""The top-down path of a feature pyramid (Lin et al., CVPR 2017) with the official checkpoints' names."""
 
-from collections.abc import Callable
-
-import fvcore.nn.weight_init as weight_init
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import Conv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Norm", "TopDownPath"]
+from .conv_norm import Norm, conv_norm
 
-# As Detectron2's ``get_norm`` takes it.
-Norm = str | Callable[[int], nn.Module] | None
+__all__ = ["TopDownPath"]
 
 
 class TopDownPath(nn.Module):
@@ -35,17 +31,13 @@ class TopDownPath(nn.Module):
 
     def add_level(self, index: int, name: str, in_channels: int) -> None:
         """Append a level that adds the backbone feature ``name`` to the maps before it."""
-        lateral = Conv2d(in_channels, self.conv_dim, kernel_size=1, **self._bias_and_norm())
-        weight_init.c2_xavier_fill(lateral)
-        self.add_module(f"adapter_{index}", lateral)
+        self.add_module(f"adapter_{index}", conv_norm(in_channels, self.conv_dim, 1, self.norm))
         self.add_module(f"layer_{index}", self.output_conv(self.conv_dim))
         self.fpn_levels.append((index, name))
 
     def output_conv(self, in_channels: int) -> Conv2d:
         """Make a 3x3 convolution with normalisation and ReLU."""
-        conv = Conv2d(in_channels, self.conv_dim, kernel_size=3, padding=1, activation=F.relu_, **self._bias_and_norm())
-        weight_init.c2_xavier_fill(conv)
-        return conv
+        return conv_norm(in_channels, self.conv_dim, 3, self.norm, F.relu_)
 
     def descend(self, coarsest: Tensor, features: dict[str, Tensor]) -> list[Tensor]:
         """Go down the levels.
@@ -65,6 +57,3 @@ class TopDownPath(nn.Module):
             lateral += F.interpolate(maps[-1], size=lateral.shape[-2:], mode=self.upsample_mode, **align)
             maps.append(self.get_submodule(f"layer_{index}")(lateral))
         return maps[1:]
-
-    def _bias_and_norm(self) -> dict[str, bool | nn.Module | None]:
-        return {"bias": self.norm == "", "norm": get_norm(self.norm, self.conv_dim)}

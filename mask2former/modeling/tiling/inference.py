@@ -103,7 +103,9 @@ class TiledInference:
         for index, logits, masks in self._run(network, image, tiles):
             mask_stride = self.tile_size // masks.shape[-1]
             if with_segments:
-                parts = split_disconnected(logits, masks, thing_classes if split_disconnected_things else ())
+                parts = (
+                    split_disconnected(logits, masks, thing_classes) if split_disconnected_things else (logits, masks)
+                )
                 pieces += _candidates(index, *parts, least_score)
             if semantic is not None:
                 semantic.add(tiles[index], logits, masks)

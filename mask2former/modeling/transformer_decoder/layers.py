@@ -1,4 +1,4 @@
-"""The three sub-layers of a decoder layer (Figure 2, right), the MLP of the mask head, and what precedes them."""
+"""The three sub-layers of a decoder layer (Figure 2, right), the MLP of the mask head, and the input's projection."""
 
 from itertools import pairwise
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...ops.linear import linear_relu
 from ..attention import MultiheadAttention
 from ..build import CROSS_ATTENTION_REGISTRY
+from ..transformer import init_matrices
 from .scales import Scale
 
 __all__ = [
@@ -38,11 +39,6 @@ class ResidualLayer(nn.Module):
         x = x + self.dropout(update)
         return x if self.pre_norm else self.norm(x)
 
-    def _init_matrices(self) -> None:
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-
 
 class SelfAttentionLayer(ResidualLayer):
     """Queries attend to one another."""
@@ -50,7 +46,7 @@ class SelfAttentionLayer(ResidualLayer):
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, pre_norm: bool = False) -> None:
         super().__init__(embed_dim, dropout, pre_norm)
         self.self_attn = MultiheadAttention(embed_dim, num_heads, dropout)
-        self._init_matrices()
+        init_matrices(self)
 
     def forward(self, x: Tensor, query_pos: Tensor) -> Tensor:
         """Map queries (N, Q, C) with positions (1 or N, Q, C) to (N, Q, C)."""
@@ -69,7 +65,7 @@ class CrossAttentionLayer(ResidualLayer):
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, pre_norm: bool = False) -> None:
         super().__init__(embed_dim, dropout, pre_norm)
         self.multihead_attn = MultiheadAttention(embed_dim, num_heads, dropout)
-        self._init_matrices()
+        init_matrices(self)
 
     def forward(self, x: Tensor, query_pos: Tensor, scale: Scale, attend: Tensor | None) -> Tensor:
         """Map queries (N, Q, C) to (N, Q, C), reading pixels.
@@ -98,7 +94,7 @@ class FFNLayer(ResidualLayer):
         super().__init__(embed_dim, dropout, pre_norm)
         self.linear1 = nn.Linear(embed_dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, embed_dim)
-        self._init_matrices()
+        init_matrices(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map queries (N, Q, C) to (N, Q, C)."""

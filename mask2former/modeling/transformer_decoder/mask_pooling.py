@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..build import CROSS_ATTENTION_REGISTRY
+from ..transformer import init_matrices
 from .layers import ResidualLayer
 from .scales import Scale
 
@@ -32,7 +33,7 @@ class MaskPoolingLayer(ResidualLayer):
         self.query_gate = _linear_norm(embed_dim)
         self.feature_update = _linear_norm(embed_dim)
         self.query_update = _linear_norm(embed_dim)
-        self._init_matrices()
+        init_matrices(self)
 
     def forward(self, x: Tensor, query_pos: Tensor, scale: Scale, attend: Tensor | None) -> Tensor:
         """Map queries (N, Q, C) to (N, Q, C).
@@ -57,7 +58,7 @@ def pool(memory: Tensor, masks: Tensor | None) -> Tensor:
         return memory.mean(dim=1, keepdim=True)
     # Weights, not a sum that is divided: sums over a large mask exceed float16.
     weights = masks.to(memory.dtype) / masks.sum(dim=-1, keepdim=True)
-    return torch.bmm(weights.to(memory.dtype), memory)
+    return torch.bmm(weights, memory)
 
 
 def _linear_norm(embed_dim: int) -> nn.Sequential:

@@ -1,6 +1,5 @@
 // The operator mask2former::linear on CPU: PyTorch's 1x1 convolution by oneDNN.
 #include "linear.h"
-#include "schemas.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -9,6 +8,8 @@
 
 #include <array>
 #include <vector>
+
+#include "schemas.h"
 
 namespace mask2former {
 namespace {
@@ -55,8 +56,8 @@ Tensor multiply_by_onednn(const Tensor& rows, const Tensor& weight, const std::o
                                        torch::stable::detail::from(filters),
                                        torch::stable::detail::from(bias),
                                        torch::stable::detail::from(none),  // padding
-                                       torch::stable::detail::from(one),  // stride
-                                       torch::stable::detail::from(one),  // dilation
+                                       torch::stable::detail::from(one),   // stride
+                                       torch::stable::detail::from(one),   // dilation
                                        torch::stable::detail::from(groups)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mkldnn_convolution", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor result = torch::stable::detail::to<Tensor>(stack[0]);

@@ -1,8 +1,8 @@
 // Resizing masks for one instruction set, and what is asked of the result: compiled once for each, with the compiler's
 // flags for it and MASK2FORMER_KERNELS set to its name.
 //
-// A mask is widened row by row, each row once, and the few widened rows that an output row needs are added up while they
-// are in the first-level cache. No resized mask is ever written to memory unless it is the result.
+// A mask is widened row by row, each row once, and the few widened rows that an output row needs are added up while
+// they are in the first-level cache. No resized mask is ever written to memory unless it is the result.
 #include "masks.h"
 #include "vector.h"
 
@@ -175,8 +175,8 @@ void binarise(const Masks& masks, int64_t mask, const MaskScratch& scratch, uint
   }
 }
 
-// Lets a mask compete for a vector of pixels: `best` is the highest score so far, and `winner` 2 * mask + inside. `area`
-// counts where the mask's own probability is at least one half.
+// Lets a mask compete for a vector of pixels: `best` is the highest score so far, and `winner` 2 * mask + inside.
+// `area` counts where the mask's own probability is at least one half.
 MASK2FORMER_INLINE void compete_for(Float logit, float score, int32_t mask, float* best, int32_t* winner, Int& area) {
   const Float so_far = load<Float>(best);
   const Int own = logit >= 0.0f;

@@ -1,7 +1,5 @@
 // The operator mask2former::masked_attention on CPU and its gradients: checks and threads.
 #include "masked_attention.h"
-#include "cpu.h"
-#include "schemas.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -11,6 +9,9 @@
 #include <algorithm>
 #include <memory>
 #include <tuple>
+
+#include "cpu.h"
+#include "schemas.h"
 
 namespace mask2former {
 namespace {
@@ -28,8 +29,11 @@ const AttentionKernels& attention_kernels() {
 class ThreadScratch {
  public:
   ThreadScratch(int64_t queries, int64_t head_dim)
-      : rows_(allocate<float>(queries * 2 * (head_dim + 1))), block_(allocate<float>(kKeysTogether * 2 * head_dim)),
-        weights_(allocate<float>(kQueriesTogether * kKeysTogether)), queries_(queries), head_dim_(head_dim) {}
+      : rows_(allocate<float>(queries * 2 * (head_dim + 1))),
+        block_(allocate<float>(kKeysTogether * 2 * head_dim)),
+        weights_(allocate<float>(kQueriesTogether * kKeysTogether)),
+        queries_(queries),
+        head_dim_(head_dim) {}
   AttentionScratch get() const {
     float *const query = rows_.get(), *const sums = query + queries_ * head_dim_;
     float *const largest = sums + queries_ * head_dim_, *const keys = block_.get();
@@ -57,21 +61,28 @@ void check(const Tensor& query, const Tensor& key, const Tensor& value, const Te
                   " in ", heads, " heads");
 }
 
+// Memory of one thread for the kernels of gradients.
 class GradientThreadScratch {
  public:
   GradientThreadScratch(int64_t queries, int64_t head_dim)
-      : rows_(allocate<float>(queries * (2 * head_dim + 1))), block_(allocate<float>(kKeysTogether * 3 * head_dim)),
-        products_(allocate<float>(queries * 2 * kKeysTogether)), groups_(allocate<int64_t>(queries / kQueriesTogether)),
-        queries_(queries), head_dim_(head_dim) {}
+      : rows_(allocate<float>(queries * (2 * head_dim + 1))),
+        block_(allocate<float>(kKeysTogether * 3 * head_dim)),
+        products_(allocate<float>(queries * 2 * kKeysTogether)),
+        groups_(allocate<int64_t>(queries / kQueriesTogether)),
+        queries_(queries),
+        head_dim_(head_dim) {}
   AttentionGradientScratch get() const {
     float *const query = rows_.get(), *const grad_output = query + queries_ * head_dim_;
     float *const keys = block_.get(), *const values = keys + kKeysTogether * head_dim_;
     float* const weights = products_.get();
-    return {query,  grad_output,
+    return {query,
+            grad_output,
             grad_output + queries_ * head_dim_,
-            keys,   values,
+            keys,
+            values,
             values + kKeysTogether * head_dim_,
-            weights, weights + queries_ * kKeysTogether,
+            weights,
+            weights + queries_ * kKeysTogether,
             groups_.get()};
   }
 
@@ -89,8 +100,10 @@ struct AttentionInputs {
   Attention problem;
 
   AttentionInputs(const Tensor& query_, const Tensor& key_, const Tensor& value_, const Tensor& attend_, int64_t heads)
-      : query(torch::stable::contiguous(query_)), key(torch::stable::contiguous(key_)),
-        value(torch::stable::contiguous(value_)), attend(torch::stable::contiguous(attend_)) {
+      : query(torch::stable::contiguous(query_)),
+        key(torch::stable::contiguous(key_)),
+        value(torch::stable::contiguous(value_)),
+        attend(torch::stable::contiguous(attend_)) {
     check(query, key, value, attend, heads);
     images = query.size(0);
     rows = images * heads;
@@ -172,7 +185,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_attention_backward(Tensor grad_output_
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / parts, part = i % parts, first = std::min(keys, part * part_keys);
       attention_kernels().differentiate[inputs.is_bfloat16](problem, row / heads, row % heads, part, first,
-                                                     std::min(keys, first + part_keys), scratch.get());
+                                                            std::min(keys, first + part_keys), scratch.get());
     }
   });
   torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {

@@ -42,11 +42,11 @@ struct AttentionScratch {
 
 // Memory of one thread for so many queries, a multiple of kQueriesTogether.
 struct AttentionGradientScratch {
-  float *query, *grad_output;              // (queries, head_dim), the queries scaled
-  float* overlap;                          // (queries,): products of the output and its gradient
-  float *keys, *values, *key_rows;         // (head_dim, kKeysTogether) twice, and (kKeysTogether, head_dim)
-  float *weights, *grad_logits;            // (queries, kKeysTogether), of groups of queries that look at a block
-  int64_t* groups;                         // (queries / kQueriesTogether,): the first query of each of these
+  float *query, *grad_output;       // (queries, head_dim), the queries scaled
+  float* overlap;                   // (queries,): products of the output and its gradient
+  float *keys, *values, *key_rows;  // (head_dim, kKeysTogether) twice, and (kKeysTogether, head_dim)
+  float *weights, *grad_logits;     // (queries, kKeysTogether), of groups of queries that look at a block
+  int64_t* groups;                  // (queries / kQueriesTogether,): the first query of each of these
 };
 
 // The kernels for one instruction set, indexed by whether the arrays are of bfloat16, for one head of an image.

@@ -4,20 +4,20 @@
 // A block of keys at a time, whose weights never leave the first cache; softmax is corrected when a larger logit comes.
 // A block that none of a few queries may look at costs nothing but finding that out, and masks of segments have many.
 // Keys are transposed, so that logits are vectorised over keys; sums of values are vectorised over channels.
-#include "masked_attention.h"
-#include "vector.h"
-
 #include <cmath>
 #include <cstring>
 #include <limits>
 
+#include "masked_attention.h"
+#include "vector.h"
+
 namespace mask2former {
 namespace {
 
-constexpr int kParts = kHeadDims / kLanes;  // vectors of a block of channels
+constexpr int kParts = kHeadDims / kLanes;     // vectors of a block of channels
 constexpr int kAcross = kLanes == 16 ? 4 : 2;  // vectors of keys whose logits stay in registers
-constexpr int kDown = kQueriesTogether;  // for so many queries
-constexpr float kNothing = -1e30f;  // the largest logit of no key
+constexpr int kDown = kQueriesTogether;        // for so many queries
+constexpr float kNothing = -1e30f;             // the largest logit of no key
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
 // ---- Blocks as float ----

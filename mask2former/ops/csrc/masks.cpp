@@ -1,7 +1,5 @@
 // The operators on masks of mask2former on CPU: checks and threads.
 #include "masks.h"
-#include "cpu.h"
-#include "schemas.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -13,6 +11,9 @@
 #include <mutex>
 #include <tuple>
 #include <vector>
+
+#include "cpu.h"
+#include "schemas.h"
 
 namespace mask2former {
 namespace {

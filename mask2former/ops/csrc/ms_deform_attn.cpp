@@ -2,8 +2,6 @@
 //
 // Only libtorch's stable ABI is used, so one library serves every torch from 2.11 on and every Python.
 #include "ms_deform_attn.h"
-#include "cpu.h"
-#include "schemas.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -14,6 +12,9 @@
 #include <memory>
 #include <tuple>
 #include <vector>
+
+#include "cpu.h"
+#include "schemas.h"
 
 namespace mask2former {
 namespace {
@@ -47,8 +48,8 @@ std::vector<Level> make_levels(const Shapes& shapes) {
   std::vector<Level> levels;
   int64_t first_pixel = 0;
   for (size_t i = 0; i < shapes.size(); i += 2) {
-    levels.push_back({static_cast<float>(shapes[i]), static_cast<float>(shapes[i + 1]),
-                      static_cast<int32_t>(first_pixel)});
+    levels.push_back(
+        {static_cast<float>(shapes[i]), static_cast<float>(shapes[i + 1]), static_cast<int32_t>(first_pixel)});
     first_pixel += shapes[i] * shapes[i + 1];
   }
   return levels;

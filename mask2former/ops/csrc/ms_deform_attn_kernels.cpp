@@ -7,11 +7,11 @@
 // A head's rows of D channels lie M * D apart in the value, which the sets of a cache hold badly. So heads are the
 // outer loop and a head's rows are copied next to each other first: neighbouring queries then find most of them in the
 // first-level cache. What belongs to a query lies as far apart, but is needed in order: it is prefetched.
+#include <type_traits>
+
 #include "ms_deform_attn.h"
 #include "samples.h"
 #include "vector.h"
-
-#include <type_traits>
 
 namespace mask2former {
 namespace {
@@ -174,12 +174,12 @@ void forward(const Problem& problem, int64_t begin, int64_t end, const Scratch& 
 
 // ---- Backward ----
 
-// kChannels channels of one (query, head). `rows` has the gradient of the value (D) and the value (D) of every pixel. Adds
-// to `products` (L * P, 4): of the output's gradient and a corner's value, summed over channels. They need memory for
-// kLanes more than there are.
+// kChannels channels of one (query, head). `rows` has the gradient of the value (D) and the value (D) of every pixel.
+// Adds to `products` (L * P, 4): of the output's gradient and a corner's value, summed over channels. They need memory
+// for kLanes more than there are.
 template <int kChannels>
-MASK2FORMER_INLINE void differentiate(const Sample* samples, int64_t num_samples, int64_t lane, const float* grad_output,
-                                      float* rows, int64_t head_dim, float* products) {
+MASK2FORMER_INLINE void differentiate(const Sample* samples, int64_t num_samples, int64_t lane,
+                                      const float* grad_output, float* rows, int64_t head_dim, float* products) {
   using Block = Channels<float, kChannels>;
   using Part = typename Block::Part;
   constexpr int kWidth = Block::kWidth, kAtOnce = kWidth < 4 ? 1 : kWidth / 4;
@@ -237,8 +237,8 @@ MASK2FORMER_INLINE void softmax_backward(Sample* samples, int64_t num_samples) {
 }
 
 // Writes the gradients of some queries' offsets and attention. `products` has a row of `stride` for each of them.
-MASK2FORMER_INLINE void finish(const Problem& problem, int64_t num_samples, const Queries& queries, const float* products,
-                               int64_t stride, Sample* samples) {
+MASK2FORMER_INLINE void finish(const Problem& problem, int64_t num_samples, const Queries& queries,
+                               const float* products, int64_t stride, Sample* samples) {
   if (num_samples == 0)
     return;
   static_assert(kLanes % 4 == 0, "a block of columns has all corners of its samples");
@@ -299,8 +299,8 @@ MASK2FORMER_INLINE void run_backward(const Problem& problem, const Sizes& sizes,
         prefetch_to_write(problem.grad_attention + ahead * samples, samples * sizeof(float));
         widen_row(all_grad_output + item * head_dim, scratch.row, head_dim);
         for_channels<kMaxChannels>(0, head_dim, [&](int64_t channel, auto channels) {
-          differentiate<decltype(channels)::value>(located, samples, lane, scratch.row + channel, rows + channel, head_dim,
-                                                   scratch.products + lane * stride);
+          differentiate<decltype(channels)::value>(located, samples, lane, scratch.row + channel, rows + channel,
+                                                   head_dim, scratch.products + lane * stride);
         });
       }
       finish(problem, samples, queries, scratch.products, stride, located);

@@ -1,7 +1,5 @@
 // The operators at points of maps of mask2former on CPU: checks and threads.
 #include "points.h"
-#include "cpu.h"
-#include "schemas.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -9,6 +7,9 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+
+#include "cpu.h"
+#include "schemas.h"
 
 namespace mask2former {
 namespace {
@@ -101,8 +102,8 @@ Tensor most_uncertain(Tensor logits_, Tensor candidates_, int64_t chosen) {
                   "points: expected logits (R, H, W) of float32 on the CPU");
   check_points(candidates_, 3);
   const int64_t rows = logits_.size(0), count = candidates_.size(1);
-  STD_TORCH_CHECK(candidates_.size(0) == rows && 0 <= chosen && chosen <= count,
-                  "points: expected candidates (", rows, ", C, 2), at least as many as the ", chosen, " to be chosen");
+  STD_TORCH_CHECK(candidates_.size(0) == rows && 0 <= chosen && chosen <= count, "points: expected candidates (", rows,
+                  ", C, 2), at least as many as the ", chosen, " to be chosen");
   const Tensor logits = torch::stable::contiguous(logits_), candidates = torch::stable::contiguous(candidates_);
   Tensor output = torch::stable::new_empty(candidates, {rows, chosen, 2});
   if (rows * chosen == 0)

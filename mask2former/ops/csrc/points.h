@@ -7,7 +7,7 @@
 
 namespace mask2former {
 
-constexpr int64_t kPixelChannels = 32;  // a pixel's embedding has a multiple of so many channels
+constexpr int64_t kPixelChannels = 32;    // a pixel's embedding has a multiple of so many channels
 constexpr int64_t kPointsTogether = 256;  // whose places are found at once for several masks
 
 // How many pixels a map has.

@@ -1,10 +1,10 @@
 // Values of maps at points for one instruction set: compiled once for each, with the compiler's flags for it and
 // MASK2FORMER_KERNELS set to its name.
-#include "points.h"
-#include "bilinear.h"
-#include "vector.h"
-
 #include <utility>
+
+#include "bilinear.h"
+#include "points.h"
+#include "vector.h"
 
 namespace mask2former {
 namespace {
@@ -83,8 +83,7 @@ void sample_masks(const void* maps_, MapSize size, const MaskRows& masks, const 
   Places places[kPointsTogether / kLanes];
   int32_t ids[4][kPointsTogether];  // of the pixels around the points, in the map that was looked at last
   const int64_t vectors = (count + kLanes - 1) / kLanes;
-  for (int64_t v = 0; v < vectors; ++v)
-    locate(size, points + 2 * v * kLanes, count - v * kLanes, places[v]);
+  for (int64_t v = 0; v < vectors; ++v) locate(size, points + 2 * v * kLanes, count - v * kLanes, places[v]);
   for (int64_t i = 0; i < masks.count; ++i, to += stride) {
     if (i == 0 || masks.maps[i] != masks.maps[i - 1]) {
       const Id* map = maps + masks.maps[i] * size.height * size.width;
@@ -137,8 +136,7 @@ MASK2FORMER_INLINE void measure_certainty(const float* logits, MapSize size, con
   for (int64_t first = 0; first < count; first += kPointsTogether) {
     // One loop after the other, so that no vector is read whose parts have only just been written.
     const int64_t here = min(kPointsTogether, count - first), vectors = (here + kLanes - 1) / kLanes;
-    for (int64_t v = 0; v < vectors; ++v)
-      locate(size, points + 2 * (first + v * kLanes), here - v * kLanes, places[v]);
+    for (int64_t v = 0; v < vectors; ++v) locate(size, points + 2 * (first + v * kLanes), here - v * kLanes, places[v]);
     for (int64_t v = 0; v < vectors; ++v) look_up(logits, places[v], v, values);
     for (int64_t v = 0; v < vectors; ++v) {
       Float sum = {};

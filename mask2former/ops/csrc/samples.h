@@ -1,5 +1,5 @@
-// From the offsets and attention of queries to the corners of their samples and the weights of these. One vector has one
-// number of kLanes queries, a lane each, so that no lane idles whatever the number of samples. Only for
+// From the offsets and attention of queries to the corners of their samples and the weights of these. One vector has
+// one number of kLanes queries, a lane each, so that no lane idles whatever the number of samples. Only for
 // ms_deform_attn_kernels.cpp, and internal to it like vector.h.
 #pragma once
 

@@ -1,7 +1,7 @@
 // Vectors of floats of any width (GCC's and Clang's vector extensions), and rows of channels as such vectors.
 //
-// Only for *_kernels.cpp, which are compiled once per instruction set: everything here has internal linkage, so that the
-// linker cannot take one instruction set's copy of a function for all of them.
+// Only for *_kernels.cpp, which are compiled once per instruction set: everything here has internal linkage, so that
+// the linker cannot take one instruction set's copy of a function for all of them.
 #pragma once
 
 #include <cstdint>
@@ -92,7 +92,8 @@ MASK2FORMER_INLINE void transpose(Float (&rows)[kLanes]) {
   }
 }
 
-// Lane i of the result is the sum of the lanes of vector i, of as many vectors as they have lanes; these are overwritten.
+// Lane i of the result is the sum of the lanes of vector i, of as many vectors as they have lanes; these are
+// overwritten.
 template <int kWidth, int kHalf = kWidth / 2, typename T>
 MASK2FORMER_INLINE T sum_rows(T* rows) {
   if constexpr (kHalf == 0) {

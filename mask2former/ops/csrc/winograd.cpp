@@ -1,9 +1,6 @@
 // The operators mask2former::winograd_conv2d and winograd_weight_gradient on CPU: checks and threads, and products by
 // oneDNN or PyTorch's matmul.
 #include "winograd.h"
-#include "cpu.h"
-#include "linear.h"
-#include "schemas.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -14,6 +11,10 @@
 #include <initializer_list>
 #include <optional>
 #include <vector>
+
+#include "cpu.h"
+#include "linear.h"
+#include "schemas.h"
 
 namespace mask2former {
 namespace {
@@ -39,8 +40,8 @@ void check_types(std::initializer_list<const Tensor*> tensors) {
 
 void check_channels(int64_t in, int64_t out) {
   STD_TORCH_CHECK(in % kChannelsTogether == 0 && out % kChannelsTogether == 0,
-                  "winograd_conv2d: numbers of channels must be multiples of ", kChannelsTogether, ", not ", in, " and ",
-                  out);
+                  "winograd_conv2d: numbers of channels must be multiples of ", kChannelsTogether, ", not ", in,
+                  " and ", out);
 }
 
 void check(const Tensor& pixels, const Tensor& weight, const Tensor& bias) {
@@ -85,7 +86,8 @@ Tensor winograd_conv2d(Tensor pixels_, Tensor weight_, Tensor bias_, bool onednn
   for (int64_t first = 0; first < all_tiles; first += at_once) {
     const int64_t count = std::min(at_once, all_tiles - first);
     const Tensor part = torch::stable::narrow(memory, 0, 0, count * kPlanes * channels_in);
-    // (tiles, 36, C), in memory as the products want them: oneDNN as groups of channels, PyTorch as a batch of matrices.
+    // (tiles, 36, C), in memory as the products want them: oneDNN as groups of channels, PyTorch as a batch of
+    // matrices.
     Tensor tiles = onednn ? torch::stable::view(part, {count, kPlanes, channels_in})
                           : turned(torch::stable::view(part, {kPlanes, count, channels_in}));
     const Strides in = {tiles.stride(0), tiles.stride(1)};
@@ -93,9 +95,9 @@ Tensor winograd_conv2d(Tensor pixels_, Tensor weight_, Tensor bias_, bool onednn
       winograd_kernels().transform_input(tiling, data(pixels), zeros.data(), channels_in, first + begin, first + end,
                                          data(tiles) + begin * in.tile, in);
     });
-    const Tensor products =
-        onednn ? multiply_by_onednn(tiles, weight, std::nullopt)
-               : turned(torch::stable::matmul(turned(tiles), torch::stable::transpose(weight, 1, 2)));
+    const Tensor products = onednn
+                                ? multiply_by_onednn(tiles, weight, std::nullopt)
+                                : turned(torch::stable::matmul(turned(tiles), torch::stable::transpose(weight, 1, 2)));
     const Strides out = {products.stride(0), products.stride(1)};
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       winograd_kernels().transform_output(tiling, data(products) + begin * out.tile, out, data(bias), channels_out,
@@ -124,7 +126,8 @@ Tensor winograd_weight_gradient(Tensor pixels_, Tensor gradient_) {
       winograd_kernels().transform_input(tiling, data(pixels), zeros.data(), channels_in, first + begin, first + end,
                                          data(inputs) + begin * channels_in, {channels_in, at_once * channels_in});
       winograd_kernels().transform_gradient(tiling, data(gradient), zeros.data(), channels_out, first + begin,
-                                            first + end, data(outputs) + begin * channels_out, {channels_out, at_once * channels_out});
+                                            first + end, data(outputs) + begin * channels_out,
+                                            {channels_out, at_once * channels_out});
     });
     const Tensor rows = torch::stable::transpose(torch::stable::narrow(outputs, 1, 0, count), 1, 2);
     const Tensor products = torch::stable::matmul(rows, torch::stable::narrow(inputs, 1, 0, count));

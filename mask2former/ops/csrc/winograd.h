@@ -10,10 +10,10 @@
 
 namespace mask2former {
 
-constexpr int64_t kTile = 4;  // pixels of the result on a side
-constexpr int64_t kInput = kTile + 2;  // pixels that these are made of
+constexpr int64_t kTile = 4;                  // pixels of the result on a side
+constexpr int64_t kInput = kTile + 2;         // pixels that these are made of
 constexpr int64_t kPlanes = kInput * kInput;  // numbers of a transformed tile
-constexpr int64_t kChannelsTogether = 16;  // numbers of channels are multiples of this
+constexpr int64_t kChannelsTogether = 16;     // numbers of channels are multiples of this
 
 // Maps (N, height, width, channels) in tiles, which are counted row by row, image after image.
 struct Tiling {

@@ -1,5 +1,5 @@
-// The transforms of Winograd's convolution for one instruction set: compiled once for each, with the compiler's flags for
-// it and MASK2FORMER_KERNELS set to its name. Vectorised over channels.
+// The transforms of Winograd's convolution for one instruction set: compiled once for each, with the compiler's flags
+// for it and MASK2FORMER_KERNELS set to its name. Vectorised over channels.
 //
 // The tile's polynomials are evaluated at 0, a, -a, b, -b and infinity. Common choices, as 1 and 2, lose a digit; with
 // 3/4 and 3/2 errors are those of a direct convolution. These two and their products are exact in float32.
@@ -117,7 +117,8 @@ void transform_output(const Tiling& tiling, const float* tiles, Strides strides,
       for (int64_t j = 0; j < kInput; ++j) {
         Float column[kInput];
 #pragma GCC unroll 6
-        for (int64_t i = 0; i < kInput; ++i) column[i] = load<Float>(tiles + (kInput * i + j) * strides.plane + channel);
+        for (int64_t i = 0; i < kInput; ++i)
+          column[i] = load<Float>(tiles + (kInput * i + j) * strides.plane + channel);
         from_points(column, half[j]);
       }
 #pragma GCC unroll 4
@@ -141,6 +142,6 @@ void transform_output(const Tiling& tiling, const float* tiles, Strides strides,
 }  // namespace
 
 const WinogradKernels MASK2FORMER_NAME(winograd_, MASK2FORMER_KERNELS) = {transform_input, transform_gradient,
-                                                                           transform_output};
+                                                                          transform_output};
 
 }  // namespace mask2former

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from mask2former.modeling.build import build_pixel_decoder
 from mask2former.modeling.pixel_decoder import BasePixelDecoder, TransformerEncoderPixelDecoder
 from mask2former.modeling.position_encoding import PositionEmbeddingSine
+from mask2former.modeling.transformer import TransformerEncoder
 
 SHAPES = {
     "res2": ShapeSpec(channels=6, stride=4),
@@ -103,7 +104,7 @@ def test_the_encoder_refines_the_coarsest_feature(pre_norm: bool) -> None:
     pixels = [(row, column) for row in range(2) for column in range(3)]
     tokens = torch.stack([projected[:, :, row, column] for row, column in pixels], dim=1)
     pos = torch.stack([position[:, :, row, column] for row, column in pixels], dim=1)
-    tokens = decoder.transformer["encoder"](tokens, pos)
+    tokens = TransformerEncoder.forward(decoder.transformer["encoder"], tokens, pos)
     assert encoded.shape == (2, 32, 2, 3)
     for index, (row, column) in enumerate(pixels):
         torch.testing.assert_close(encoded[:, :, row, column], tokens[:, index])

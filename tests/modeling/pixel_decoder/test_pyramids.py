@@ -314,10 +314,11 @@ def naive_encoder(encoder: CoarseEncoder, x: Tensor) -> Tensor:
 def test_every_decoder_uses_the_encoder(tiny_cfg: CfgNode, name: str) -> None:
     tiny_cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = name
     tiny_cfg.MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS = 2
+    tiny_cfg.MODEL.MASK_FORMER.PRE_NORM = True
     shapes = {f"res{i}": ShapeSpec(channels=8, stride=2**i) for i in range(2, 6)}
     decoder = build_pixel_decoder(tiny_cfg, shapes)
     called: list[torch.Size] = []
     decoder.encoder.register_forward_pre_hook(lambda _, arguments: called.append(arguments[0].shape))
     decoder.forward_features({key: torch.randn(1, 8, 64 // s.stride, 64 // s.stride) for key, s in shapes.items()})
     assert called == [(1, 64, 2, 2)]
-    assert len(decoder.encoder.layers) == 2
+    assert [layer.pre_norm for layer in decoder.encoder.layers] == [True, True]
