@@ -64,7 +64,10 @@ def their_model(backbone: str, **options: object) -> Any:
         "num_labels": 5,
     }
     config = transformers.Mask2FormerConfig(backbone_config=encoder, **(structure | options))
-    return transformers.Mask2FormerForUniversalSegmentation(config).eval()
+    model = transformers.Mask2FormerForUniversalSegmentation(config)
+    # Which is a plain list before transformers 5.23, whose layers are neither trained nor saved.
+    model.model.transformer_module.input_projections = nn.ModuleList(model.model.transformer_module.input_projections)
+    return model.eval()
 
 
 def randomise(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from ._library import has_native_kernel
 from .onednn import bfloat16_linear, has_onednn, takes_bfloat16
@@ -59,7 +60,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         # A graph is to serve all numbers of rows.
         or (not is_recording() and x.numel() * weight.shape[0] < _FEW_MULTIPLICATIONS)
     ):
-        return nn.functional.linear(x, weight, bias)
+        return F.linear(x, weight, bias)
     multiply = _Linear.apply if is_differentiated else torch.ops.mask2former.linear
     result: Tensor = multiply(x, weight, bias)
     return result
@@ -67,14 +68,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
     """``relu(layer(x))``, (..., C) to (..., K); without gradients on a GPU, or in bfloat16 on a CPU, rounded once."""
-    if type(layer) in (nn.Linear, FasterLinear):
-        known = cast(nn.Linear, layer)
-        if takes_bfloat16(x):
-            return bfloat16_linear(x, known.weight, known.bias, relu=True)
-        if known.bias is not None and is_inference_on_gpu(x):
-            dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-            bias, rows, weight = (y.to(dtype) for y in (known.bias, x.flatten(0, -2), known.weight))
-            return torch._addmm_activation(bias, rows, weight.t()).unflatten(0, x.shape[:-1])
+    if type(layer) not in (nn.Linear, FasterLinear):
+        # Not in place: before PyTorch 2.15, a sharded layer would not see that its backward pass begins.
+        return F.relu(layer(x))
+    known = cast(nn.Linear, layer)
+    if takes_bfloat16(x):
+        return bfloat16_linear(x, known.weight, known.bias, relu=True)
+    if known.bias is not None and is_inference_on_gpu(x):
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+        bias, rows, weight = (y.to(dtype) for y in (known.bias, x.flatten(0, -2), known.weight))
+        return torch._addmm_activation(bias, rows, weight.t()).unflatten(0, x.shape[:-1])
     result: Tensor = layer(x).relu_()
     return result
 

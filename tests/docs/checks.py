@@ -77,11 +77,16 @@ def _check_make(words: list[str]) -> Iterator[str]:
             yield f"the Makefile has no target {word}"
 
 
-def _check_pip(words: list[str]) -> Iterator[str]:
+def _read_packages() -> tuple[set[str], set[str]]:
+    """The packages that pyproject.toml names, and its extras."""
     project = load_file(REPOSITORY / "pyproject.toml")["project"]
     extras = project["optional-dependencies"]
     declared = [*project["dependencies"], *(name for names in extras.values() for name in names), "setuptools"]
-    known = {re.match(r"[\w-]+", name)[0].lower() for name in declared}
+    return {re.match(r"[\w-]+", name)[0].lower() for name in declared}, set(extras)
+
+
+def _check_pip(words: list[str]) -> Iterator[str]:
+    known, extras = _read_packages()
     yield from _check_files(words)
     for word in words:
         name, wanted = re.match(r"([\w.-]+)(?:\[(.*)\])?", word).groups()
@@ -111,7 +116,8 @@ def _check_arguments(program: str, words: list[str], complete: bool) -> Iterator
     elif words[0] == "-m":
         module = words[1]
         if importlib.util.find_spec(module) is None:
-            yield f"there is no module {module}"
+            if module not in _read_packages()[0]:  # such as mkdocs, which not every Python has
+                yield f"there is no module {module}"
             return
         if not module.startswith("mask2former"):
             return  # its arguments are another project's

@@ -77,6 +77,9 @@ def _their_step(
 @pytest.mark.parametrize("counts", [(3, 2), (9, 0)])  # of targets; there are seven queries
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
 def test_losses_and_gradients(backbone: str, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of one seed in eight, rounding decides a ReLU or what a query may look at, which changes gradients by up to 5e-3;
+    # of this one not with PyTorch 2.14 or 2.15.
+    torch.manual_seed(3)
     theirs = their_model(
         backbone, class_weight=2.0, mask_weight=5.0, dice_weight=5.0, train_num_points=200, feature_size=64
     )

@@ -68,7 +68,8 @@ def test_masked_attention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_launches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = ("--launches", "--rounds", "1", "--size", "64", "64", "--batch", "1", "--contenders", "ours, bfloat16")
     figures = run(monkeypatch, tmp_path / "a.json", "training_step.py", *options)
-    assert 3500 < figures["launches"]["ours, bfloat16"] < 3700  # more than 4400 with batch norms as they are
+    # About 3600, 3800 with PyTorch 2.14; more than 4400 with batch norms as they are.
+    assert 3500 < figures["launches"]["ours, bfloat16"] < 3900
 
 
 @pytest.mark.slow
