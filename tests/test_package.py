@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
+from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from PIL import Image
 
 import mask2former
 from mask2former.modeling import TRANSFORMER_DECODER_REGISTRY
@@ -53,3 +57,10 @@ def test_detectron2s_model_zoo_works_without_pkg_resources() -> None:
         "print(model_zoo.get_config('COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml').MODEL.META_ARCHITECTURE)"
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "GeneralizedRCNN\n", "")
+
+
+def test_detectron2s_evaluator_of_semantic_segmentation_reads_maps(tmp_path: Path) -> None:
+    """Which is what the official train_net.py has; NumPy 2 refuses how Detectron2 reads them."""
+    labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    assert load_image_into_numpy_array(str(tmp_path / "labels.png"), dtype=int).tolist() == labels.tolist()
