@@ -3,9 +3,10 @@
 
 from detectron2.engine import default_argument_parser
 
+from mask2former.engine import Trainer, setup
 from mask2former.engine.run import main, run
 
-__all__ = ["main"]
+__all__ = ["Trainer", "main", "setup"]
 
 if __name__ == "__main__":
     run(default_argument_parser().parse_args())

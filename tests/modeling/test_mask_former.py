@@ -292,3 +292,14 @@ def test_targets_of_a_subclass_are_taken(recording: _Recording) -> None:
 def test_own_inference_and_tiles_do_not_go_together(recording: _Recording) -> None:
     with pytest.raises(ValueError, match=r"_Recording has its own semantic_inference, panoptic_inference, .*TILE_SIZE"):
         recording.eval().with_tiles(64, 32)([{"image": torch.rand(3, 64, 96)}])
+
+
+def test_attributes_of_the_official_release(tiny_cfg: CfgNode) -> None:
+    model = build_model(tiny_cfg)
+    assert model.num_queries == model.sem_seg_head.predictor.num_queries == 10
+    assert model.sem_seg_postprocess_before_inference is True
+    head = model.sem_seg_head
+    assert (head.in_features, head.common_stride) == (["res2", "res3", "res4", "res5"], 4)
+    assert (head.loss_weight, head.ignore_value) == (1.0, 255)
+    assert (head.predictor.num_layers, head.predictor.num_heads) == (3, 4)
+    assert model.criterion.eos_coef == tiny_cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT
