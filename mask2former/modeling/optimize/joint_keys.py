@@ -24,7 +24,7 @@ def join_keys(head: nn.Module) -> bool:
         Whether it was done. It is not where layers do not read one scale each, or attend in a way of their own.
     """
     decoder = getattr(head, "predictor", None)
-    if not isinstance(decoder, MultiScaleMaskedTransformerDecoder) or decoder.arrange_scales is not one_after_another:
+    if type(decoder) is not MultiScaleMaskedTransformerDecoder or decoder.arrange_scales is not one_after_another:
         return False
     layers = decoder.transformer_cross_attention_layers
     if any(type(layer) not in (CrossAttentionLayer, MaskedAttentionLayer) for layer in layers):
