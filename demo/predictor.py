@@ -1,5 +1,6 @@
 """The official demo's class, on top of ``mask2former.Segmenter``, for programs that were written for it."""
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
