@@ -1,5 +1,6 @@
 """Make COCO's semantic maps (panoptic_semseg_*) of its panoptic annotations, for the evaluation of mIoU."""
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -13,6 +13,8 @@ tells by itself how it wants its pictures and what it gives, so this works with 
 import argparse
 import colorsys
 import json
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,12 @@ class Segmenter:
             longest = info["test_longest_edge"] / max(height, width)
             scale = min(info["test_shortest_edge"] / min(height, width), longest)
         size = (int(width * scale + 0.5), int(height * scale + 0.5))
+        if 0 < info["tile_size"] < max(size):
+            warnings.warn(
+                f"the model is used in tiles of {info['tile_size']} pixels, which this example does not cut; of a "
+                f"picture of {size[0]} x {size[1]} the result will be worse than that of mask2former.load",
+                stacklevel=2,
+            )
         pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR)).reshape(size[1], size[0], -1)
         if info["channels"] == "BGR":
             pixels = pixels[:, :, ::-1]
@@ -90,7 +98,8 @@ class Segmenter:
         kept = np.flatnonzero((labels != no_object) & (scores > self.info["object_mask_threshold"]))
         if not len(kept):
             return np.zeros(size, np.int32), []
-        inside = 1 / (1 + np.exp(-self._to_picture(masks[kept], network_size, size)))
+        logits = self._to_picture(masks[kept], network_size, size)
+        inside = 1 / (1 + np.exp(-np.maximum(logits, -80)))  # whose exponential float32 holds
         winner = (scores[kept, None, None] * inside).argmax(0)
         ids = np.zeros(size, np.int32)
         found: list[tuple[int, int, float | None]] = []
@@ -165,6 +174,19 @@ def resize_nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return values[rows[:, None], columns]
 
 
+def read_picture(path: Path) -> Image.Image:
+    """A picture as the model knows them: upright, and of 8 bits, to which what has more is stretched."""
+    picture = ImageOps.exif_transpose(Image.open(path))
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    pixels = np.asarray(picture).astype(np.float64)
+    low, high = np.percentile(pixels, (0.1, 99.9))
+    if high <= low:  # nearly constant
+        low, high = pixels.min(), pixels.max()
+    scaled = (pixels - low) / max(high - low, 1e-12) * 255
+    return Image.fromarray(np.clip(scaled.round(), 0, 255).astype(np.uint8))
+
+
 def draw(picture: Image.Image, ids: np.ndarray) -> Image.Image:
     """The picture with each segment in a colour of its own."""
     pixels = np.asarray(picture.convert("RGB")).astype(np.float32)
@@ -176,8 +198,8 @@ def draw(picture: Image.Image, ids: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def main() -> None:
-    """Run the command line."""
+def main() -> int:
+    """Run the command line; returns 1 where a picture could not be read, and 0 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="ONNX file of tools/export_model.py")
     parser.add_argument("pictures", nargs="+", type=Path)
@@ -186,13 +208,20 @@ def main() -> None:
     args = parser.parse_args()
     segmenter = Segmenter(args.model, args.threshold)
     args.output.mkdir(parents=True, exist_ok=True)
+    unread = 0
     for path in args.pictures:
-        picture = ImageOps.exif_transpose(Image.open(path))
+        try:
+            picture = read_picture(path)
+        except OSError as error:
+            print(f"error: {path}: cannot be read ({error})", file=sys.stderr)
+            unread += 1
+            continue
         ids, segments = segmenter(picture)
         draw(picture, ids).save(args.output / f"{path.stem}.png")
         (args.output / f"{path.stem}.json").write_text(json.dumps(segments, indent=1))
         print(f"{path}: {len(segments)} segments -> {args.output / path.stem}.png")
+    return min(unread, 1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

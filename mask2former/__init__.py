@@ -20,7 +20,7 @@ to a configuration::
 from importlib import import_module  # noqa: I001
 from typing import TYPE_CHECKING, Any
 
-from . import _detectron2  # noqa: F401  before everything that imports Detectron2
+from . import _detectron2, _official_modules  # noqa: F401  before everything that imports Detectron2
 from . import data, modeling
 from .config import add_maskformer2_config
 from .data.dataset_mappers import (

@@ -9,6 +9,7 @@ Example::
 ``kinds.json`` is a list of {"file": name of an image, "kind": its group}.
 """
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import argparse
 import json
 import os

@@ -7,6 +7,7 @@
 `train_net.py --eval-only ... TEST.BOUNDARY_AP True` computes the same while it evaluates, without a pass of its own.
 """
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import argparse
 import contextlib
 import io

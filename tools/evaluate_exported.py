@@ -9,6 +9,7 @@ Each file has raw outputs (``--with-postprocessing none``). What comes before an
 done as the configuration says. With several files, the table shows how far each is from the first.
 """
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import argparse
 import logging
 import math

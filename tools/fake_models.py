@@ -1,5 +1,6 @@
 """Run a model whose tensors have shapes and no values, as a whole or part by part: large models take seconds."""
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext

@@ -10,6 +10,7 @@ once. What is finished is not trained again, and what was interrupted goes on fr
 command. Below the output folder is a folder for each row and seed, and for each table a .md, a .csv and a .png.
 """
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import argparse
 import json
 import os

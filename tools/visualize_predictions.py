@@ -9,6 +9,7 @@
 Best and worst are measured image by image: by the PQ, the mask AP or the mIoU of the image's classes.
 """
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import argparse
 import math
 import sys

@@ -7,6 +7,7 @@ Writes the class-agnostic average recall with 100 proposals (AR@100, of COCO's a
 of the layers, as JSON and as a plot, and pictures of what single queries propose.
 """
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import argparse
 import itertools
 import json

@@ -7,6 +7,7 @@ A key's meaning is the comment above it in config.py. Keys of Detectron2 that th
 tools/detectron2_keys.json.
 """
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import ast
 import functools
 import json

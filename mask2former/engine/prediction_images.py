@@ -62,7 +62,9 @@ def _annotated_samples(cfg: CfgNode) -> list[dict[str, Any]]:
     """Images of the first test set, resized as for testing, but with their annotation."""
     records = get_detection_dataset_dicts(cfg.DATASETS.TEST[0], filter_empty=False)
     chosen = np.linspace(0, len(records) - 1, min(cfg.TEST.VIS_IMAGES, len(records)), dtype=int)
-    mapper = dataset_mapper_class(cfg)(cfg, is_train=True, augmentations=build_test_augmentations(cfg))
+    mapper = dataset_mapper_class(cfg)(
+        cfg, is_train=True, augmentations=build_test_augmentations(cfg), size_divisibility=-1
+    )
     return [mapper(records[i]) for i in chosen.tolist()]
 
 

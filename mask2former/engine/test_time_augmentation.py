@@ -48,7 +48,8 @@ class SegmentorWithTTA(nn.Module):
     ) -> None:
         """
         Args:
-            model: a ``MaskFormer``; or any that gives ``sem_seg`` and nothing else.
+            model: a ``MaskFormer``; or any, a subclass with a forward of its own included, that gives ``sem_seg`` and
+                nothing else.
             min_sizes: shorter edges of the views in pixels.
             max_size: the longer edge has at most so many pixels, and the shorter one then less.
             flip: mirror each of them, left and right, besides.
@@ -68,7 +69,9 @@ class SegmentorWithTTA(nn.Module):
         self.max_size = max_size
         self.flip = flip
         self.scales = scales
-        self._merges_queries = isinstance(self.model, MaskFormer) and (self.model.panoptic_on or self.model.instance_on)
+        # What another forward makes of the queries, only its results show.
+        is_plain = isinstance(self.model, MaskFormer) and type(self.model).forward is MaskFormer.forward
+        self._merges_queries = is_plain and (self.model.panoptic_on or self.model.instance_on)
         if self._merges_queries and self.model.tiled_inference is not None:
             raise ValueError(
                 "TEST.AUG merges the queries of whole views, but MODEL.MASK_FORMER.TEST.TILE_SIZE cuts images into "

@@ -96,7 +96,7 @@ class ExportInfo:
             max_instances=min(model.test_topk_per_image, model.num_queries * num_classes),
             num_queries=model.num_queries,
             tasks=[name for name in ("panoptic", "instance", "semantic") if getattr(model, f"{name}_on")],
-            resize_before_inference=model.resize_before_inference,
+            resize_before_inference=model.sem_seg_postprocess_before_inference,
             split_disconnected_things=model.split_disconnected_things,
             tile_size=cfg.MODEL.MASK_FORMER.TEST.TILE_SIZE,
             tile_overlap=cfg.MODEL.MASK_FORMER.TEST.TILE_OVERLAP,

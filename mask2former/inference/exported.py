@@ -33,7 +33,7 @@ def open_exported(path: Path, device: str | None = None) -> Segmenter:
 
 
 def _config(info: ExportInfo, path: Path) -> CfgNode:
-    """What the file says, under the keys that preparation of pictures and the choice of the task read."""
+    """What the file says, under the keys that a :class:`Segmenter` reads."""
     cfg = get_cfg()
     add_maskformer2_config(cfg)
     cfg.MODEL.WEIGHTS = str(path)
@@ -43,5 +43,6 @@ def _config(info: ExportInfo, path: Path) -> CfgNode:
     tasks = info.tasks if info.postprocessing == "none" else [info.postprocessing]
     test = cfg.MODEL.MASK_FORMER.TEST
     test.PANOPTIC_ON, test.INSTANCE_ON, test.SEMANTIC_ON = (x in tasks for x in ("panoptic", "instance", "semantic"))
+    cfg.TEST.DETECTIONS_PER_IMAGE = info.max_instances
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
     return finish_config(cfg)

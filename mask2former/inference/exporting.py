@@ -26,6 +26,7 @@ from mask2former.export import (
     load_exported,
     quantize_onnx,
 )
+from mask2former.inference.pictures import find_pictures
 from mask2former.inference.weights import load_whole_model
 from mask2former.modeling import MaskFormer
 from mask2former.modeling.tiling import plan_tiles
@@ -220,7 +221,7 @@ def _pictures(source: Path | None, channels: str) -> Iterator[np.ndarray]:
         folder = Path(skimage.data.__file__).parent
         files = [next(folder.glob(f"{name}.*g")) for name in _SAMPLES]  # .png or .jpg
     elif source.is_dir():
-        files = sorted(file for file in source.iterdir() if file.is_file() and not file.name.startswith("."))
+        files, _ = find_pictures([str(source)])
     else:
         files = [source]
     if not files:

@@ -1,5 +1,6 @@
 """A trained model, from pictures to results."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,8 @@ from mask2former.modeling.optimize import prepare_for_inference
 from mask2former.visualization import Task
 
 __all__ = ["Segmenter"]
+
+logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 
@@ -210,16 +213,25 @@ class Segmenter:
     @torch.inference_mode()
     def _segment(self, request: Request, batch: Sequence[tuple[Picture, dict[str, Any]]]) -> list[Result]:
         predictions = request.model([inputs for _, inputs in batch])
-        return [
-            Result(
-                picture.image,
-                request.tasks,
-                _on_cpu(prediction, request.instance_threshold),
-                self.metadata,
-                picture.path,
+        results = []
+        for (picture, _), prediction in zip(batch, predictions, strict=True):
+            kept = _on_cpu(prediction, request.instance_threshold)
+            self._warn_of_limit(picture, len(kept.get("instances", ())))
+            results.append(Result(picture.image, request.tasks, kept, self.metadata, picture.path))
+        return results
+
+    def _warn_of_limit(self, picture: Picture, count: int) -> None:
+        """Say so where instances may be missing, as of a large picture in tiles."""
+        limit = self.cfg.TEST.DETECTIONS_PER_IMAGE
+        # The limit is one of candidates, some of which are less sure in the end than others that it left out.
+        if count > 0.9 * limit:
+            logger.warning(
+                "%s: has %d instances, of the %d that TEST.DETECTIONS_PER_IMAGE allows, so some may be missing. Raise "
+                "it, as by --opts TEST.DETECTIONS_PER_IMAGE 1000; of an exported file, before the export.",
+                picture.path or "a picture",
+                count,
+                limit,
             )
-            for (picture, _), prediction in zip(batch, predictions, strict=True)
-        ]
 
 
 def _build(cfg: CfgNode) -> nn.Module:

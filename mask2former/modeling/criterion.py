@@ -9,9 +9,10 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import mask_losses
 from .full_masks import loss_pixels
-from .mask_losses import dice_loss, find_mask_loss
 from .matcher import HungarianMatcher, Matches
+from .official_losses import calculate_uncertainty, dice_loss, dice_loss_jit, sigmoid_ce_loss, sigmoid_ce_loss_jit
 from .point_sampling import (
     importance_sampling_sizes,
     sample_binary_masks,
@@ -21,7 +22,15 @@ from .point_sampling import (
 )
 from .query_masks import group_layers, select_masks
 
-__all__ = ["SetCriterion"]
+__all__ = [
+    "SetCriterion",
+    # Which is where the official release has them.
+    "calculate_uncertainty",
+    "dice_loss",
+    "dice_loss_jit",
+    "sigmoid_ce_loss",
+    "sigmoid_ce_loss_jit",
+]
 
 LOSSES = ("labels", "masks")
 
@@ -34,6 +43,9 @@ Comparison = Callable[
 
 class SetCriterion(nn.Module):
     """Match predictions with targets, then sum cross-entropy over queries and the mask losses over matched pairs.
+
+    All layers are matched and compared together. With another matcher, or in a subclass that has a ``get_loss``,
+    ``loss_labels`` or ``loss_masks`` of its own, it is one after the other by these, as in the official release.
 
     Args:
         num_classes: K, without "no object".
@@ -69,7 +81,7 @@ class SetCriterion(nn.Module):
     ) -> None:
         super().__init__()
         unknown = sorted(set(losses) - set(LOSSES))
-        if unknown:
+        if unknown and not self._has_own("get_loss"):
             raise ValueError(f"unknown losses {unknown}; the criterion has {list(LOSSES)}.")
         comparisons: dict[str, Comparison] = {"points": self._at_random_points, "masks": _everywhere}
         if compare_on not in comparisons:
@@ -81,8 +93,9 @@ class SetCriterion(nn.Module):
         self.num_classes = num_classes
         self.matcher = matcher
         self.weight_dict = dict(weight_dict)
+        self.eos_coef = eos_coef
         self.losses = list(losses)
-        self.mask_loss = find_mask_loss(mask_loss)[0]
+        self.mask_loss = mask_losses.find_mask_loss(mask_loss)[0]
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
@@ -126,6 +139,8 @@ class SetCriterion(nn.Module):
         Returns:
             ``loss_ce``, ``loss_mask`` and ``loss_dice``, and the same with ``_0``, ``_1``, ... for auxiliary outputs.
         """
+        if not self._compares_together():
+            return self._losses_by_layer(outputs, targets)
         predictions = [outputs, *outputs.get("aux_outputs", [])]
         class_logits = torch.stack([prediction["pred_logits"] for prediction in predictions], dim=1)  # (N, L, Q, K + 1)
         num_layers, num_queries = class_logits.shape[1:3]
@@ -135,10 +150,11 @@ class SetCriterion(nn.Module):
         matches = _to_device(self.matcher.assign(costs, targets), num_queries, class_logits.device)
         terms: dict[str, Tensor] = {}  # (L,) each
         if "labels" in self.losses:
-            terms |= self.loss_labels(class_logits, targets, matches)
+            terms |= self._label_losses(class_logits, targets, matches)
         if "masks" in self.losses:
             masks = [prediction["pred_masks"] for prediction in predictions]
-            terms |= self.loss_masks(masks, targets, matches, groups, drawn)
+            num_masks = self._mean_number_of_masks(targets, class_logits.device)
+            terms |= self._mask_losses(masks, targets, matches, groups, drawn, num_masks)
         suffixes = ["", *(f"_{index}" for index in range(len(predictions) - 1))]
         by_layer = zip(*(term.unbind() for term in terms.values()), strict=True)
         # Copies, because callers multiply them by their weights in place, as the official release does.
@@ -148,7 +164,80 @@ class SetCriterion(nn.Module):
             for name, value in zip(terms, values, strict=True)
         }
 
+    def get_loss(
+        self,
+        loss: str,
+        outputs: Mapping[str, Any],
+        targets: Sequence[Mapping[str, Any]],
+        indices: Matches,
+        num_masks: float,
+    ) -> dict[str, Tensor]:
+        """The terms of one layer, by "labels" or "masks"; as in the official release, like the methods after it.
+
+        Args:
+            loss: which.
+            outputs: ``pred_logits`` and ``pred_masks`` of the layer.
+            targets: as in :meth:`forward`.
+            indices: of each image the matched queries and targets.
+            num_masks: what sums over masks are divided by.
+        """
+        if loss not in LOSSES:
+            raise ValueError(f"unknown loss {loss!r}; the criterion has {list(LOSSES)}.")
+        compute = self.loss_labels if loss == "labels" else self.loss_masks
+        return compute(outputs, targets, indices, num_masks)
+
     def loss_labels(
+        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], indices: Matches, num_masks: float
+    ) -> dict[str, Tensor]:
+        """``loss_ce`` of one layer; see :meth:`get_loss`."""
+        logits = outputs["pred_logits"]
+        matches = _to_device([indices], logits.shape[1], logits.device)
+        return _of_only_layer(self._label_losses(logits[:, None], targets, matches))
+
+    def loss_masks(
+        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], indices: Matches, num_masks: float
+    ) -> dict[str, Tensor]:
+        """``loss_mask`` and ``loss_dice`` of one layer; see :meth:`get_loss`."""
+        masks = outputs["pred_masks"]
+        matches = _to_device([indices], masks.shape[1], masks.device)
+        rows = sum(len(queries) for queries, _ in indices)
+        points = tuple(torch.rand(1, rows, size, 2, device=masks.device) for size in self._point_counts)
+        return _of_only_layer(self._mask_losses([masks], targets, matches, [slice(0, 1)], [points], num_masks))
+
+    @staticmethod
+    def _get_src_permutation_idx(indices: Matches) -> tuple[Tensor, Tensor]:
+        """Images and queries of all pairs, an index for predictions (N, Q, ...)."""
+        return _numbered([queries for queries, _ in indices])
+
+    @staticmethod
+    def _get_tgt_permutation_idx(indices: Matches) -> tuple[Tensor, Tensor]:
+        """Images and targets of all pairs, an index for padded targets (N, T, ...)."""
+        return _numbered([matched for _, matched in indices])
+
+    def _has_own(self, name: str) -> bool:
+        return getattr(type(self), name) is not getattr(SetCriterion, name)
+
+    def _compares_together(self) -> bool:
+        """Whether everything that the official release would call is this file's and :class:`HungarianMatcher`'s."""
+        same_matcher = all(
+            getattr(type(self.matcher), name, None) is getattr(HungarianMatcher, name)
+            for name in ("forward", "memory_efficient_forward")
+        )
+        return same_matcher and not any(map(self._has_own, ("get_loss", "loss_labels", "loss_masks")))
+
+    def _losses_by_layer(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """What :meth:`forward` gives, layer by layer, by a matcher that may be any and methods that may be others."""
+        num_masks = self._mean_number_of_masks(targets, outputs["pred_logits"].device).item()
+        last = {name: value for name, value in outputs.items() if name != "aux_outputs"}
+        losses: dict[str, Tensor] = {}
+        for index, layer in enumerate([last, *outputs.get("aux_outputs", [])]):
+            indices = self.matcher(layer, targets)
+            for loss in self.losses:
+                terms = self.get_loss(loss, layer, targets, indices, num_masks)
+                losses |= {name if index == 0 else f"{name}_{index - 1}": term for name, term in terms.items()}
+        return losses
+
+    def _label_losses(
         self, logits: Tensor, targets: Sequence[Mapping[str, Any]], matches: Sequence[Matches]
     ) -> dict[str, Tensor]:
         """Cross-entropy (L,) of all queries (N, L, Q, K + 1); those without a target should say "no object"."""
@@ -160,13 +249,14 @@ class SetCriterion(nn.Module):
         weights = self.empty_weight[classes]
         return {"loss_ce": losses.view_as(classes).sum((0, 2)) / weights.sum((0, 2))}
 
-    def loss_masks(
+    def _mask_losses(
         self,
         masks: Sequence[Tensor],
         targets: Sequence[Mapping[str, Any]],
         matches: Sequence[Matches],
         groups: Sequence[slice],
-        drawn: Sequence[tuple[Tensor, Tensor]],
+        drawn: Sequence[Sequence[Tensor]],
+        num_masks: Tensor | float,
     ) -> dict[str, Tensor]:
         """Binary cross-entropy (or focal loss) and dice loss (L,) of matched masks, at points or everywhere.
 
@@ -177,13 +267,13 @@ class SetCriterion(nn.Module):
             groups: layers that are compared at once.
             drawn: for each group random candidates (L, R, C, 2) and other points (L, R, U, 2) of importance sampling,
                 for as many masks as can be matched.
+            num_masks: what sums are divided by.
         """
         queries = [[queries for queries, _ in of_layer] for of_layer in matches]
         sums = [
             self._sum_mask_losses(selected, targets, matches[group], points)
             for group, selected, points in zip(groups, select_masks(masks, queries, groups), drawn, strict=True)
         ]
-        num_masks = self._mean_number_of_masks(targets, masks[0].device)
         loss_mask, loss_dice = (torch.cat(of_groups) / num_masks for of_groups in zip(*sums, strict=True))
         return {"loss_mask": loss_mask, "loss_dice": loss_dice}
 
@@ -200,15 +290,14 @@ class SetCriterion(nn.Module):
         counts = _count_pairs(matches)
         return (
             _sum_rows(self.mask_loss(logits, wanted, valid), counts),
-            _sum_rows(dice_loss(logits, wanted, valid), counts),
+            _sum_rows(mask_losses.dice_loss(logits, wanted, valid), counts),
         )
 
     def _draw_points(
         self, groups: Sequence[slice], num_queries: int, targets: Sequence[Mapping[str, Any]], device: torch.device
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Random points for matching, (L, N, P, 2), and those that :meth:`loss_masks` takes."""
-        num_points = self.num_points if self.compare_on == "points" else 0
-        sizes = importance_sampling_sizes(num_points, self.oversample_ratio, self.importance_sample_ratio)
+        """Random points for matching, (L, N, P, 2), and those that :meth:`_mask_losses` takes."""
+        sizes = self._point_counts
         rows = sum(min(num_queries, len(target["labels"])) for target in targets)
         points = self.matcher.empty_points(groups[-1].stop, len(targets), device)
         drawn = []
@@ -220,6 +309,12 @@ class SetCriterion(nn.Module):
                 for part in (*of_images, *of_masks):
                     part.uniform_()
         return points, drawn
+
+    @property
+    def _point_counts(self) -> tuple[int, int]:
+        """How many candidates and other points importance sampling draws for a mask."""
+        num_points = self.num_points if self.compare_on == "points" else 0
+        return importance_sampling_sizes(num_points, self.oversample_ratio, self.importance_sample_ratio)
 
     def _at_random_points(
         self, masks: Tensor, targets: Sequence[Mapping[str, Any]], matches: Sequence[Matches], drawn: Sequence[Tensor]
@@ -250,6 +345,16 @@ def _to_device(matches: Sequence[Matches], num_queries: int, device: torch.devic
     ]
     moved = iter(torch.cat(indices).to(device, non_blocking=True).split([len(index) for index in indices]))
     return [[(next(moved), next(moved)) for _ in of_layer] for of_layer in matches]
+
+
+def _of_only_layer(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: of_layers[0] for name, of_layers in terms.items()}
+
+
+def _numbered(indices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The image of each index (R_i,) of each image, and the index; (sum(R_i),) each."""
+    images = [torch.full_like(index, image) for image, index in enumerate(indices)]
+    return torch.cat(images), torch.cat(list(indices))
 
 
 def _by_image(matches: Sequence[Matches]) -> list[Matches]:

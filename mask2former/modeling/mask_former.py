@@ -9,7 +9,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from .activation_checkpointing import checkpoint_activations
@@ -17,12 +17,20 @@ from .connected_parts import split_disconnected
 from .criterion import SetCriterion
 from .mask_geometry import MaskGeometry
 from .one_wait import Steps, finish
-from .postprocessing import instance_steps, panoptic_steps, semantic_inference
+from .postprocessing import (
+    instance_inference,
+    instance_steps,
+    panoptic_inference,
+    panoptic_steps,
+    semantic_inference,
+)
 from .query_merging import QueryPrediction
 from .targets import prepare_targets
 from .tiling import TiledInference, default_overlap
 
 __all__ = ["MaskFormer"]
+
+_OFFICIAL_INFERENCE = ("semantic_inference", "panoptic_inference", "instance_inference")
 
 
 @META_ARCH_REGISTRY.register()
@@ -90,7 +98,7 @@ class MaskFormer(nn.Module):
         self.overlap_threshold = overlap_threshold
         self.metadata = metadata
         self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
-        self.resize_before_inference = sem_seg_postprocess_before_inference or panoptic_on or instance_on
+        self.sem_seg_postprocess_before_inference = sem_seg_postprocess_before_inference or panoptic_on or instance_on
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.semantic_on = semantic_on
@@ -178,9 +186,7 @@ class MaskFormer(nn.Module):
             raise ValueError("this model has no criterion and cannot be trained; call model.eval() to segment images.")
         images = self._normalise_and_pad(batched_inputs)
         # Before the network: copies to a GPU wait for what it has been given to do.
-        targets = prepare_targets(
-            batched_inputs, tuple(images.tensor.shape[-2:]), self.device, ignore_void=self.ignore_void
-        )
+        targets = self._targets(batched_inputs, images)
         losses = self.criterion(self.run_network(images.tensor), targets)
         weights = self.criterion.weight_dict
         return {name: value * weights[name] for name, value in losses.items() if name in weights}
@@ -195,17 +201,57 @@ class MaskFormer(nn.Module):
         logits, masks, geometry = prediction.class_logits, prediction.mask_logits, prediction.geometry
         result: dict[str, Any] = {}
         if self.semantic_on:
-            result["sem_seg"] = semantic_inference(
-                logits, masks, geometry, resize_before_inference=self.resize_before_inference
-            )
+            result["sem_seg"] = self._class_scores(logits, masks, geometry)
         if self.split_disconnected_things and (self.panoptic_on or self.instance_on):
             logits, masks = split_disconnected(logits, masks, self._instance_classes)
         steps: dict[str, Steps[Any]] = {}
-        if self.panoptic_on:
+        if self.panoptic_on and self._has_own("panoptic_inference"):
+            result["panoptic_seg"] = self.panoptic_inference(logits, geometry.to_output(masks))
+        elif self.panoptic_on:
             steps["panoptic_seg"] = panoptic_steps(logits, masks, geometry, **self._panoptic_rules)
-        if self.instance_on:
+        if self.instance_on and self._has_own("instance_inference"):
+            result["instances"] = self.instance_inference(logits, geometry.to_output(masks))
+        elif self.instance_on:
             steps["instances"] = instance_steps(logits, masks, geometry, **self._instance_rules)
         return result | dict(zip(steps, finish(*steps.values()), strict=True))
+
+    # The official release's methods, which subclasses call in a forward of their own. Those that a subclass defines
+    # take the place of what happens otherwise, which resizes no more masks than it has to.
+
+    def prepare_targets(self, targets: list[Instances], images: ImageList) -> list[dict[str, Any]]:
+        """What the criterion takes, of the annotations on each of a batch of images."""
+        entries = [{"instances": instances} for instances in targets]
+        return prepare_targets(entries, tuple(images.tensor.shape[-2:]), self.device)
+
+    def semantic_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Tensor:
+        """Class scores (K, H, W) of class logits (Q, K + 1) and mask logits (Q, H, W)."""
+        return semantic_inference(mask_cls, mask_pred, _unresized(mask_pred))
+
+    def panoptic_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> tuple[Tensor, list[dict[str, Any]]]:
+        """``panoptic_seg`` of class logits (Q, K + 1) and mask logits (Q, height, width) at the output's size."""
+        return panoptic_inference(mask_cls, mask_pred, _unresized(mask_pred), **self._panoptic_rules)
+
+    def instance_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Instances:
+        """``instances`` of class logits (Q, K + 1) and mask logits (Q, height, width) at the output's size."""
+        return instance_inference(mask_cls, mask_pred, _unresized(mask_pred), **self._instance_rules)
+
+    def _has_own(self, name: str) -> bool:
+        """Whether a subclass, or this object, has another method than this class."""
+        return getattr(getattr(self, name), "__func__", None) is not getattr(MaskFormer, name)
+
+    def _targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> list[dict[str, Any]]:
+        if self._has_own("prepare_targets"):
+            return self.prepare_targets([entry["instances"].to(self.device) for entry in batched_inputs], images)
+        padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
+        return prepare_targets(batched_inputs, padded_size, self.device, ignore_void=self.ignore_void)
+
+    def _class_scores(self, logits: Tensor, masks: Tensor, geometry: MaskGeometry) -> Tensor:
+        resize_first = self.sem_seg_postprocess_before_inference
+        if not self._has_own("semantic_inference"):
+            return semantic_inference(logits, masks, geometry, resize_before_inference=resize_first)
+        if resize_first:
+            return self.semantic_inference(logits, geometry.to_output(masks))
+        return geometry.padded_to_output(self.semantic_inference(logits, geometry.to_padded(masks)))
 
     def run_network(self, images: Tensor) -> dict[str, Any]:
         """Normalised, padded images (N, 3, H, W) to the head's predictions."""
@@ -315,6 +361,12 @@ class MaskFormer(nn.Module):
     def _segment_in_tiles(self, entry: dict[str, Any]) -> dict[str, Any]:
         """The result for one image of any size, from tiles."""
         assert self.tiled_inference is not None
+        own = [name for name in _OFFICIAL_INFERENCE if self._has_own(name)]
+        if own:
+            raise ValueError(
+                f"{type(self).__name__} has its own {', '.join(own)}, which take the masks of a whole image, but "
+                "MODEL.MASK_FORMER.TEST.TILE_SIZE cuts images into tiles. Set it to 0 (leave tile= out)."
+            )
         image = self._normalise_and_pad([entry]).tensor[0]
         height, width = entry["image"].shape[-2:]
         prediction = self.tiled_inference(
@@ -366,3 +418,9 @@ class MaskFormer(nn.Module):
     def _instance_classes(self) -> set[int]:
         """Contiguous ids of the classes that instances may have."""
         return self._thing_classes if self.instances_are_things else set(range(self.num_classes))
+
+
+def _unresized(masks: Tensor) -> MaskGeometry:
+    """Of masks (Q, H, W) that have the output's size."""
+    size = (masks.shape[-2], masks.shape[-1])
+    return MaskGeometry(size, image_size=size, output_size=size)

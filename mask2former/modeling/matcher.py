@@ -12,10 +12,19 @@ from torch import Tensor, nn
 
 from .full_masks import matching_pixels
 from .mask_losses import find_mask_loss, pairwise_dice_loss
+from .official_losses import batch_dice_loss, batch_dice_loss_jit, batch_sigmoid_ce_loss, batch_sigmoid_ce_loss_jit
 from .point_sampling import sample_binary_masks, sample_logits, sample_nearest
 from .query_masks import group_layers, masks_by_image
 
-__all__ = ["HungarianMatcher", "Matches"]
+__all__ = [
+    "HungarianMatcher",
+    "Matches",
+    # Which is where the official release has them.
+    "batch_dice_loss",
+    "batch_dice_loss_jit",
+    "batch_sigmoid_ce_loss",
+    "batch_sigmoid_ce_loss_jit",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +107,10 @@ class HungarianMatcher(nn.Module):
             For each image the indices of matched queries and targets, two int64 tensors on the CPU of length min(Q, T);
             shorter where only pairs would be left whose cost is NaN or infinite, which are never matched.
         """
+        return self.memory_efficient_forward(outputs, targets)
+
+    def memory_efficient_forward(self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Any]]) -> Matches:
+        """:meth:`forward`, as the official release calls it."""
         points = self.empty_points(1, len(targets), outputs["pred_masks"].device)
         for of_image in points[0]:
             of_image.uniform_()

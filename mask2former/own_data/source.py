@@ -99,6 +99,27 @@ def _of_format(given: Given, data: Path, root: Path | None = None) -> tuple[Entr
     return entry, None
 
 
+def _is_label(path: Path) -> bool:
+    """Whether a text file may be YOLO's, and not notes: it begins with a number, or has no object."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        word = next(iter(file.read(100).split()), "0")
+    return word.isascii() and word.replace(".", "", 1).isdigit()
+
+
+def _refuse_other_folders(folder: Path) -> None:
+    """Ask which folder the masks are in, where neither a name tells nor they are in the folder itself."""
+    pictures = _existing(folder, _IMAGE_FOLDERS)
+    places = {path.relative_to(folder).parts[:-1][:1] for path in find_files(folder, MASK_SUFFIXES)}
+    if pictures is None or () in places:
+        return
+    others = sorted(name for (name,) in places if name != pictures.name)
+    raise ValueError(
+        f"{folder}: has pictures in {pictures.name}/, but no masks in a folder called "
+        f"{' or '.join((*_INSTANCE_FOLDERS, *_CLASS_FOLDERS))}. If they are elsewhere, say so, as by --data "
+        f"{folder / (others[0] if others else 'masks')} --images {pictures}."
+    )
+
+
 def _the_coco_file(folder: Path) -> Path:
     found = find_files(folder, (".json",))
     if len(found) != 1:
@@ -123,9 +144,10 @@ def _of_folder(given: Given, folder: Path, root: Path | None = None) -> tuple[En
         raise ValueError(
             f"{folder}: has {len(coco)} COCO files ({', '.join(path.name for path in coco[:5])}); give one as --data."
         )
-    if any(path.name not in _CLASS_FILES for path in find_files(folder, (".txt",))):
+    if any(path.name not in _CLASS_FILES and _is_label(path) for path in find_files(folder, (".txt",))):
         return _of_yolo_labels(given, folder), None
     if find_files(folder, MASK_SUFFIXES):
+        _refuse_other_folders(folder)
         classes = _class_file(given, folder)
         return _of_pngs(given, folder, None if classes else folder, folder if classes else None), None
     raise ValueError(

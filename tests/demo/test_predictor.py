@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
+from detectron2.utils.visualizer import ColorMode
 from predictor import VisualizationDemo
 from pycocotools import mask as mask_util
 
@@ -46,11 +47,21 @@ def test_command_line_writes_what_the_model_says(
 def test_official_class(tiny_config: Path, photograph: np.ndarray, task: str | None, key: str) -> None:
     predictions, drawing = VisualizationDemo(load(tiny_config), task=task, threshold=0.2).run_on_image(photograph)
     assert predictions.keys() == {key}
-    assert drawing.shape == photograph.shape
-    assert drawing.dtype == np.uint8
+    pixels = drawing.get_image()
+    assert pixels.shape == photograph.shape
+    assert pixels.dtype == np.uint8
     result = m2f.load(tiny_config).predict(photograph[:, :, ::-1], task=task, threshold=0.2)
-    np.testing.assert_array_equal(drawing[:, :, ::-1], result.draw())
-    assert np.any(drawing != photograph)
+    np.testing.assert_array_equal(pixels, result.draw())
+    assert np.any(pixels[:, :, ::-1] != photograph)
+
+
+def test_official_class_is_used_as_in_the_official_demo(
+    tiny_config: Path, photograph: np.ndarray, tmp_path: Path
+) -> None:
+    demo_of_cfg = VisualizationDemo(load(tiny_config), ColorMode.IMAGE_BW, parallel=False)
+    _, drawing = demo_of_cfg.run_on_image(photograph)
+    drawing.save(str(tmp_path / "drawn.png"))
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "drawn.png")), drawing.get_image()[:, :, ::-1])
 
 
 def test_configuration_of_the_caller_stays_as_it_is(tiny_config: Path) -> None:

@@ -227,3 +227,21 @@ def test_segments_of_other_models_are_refused(toy: ModuleType) -> None:
     augmented = SegmentorWithTTA(toy.ToySegmenter().eval(), min_sizes=[64], max_size=200, flip=False)
     with pytest.raises(ValueError, match=r"ToySegmenter gives \['instances', 'panoptic_seg', 'sem_seg'\], but"):
         augmented([{"image": _picture(64, 96)}])
+
+
+def test_a_forward_of_ones_own_is_not_passed_by(toy_model: Any) -> None:
+    """Its queries say nothing of what it makes of them."""
+
+    class OwnForward(type(toy_model)):  # type: ignore[misc]
+        def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [{**result, "sem_seg": result["sem_seg"] + 1} for result in super().forward(batched_inputs)]
+
+    toy_model.__class__ = OwnForward
+    entry = {"image": _picture(64, 96)}
+    augmented = SegmentorWithTTA(toy_model, min_sizes=[64], max_size=1000, flip=False)
+    with pytest.raises(ValueError, match=r"OwnForward gives \['instances', 'panoptic_seg', 'sem_seg'\]"):
+        augmented([entry])
+    toy_model.panoptic_on = toy_model.instance_on = False
+    (found,) = SegmentorWithTTA(toy_model, min_sizes=[64], max_size=1000, flip=False)([entry])
+    assert found.keys() == {"sem_seg"}
+    assert found["sem_seg"].min() >= 1

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from PIL import Image
 
+from mask2former.data.image_io import read_image
 from mask2former.export import ExportGraph, ExportInfo, PostProcessing, export_graph
 from mask2former.modeling import MaskFormer
 from tests.export.conftest import build  # noqa: F401  a fixture
@@ -136,6 +138,55 @@ def test_runs_without_pytorch(
     assert drawn.shape == plain.shape
     changed = (drawn != plain).any(-1).sum()
     assert changed == pytest.approx(sum(segment["area"] for segment in segments), rel=0.02)
+
+
+@pytest.mark.timeout(1800)
+def test_large_logits_and_tiles(example: ModuleType, exported: Callable, picture: Path) -> None:
+    """No overflow, and a word about tiles, which a graph does not cut."""
+    *_, path = exported("none")
+    segmenter = example.Segmenter(path)
+    assert "tile_size" in segmenter.info
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logits = np.array([[9.0, 0.0, 0.0, 0.0]], np.float32)
+        masks = np.full((1, 4, 4), -1000.0, np.float32)
+        masks[:, :2] = 1000.0
+        ids, _ = segmenter._finish_none({"pred_logits": logits, "pred_masks": masks}, (32, 32), (32, 32))
+        assert ids[0].all()
+        assert not ids[-1].any()
+    segmenter.info["tile_size"] = 32
+    with pytest.warns(UserWarning, match="used in tiles of 32 pixels, .* does not cut; of a picture of 124 x 80"):
+        segmenter(Image.open(picture))
+
+
+def test_pictures_are_read_as_elsewhere(example: ModuleType, tmp_path: Path) -> None:
+    deep = (np.arange(40 * 30).reshape(40, 30) * 3 + 100).astype(np.uint16)  # 12 bits in 16
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray((deep >> 4).astype(np.uint8)).save(tmp_path / "turned.png", exif=exif)
+    for name in ("deep.tif", "turned.png"):
+        found = np.asarray(example.read_picture(tmp_path / name).convert("RGB"))
+        np.testing.assert_array_equal(found, read_image(tmp_path / name))
+
+
+@pytest.mark.timeout(1800)
+def test_damaged_pictures_are_left_out(
+    example: ModuleType,
+    exported: Callable,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    *_, path = exported("none")
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(picture.read_bytes()[:200])
+    monkeypatch.setattr(sys, "argv", ["x", str(path), str(damaged), str(picture), "--output", str(tmp_path / "out")])
+    assert example.main() == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {damaged}: cannot be read (")
+    assert captured.out.startswith(f"{picture}: ")
 
 
 def test_a_file_that_does_not_describe_itself(example: ModuleType, tmp_path: Path) -> None:

@@ -94,6 +94,12 @@ def test_calibration_shows_what_the_network_will_see(
     np.testing.assert_array_equal(seen, np.unique(resized))
 
 
+def test_what_is_no_picture_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "Thumbs.db").write_text("of Windows")
+    cv2.imwrite(str(tmp_path / "A.PNG"), np.zeros((3, 4, 3), np.uint8))
+    assert [picture.shape for picture in exporting._pictures(tmp_path, "RGB")] == [(3, 4, 3)]
+
+
 def test_a_folder_without_pictures(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there are no pictures in"):
         next(exporting._pictures(tmp_path, "RGB"))

@@ -182,6 +182,14 @@ class TestOptions:
         colours.predict(rgb, task="semantic", threshold=0.7)
         assert caplog.text.count("no effect on semantic") == 1
 
+    @pytest.mark.parametrize(("limit", "warnings"), [(2, 1), (3, 0)])
+    def test_instances_that_may_be_missing_are_told(
+        self, config_file: Path, rgb: np.ndarray, caplog: pytest.LogCaptureFixture, limit: int, warnings: int
+    ) -> None:
+        model = m2f.load(config_file, opts=["TEST.DETECTIONS_PER_IMAGE", str(limit)])
+        assert len(model.predict(rgb, task="instance").instances) == 2
+        assert caplog.text.count(f"a picture: has 2 instances, of the {limit} that TEST.DETECTIONS_PER_") == warnings
+
     @pytest.mark.parametrize("order", ["BGR", "RGB"])
     def test_channel_order_of_the_model(self, config_file: Path, rgb: np.ndarray, order: str) -> None:
         assert names(m2f.load(config_file, opts=["INPUT.FORMAT", order]).predict(rgb)) == ["apple", "berry", "grass"]

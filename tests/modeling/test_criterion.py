@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.projects.point_rend.point_features import get_uncertain_point_coords_with_randomness
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -381,3 +381,103 @@ def test_focal_loss_is_used_in_matching_and_loss() -> None:
     wanted = sample_binary_masks(target["masks"], matched, points)
     expected = sigmoid_focal_loss(sample_logits(logits[:, None], points)[:, 0], wanted).mean()
     assert torch.isclose(losses["loss_mask"], expected)
+
+
+def official_outputs(queries: int, layers: int, images: int = 2) -> dict[str, Any]:
+    return {
+        **make_outputs(queries, images),
+        "aux_outputs": [make_outputs(queries, images) for _ in range(layers - 1)],
+    }
+
+
+class _SecondComesFirst(nn.Module):
+    """Matches queries 1, 0 with the first two targets, and knows nothing but that."""
+
+    def forward(self, outputs: dict[str, Tensor], targets: list[dict[str, Any]]) -> list[tuple[Tensor, Tensor]]:
+        return [(torch.tensor([1, 0]), torch.tensor([0, 1])) for _ in targets]
+
+
+def test_a_matcher_of_ones_own_is_called_for_each_layer() -> None:
+    matcher = _SecondComesFirst()
+    criterion = SetCriterion(NUM_CLASSES, matcher, {}, eos_coef=0.1, losses=["labels"])
+    outputs, targets = official_outputs(6, 3), [make_target(2), make_target(2)]
+    losses = criterion(outputs, targets)
+    assert losses.keys() == {"loss_ce", "loss_ce_0", "loss_ce_1"}
+    for suffix, layer in zip(["", "_0", "_1"], [outputs, *outputs["aux_outputs"]], strict=True):
+        wanted = torch.full((2, 6), NUM_CLASSES)
+        for row, target in zip(wanted, targets, strict=True):
+            row[1], row[0] = target["labels"]
+        expected = F.cross_entropy(layer["pred_logits"].transpose(1, 2), wanted, criterion.empty_weight)
+        torch.testing.assert_close(losses[f"loss_ce{suffix}"], expected)
+
+
+def test_a_loss_of_ones_own() -> None:
+    class WithArea(SetCriterion):
+        def get_loss(self, loss: str, outputs: Any, targets: Any, indices: Any, num_masks: float) -> dict[str, Tensor]:
+            if loss != "area":
+                return super().get_loss(loss, outputs, targets, indices, num_masks)
+            chosen = outputs["pred_masks"][self._get_src_permutation_idx(indices)]
+            images, rows = self._get_tgt_permutation_idx(indices)
+            masks = torch.stack([targets[i]["masks"][j] for i, j in zip(images.tolist(), rows.tolist(), strict=True)])
+            assert num_masks == 5
+            return {"loss_area": (chosen.sigmoid().mean((1, 2)) - masks.float().mean((1, 2))).abs().sum() / num_masks}
+
+    matcher = HungarianMatcher(2, 5, 5, num_points=64)
+    criterion = WithArea(
+        NUM_CLASSES, matcher=matcher, weight_dict={}, eos_coef=0.1, losses=["labels", "masks", "area"], num_points=64
+    )
+    losses = criterion(official_outputs(6, 2), [make_target(2), make_target(3)])
+    assert losses.keys() == {name + suffix for name in (*TERMS, "loss_area") for suffix in ("", "_0")}
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_by_the_official_methods_the_terms_are_the_same() -> None:
+    class Official(SetCriterion):
+        def loss_masks(self, outputs: Any, targets: Any, indices: Any, num_masks: float) -> dict[str, Tensor]:
+            return super().loss_masks(outputs, targets, indices, num_masks)
+
+    # Whole masks, of which no random points are drawn.
+    matcher = HungarianMatcher(2, 5, 5, compare_on="masks")
+    own, official = (
+        kind(NUM_CLASSES, matcher, {}, eos_coef=0.1, compare_on="masks") for kind in (SetCriterion, Official)
+    )
+    outputs, targets = official_outputs(4, 3), [make_target(2), make_target(0)]
+    found, expected = official(outputs, targets), own(outputs, targets)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_official_methods_draw_the_official_points() -> None:
+    criterion = SetCriterion(NUM_CLASSES, HungarianMatcher(2, 5, 5, num_points=64), {}, eos_coef=0.1, num_points=64)
+    outputs, targets = make_outputs(4), [make_target(3)]
+    queries, matched = torch.tensor([2, 0]), torch.tensor([0, 1])
+    torch.manual_seed(0)
+    found = criterion.get_loss("masks", outputs, targets, [(queries, matched)], 3.0)
+    torch.manual_seed(0)
+    masks = outputs["pred_masks"][0, queries][:, None]
+    points = get_uncertain_point_coords_with_randomness(masks, lambda x: -x.abs(), 64, 3, 0.75)
+    logits = sample_logits(masks, points)[:, 0]
+    wanted = sample_binary_masks(targets[0]["masks"], matched, points)
+    assert found.keys() == {"loss_mask", "loss_dice"}
+    torch.testing.assert_close(found["loss_mask"], criterion_module.sigmoid_ce_loss_jit(logits, wanted, 3.0))
+    torch.testing.assert_close(found["loss_dice"], criterion_module.dice_loss_jit(logits, wanted, 3.0))
+    with pytest.raises(ValueError, match="unknown loss 'area'"):
+        criterion.get_loss("area", outputs, targets, [(queries, matched)], 3.0)
+
+
+def test_a_matcher_that_overrides_what_the_official_one_calls() -> None:
+    class Reversed(HungarianMatcher):
+        def memory_efficient_forward(self, outputs: Any, targets: Any) -> Any:
+            return [
+                (queries.flip(0), matched) for queries, matched in super().memory_efficient_forward(outputs, targets)
+            ]
+
+    outputs, targets = make_outputs(6), [make_target(2)]
+    torch.manual_seed(0)
+    ((plain, _),) = HungarianMatcher(2, 5, 5, num_points=64)(outputs, targets)
+    torch.manual_seed(0)
+    matcher = Reversed(2, 5, 5, num_points=64)
+    ((found, _),) = matcher(outputs, targets)
+    assert found.tolist() == plain.flip(0).tolist()
+    assert not SetCriterion(NUM_CLASSES, matcher, {}, eos_coef=0.1)._compares_together()

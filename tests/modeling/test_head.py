@@ -113,3 +113,19 @@ def test_a_head_in_the_place_of_a_pixel_decoder(tiny_v1_cfg: CfgNode) -> None:
     tiny_v1_cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "SemSegFPNHead"
     with pytest.raises(TypeError, match="'SemSegFPNHead', which is not a pixel decoder"):
         build_sem_seg_head(tiny_v1_cfg, SHAPES)
+
+
+def test_a_subclass_with_the_official_arguments() -> None:
+    class Own(MaskFormerHead):
+        def __init__(self, input_shape: dict[str, ShapeSpec], **kwargs: Any) -> None:
+            super().__init__(input_shape, loss_weight=2.0, ignore_value=7, **kwargs)
+
+        def layers(self, features: dict[str, Tensor], mask: Tensor | None = None) -> dict[str, Any]:
+            return {"mask": mask, **super().layers(features)}
+
+    decoder = PixelDecoder(torch.zeros(1), None, [])
+    head = Own(SHAPES, num_classes=1, pixel_decoder=decoder, transformer_predictor=Predictor())
+    assert head.in_features == ["res2", "res3", "res4", "res5"]
+    assert (head.common_stride, head.loss_weight, head.ignore_value) == (4, 2.0, 7)
+    mask = torch.ones(1)
+    assert head(features(), mask)["mask"] is mask

@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from mask2former.engine.train_loop import StepTrainer
+from mask2former.modeling import MaskFormer
 from mask2former.modeling.targets import prepare_targets
 
 
@@ -221,3 +222,84 @@ def test_panoptic_results_need_to_know_the_things(tiny_cfg: CfgNode) -> None:
     model = build_model(tiny_cfg).eval()
     with pytest.raises(ValueError, match=r"\(tests_modeling_without_things\) has no thing_dataset_id_to_contiguous_id"):
         model([{"image": torch.rand(3, 32, 32)}])
+
+
+class _Recording(MaskFormer):
+    """Calls the official release's methods, and says so."""
+
+    called: list[str]
+
+    def prepare_targets(self, targets: Any, images: Any) -> Any:
+        self.called.append("prepare_targets")
+        return super().prepare_targets(targets, images)
+
+    def semantic_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Tensor:
+        self.called.append(f"semantic_inference of {tuple(mask_pred.shape[1:])}")
+        return super().semantic_inference(mask_cls, mask_pred)
+
+    def panoptic_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Any:
+        self.called.append(f"panoptic_inference of {tuple(mask_pred.shape[1:])}")
+        return super().panoptic_inference(mask_cls, mask_pred)
+
+    def instance_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Instances:
+        self.called.append(f"instance_inference of {tuple(mask_pred.shape[1:])}")
+        return super().instance_inference(mask_cls, mask_pred)
+
+
+@pytest.fixture
+def recording(tiny_cfg: CfgNode) -> _Recording:
+    model: _Recording = build_model(tiny_cfg)
+    model.__class__ = _Recording
+    model.called = []
+    return model
+
+
+def test_inference_methods_of_a_subclass_are_called(recording: _Recording) -> None:
+    entry = {"image": torch.rand(3, 64, 96) * 255, "height": 50, "width": 70}
+    with torch.no_grad():
+        found = recording.eval()([entry])[0]
+        assert recording.called == [f"{name}_inference of (50, 70)" for name in ("semantic", "panoptic", "instance")]
+        recording.__class__ = MaskFormer  # type: ignore[assignment]
+        expected = recording([entry])[0]
+    torch.testing.assert_close(found["sem_seg"], expected["sem_seg"])
+    assert found["panoptic_seg"][1] == expected["panoptic_seg"][1]
+    assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
+    for name in ("scores", "pred_classes", "pred_masks"):
+        torch.testing.assert_close(found["instances"].get(name), expected["instances"].get(name))
+
+
+def test_semantic_results_are_resized_after_a_subclass_made_them(tiny_cfg: CfgNode, recording: _Recording) -> None:
+    entry = {"image": torch.rand(3, 40, 90) * 255, "height": 20, "width": 45}
+    recording.sem_seg_postprocess_before_inference = recording.panoptic_on = recording.instance_on = False
+    with torch.no_grad():
+        found = recording.eval()([entry])[0]["sem_seg"]
+        assert recording.called == ["semantic_inference of (64, 96)"]
+        recording.__class__ = MaskFormer  # type: ignore[assignment]
+        torch.testing.assert_close(found, recording([entry])[0]["sem_seg"])
+
+
+def test_targets_of_a_subclass_are_taken(recording: _Recording) -> None:
+    batch = [training_input(64, 64, 4), training_input(50, 40, 2)]
+    torch.manual_seed(0)
+    losses = recording.train()(batch)
+    assert recording.called == ["prepare_targets"]
+    recording.__class__ = MaskFormer  # type: ignore[assignment]
+    torch.manual_seed(0)
+    for name, value in recording(batch).items():
+        torch.testing.assert_close(losses[name], value)
+
+
+def test_own_inference_and_tiles_do_not_go_together(recording: _Recording) -> None:
+    with pytest.raises(ValueError, match=r"_Recording has its own semantic_inference, panoptic_inference, .*TILE_SIZE"):
+        recording.eval().with_tiles(64, 32)([{"image": torch.rand(3, 64, 96)}])
+
+
+def test_attributes_of_the_official_release(tiny_cfg: CfgNode) -> None:
+    model = build_model(tiny_cfg)
+    assert model.num_queries == model.sem_seg_head.predictor.num_queries == 10
+    assert model.sem_seg_postprocess_before_inference is True
+    head = model.sem_seg_head
+    assert (head.in_features, head.common_stride) == (["res2", "res3", "res4", "res5"], 4)
+    assert (head.loss_weight, head.ignore_value) == (1.0, 255)
+    assert (head.predictor.num_layers, head.predictor.num_heads) == (3, 4)
+    assert model.criterion.eos_coef == tiny_cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT

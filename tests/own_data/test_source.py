@@ -232,6 +232,10 @@ def test_a_format_decides(tmp_path: Path) -> None:
         ("a.json", 'has no list "annotations", expected a COCO annotation file; of Labelme\'s files give the folder'),
         ("b.json", 'has no "images", expected a list of them'),
         ("empty", r"has no annotations, expected data\.yaml, JSON files, text files of polygons, PNGs"),
+        (
+            "notes",
+            r"has pictures in images/, but no masks in .*, as by --data \S+notes/masks --images \S+images\.",
+        ),
         ("two", r"has 2 COCO files \(.*\.json, .*\.json\); give one as --data"),
     ],
 )
@@ -240,6 +244,10 @@ def test_what_is_not_understood(tmp_path: Path, name: str, message: str) -> None
     (tmp_path / "a.json").write_text('{"shapes": []}')
     (tmp_path / "b.json").write_text('{"annotations": [], "images": []}')
     (tmp_path / "empty").mkdir()
+    for name_of_folder in ("images", "masks"):
+        (tmp_path / "notes" / name_of_folder).mkdir(parents=True)
+        (tmp_path / "notes" / name_of_folder / "a.png").touch()
+    (tmp_path / "notes/images/notes.txt").write_text("the stain was old")  # not YOLO's
     (tmp_path / "two").mkdir()
     for number in range(2):
         (tmp_path / f"two/{number}.json").write_text('{"annotations": []}')

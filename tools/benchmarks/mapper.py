@@ -11,6 +11,7 @@ in turn; figures are the images' mean of their medians. What decoding the files 
 told besides.
 """
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import argparse
 import copy
 import random

@@ -12,6 +12,7 @@ sure query there is nothing to post-process. The paper measured on one V100. Sco
 here; `train_net.py --eval-only` does that.
 """
 
+import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import argparse
 import itertools
 import json

@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 
-from .geometric import FastResize, PadToMultiple, RandomQuarterTurn, ResizeAndCrop, ResizeByFactor, ResizeShortestEdge
+from .geometric import FastResize, RandomQuarterTurn, ResizeAndCrop, ResizeByFactor, ResizeShortestEdge
 from .intensity import RandomGamma, RandomInvert
 
 __all__ = ["build_crop_recipe", "build_lsj_recipe", "build_test_augmentations"]
@@ -13,7 +13,7 @@ _FLIPS = {"none": (), "horizontal": ("horizontal",), "vertical": ("vertical",), 
 
 
 def build_crop_recipe(cfg: CfgNode) -> list[T.Augmentation]:
-    """Of the ``mask_former_*`` mappers: resize the shorter edge, crop, change colours, flip, pad."""
+    """Of the ``mask_former_*`` mappers, which pad in the end: resize the shorter edge, crop, change colours, flip."""
     resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     augmentations: list[T.Augmentation] = [FastResize(resize)]
     crop = cfg.INPUT.CROP
@@ -22,10 +22,7 @@ def build_crop_recipe(cfg: CfgNode) -> list[T.Augmentation]:
         augmentations.append(
             T.RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, ignored_category=0)
         )
-    augmentations += _colours(cfg) + _flips_and_turns(cfg)
-    if cfg.INPUT.SIZE_DIVISIBILITY > 0:
-        augmentations.append(PadToMultiple(cfg.INPUT.SIZE_DIVISIBILITY))
-    return augmentations
+    return augmentations + _colours(cfg) + _flips_and_turns(cfg)
 
 
 def build_lsj_recipe(cfg: CfgNode) -> list[T.Augmentation]:

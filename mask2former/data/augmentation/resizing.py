@@ -34,7 +34,7 @@ def resize_labels(
     """Resize a map without mixing its values, exactly as Pillow chooses the nearest pixels.
 
     Args:
-        labels: (H, W) of any type.
+        labels: (H, W) of any type, or (H, W, C).
         size: Height and width of the whole result.
         rows: Which of its rows are wanted.
         columns: Likewise.
@@ -42,7 +42,7 @@ def resize_labels(
     Returns:
         What is wanted of it, as a contiguous array of the same type.
     """
-    row_of, column_of = (_nearest(*lengths) for lengths in zip(labels.shape, size, strict=True))
+    row_of, column_of = (_nearest(*lengths) for lengths in zip(labels.shape[:2], size, strict=True))
     needed = row_of[rows]
     top, bottom = needed[0], needed[-1] + 1
     return labels[top:bottom].take(column_of[columns], axis=1).take(needed - top, axis=0)

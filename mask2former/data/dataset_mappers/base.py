@@ -1,5 +1,7 @@
 """What all dataset mappers share: one image and its annotations in, one training example out."""
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -10,11 +12,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
-from ..augmentation import build_crop_recipe, build_test_augmentations
+from ..augmentation import PadToMultiple, build_crop_recipe, build_lsj_recipe, build_test_augmentations
 from ..image_io import read_image
 from ..label_map import LabelMap, move_labels, unflipped
 
-__all__ = ["MaskFormerDatasetMapper"]
+__all__ = ["MaskFormerDatasetMapper", "build_transform_gen"]
 
 # Annotations in a dataset dict: read here, not passed on to the model.
 _ANNOTATION_KEYS = ("annotations", "segments_info", "pan_seg_file_name", "sem_seg_file_name")
@@ -27,32 +29,47 @@ class MaskFormerDatasetMapper:
     (:meth:`read_targets`), and which recipe augments them (:meth:`build_augmentations`). A mapper can be pickled, and
     all that is random in it comes from NumPy's and Python's global generators, which Detectron2 seeds in every worker.
 
+    A subclass that was written for the official release works with its arguments and attributes: ``tfm_gens``,
+    ``img_format``, ``size_divisibility``.
+
     Args:
         is_train: Read annotations and augment; otherwise only read and resize.
         augmentations: Applied in order. Those that pad must pad segmentations with 0.
+        tfm_gens: The same, by the name that it has in the official ``coco_*_lsj`` mappers; one of both is needed.
         image_format: Order of the channels, as in ``INPUT.FORMAT``.
         ignore_label: Value of unlabelled pixels in semantic maps.
         num_classes: Class ids must be below it; None does not check.
+        size_divisibility: Pad in the end to a multiple of this; -1 does not.
     """
 
     # Which of the metadata's class lists the model's classes are.
     class_names_key = "stuff_classes"
+    # What ``from_config`` calls the augmentations.
+    augmentations_argument = "augmentations"
+    # Whether the recipe goes with the padding of ``INPUT.SIZE_DIVISIBILITY``.
+    pads_to_multiple = True
 
     @configurable
     def __init__(
         self,
         is_train: bool = True,
         *,
-        augmentations: list[T.Augmentation | T.Transform],
+        augmentations: Sequence[T.Augmentation | T.Transform] | None = None,
+        tfm_gens: Sequence[T.Augmentation | T.Transform] | None = None,
         image_format: str,
         ignore_label: int = 255,
         num_classes: int | None = None,
+        size_divisibility: int = -1,
     ) -> None:
+        chosen = tfm_gens if augmentations is None else augmentations
+        if chosen is None:
+            raise TypeError(f"{type(self).__name__} needs augmentations, a list of them.")
         self.is_train = is_train
-        self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
+        self.tfm_gens = list(chosen)
+        self.img_format = image_format
         self.ignore_label = ignore_label
         self.num_classes = num_classes
+        self.size_divisibility = size_divisibility
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -62,13 +79,24 @@ class MaskFormerDatasetMapper:
                 f"The data sets {list(cfg.DATASETS.TRAIN)} have different ignore labels {sorted(ignore_labels)}, "
                 "expected one. Convert their semantic maps to the same value."
             )
-        return {
+        arguments = {
             "is_train": is_train,
-            "augmentations": cls.build_augmentations(cfg) if is_train else build_test_augmentations(cfg),
+            cls.augmentations_argument: cls.build_augmentations(cfg) if is_train else build_test_augmentations(cfg),
             "image_format": cfg.INPUT.FORMAT,
             "ignore_label": ignore_labels.pop() if ignore_labels else 255,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY if is_train and cls.pads_to_multiple else -1,
         }
+        # A subclass's own __init__ may take no more than the official one did.
+        taken = inspect.signature(cls.__init__).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+        return {name: value for name, value in arguments.items() if takes_all or name in taken}
+
+    @property
+    def augmentations(self) -> T.AugmentationList:
+        """All of them, the padding included."""
+        padding = [PadToMultiple(self.size_divisibility)] if self.size_divisibility > 0 else []
+        return T.AugmentationList([*self.tfm_gens, *padding])
 
     @classmethod
     def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:
@@ -116,7 +144,7 @@ class MaskFormerDatasetMapper:
             :class:`SegmentMasks` where they cannot overlap, and "ignore_mask" (H, W) bool: void pixels, crowds and
             padding.
         """
-        image = read_image(dataset_dict["file_name"], self.image_format)
+        image = read_image(dataset_dict["file_name"], self.img_format)
         size = image.shape[0], image.shape[1]
         _check_size(dataset_dict, size)
         example = {key: value for key, value in dataset_dict.items() if key not in _ANNOTATION_KEYS}
@@ -152,6 +180,11 @@ class MaskFormerDatasetMapper:
                 f"{self.num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES is {self.num_classes}). Set that key to the "
                 f"number of classes of the data, or the value of unlabelled pixels (now {self.ignore_label}) right."
             )
+
+
+def build_transform_gen(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """The recipe of the ``coco_*_lsj`` mappers, by the official release's name."""
+    return build_lsj_recipe(cfg) if is_train else build_test_augmentations(cfg)
 
 
 class _LabelledImage(T.AugInput):

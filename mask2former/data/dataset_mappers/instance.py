@@ -11,9 +11,9 @@ from ..annotation_masks import Part, draw_annotation
 from ..augmentation import build_lsj_recipe
 from ..label_map import LabelMap, move_labels
 from ..panoptic_png import read_segment_labels
-from .base import MaskFormerDatasetMapper
+from .base import MaskFormerDatasetMapper, build_transform_gen
 
-__all__ = ["COCOInstanceNewBaselineDatasetMapper", "MaskFormerInstanceDatasetMapper"]
+__all__ = ["COCOInstanceNewBaselineDatasetMapper", "MaskFormerInstanceDatasetMapper", "build_transform_gen"]
 
 
 class MaskFormerInstanceDatasetMapper(MaskFormerDatasetMapper):
@@ -55,6 +55,9 @@ class MaskFormerInstanceDatasetMapper(MaskFormerDatasetMapper):
 
 class COCOInstanceNewBaselineDatasetMapper(MaskFormerInstanceDatasetMapper):
     """The same with large-scale jittering."""
+
+    augmentations_argument = "tfm_gens"
+    pads_to_multiple = False
 
     @classmethod
     def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:

@@ -9,9 +9,9 @@ from detectron2.data import transforms as T
 from ..augmentation import build_lsj_recipe
 from ..label_map import LabelMap
 from ..panoptic_png import read_segment_labels
-from .base import MaskFormerDatasetMapper
+from .base import MaskFormerDatasetMapper, build_transform_gen
 
-__all__ = ["COCOPanopticNewBaselineDatasetMapper", "MaskFormerPanopticDatasetMapper"]
+__all__ = ["COCOPanopticNewBaselineDatasetMapper", "MaskFormerPanopticDatasetMapper", "build_transform_gen"]
 
 
 class MaskFormerPanopticDatasetMapper(MaskFormerDatasetMapper):
@@ -26,6 +26,9 @@ class MaskFormerPanopticDatasetMapper(MaskFormerDatasetMapper):
 
 class COCOPanopticNewBaselineDatasetMapper(MaskFormerPanopticDatasetMapper):
     """The same with large-scale jittering."""
+
+    augmentations_argument = "tfm_gens"
+    pads_to_multiple = False
 
     @classmethod
     def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:

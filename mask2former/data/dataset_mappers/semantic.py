@@ -53,6 +53,9 @@ class MaskFormerSemanticDatasetMapper(MaskFormerDatasetMapper):
 class COCOSemanticNewBaselineDatasetMapper(MaskFormerSemanticDatasetMapper):
     """The same with large-scale jittering."""
 
+    augmentations_argument = "tfm_gens"
+    pads_to_multiple = False
+
     @classmethod
     def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:
         return build_lsj_recipe(cfg)

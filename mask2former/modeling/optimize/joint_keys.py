@@ -1,6 +1,7 @@
 """Keys and values of all layers that read a scale in one product each: GPUs want few and large ones."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,8 @@ def join_keys(head: nn.Module) -> bool:
     Returns:
         Whether it was done. It is not where layers do not read one scale each, or attend in a way of their own.
     """
-    decoder = getattr(head, "predictor", None)
-    if not isinstance(decoder, MultiScaleMaskedTransformerDecoder) or decoder.arrange_scales is not one_after_another:
+    decoder: Any = getattr(head, "predictor", None)
+    if type(decoder) is not MultiScaleMaskedTransformerDecoder or decoder.arrange_scales is not one_after_another:
         return False
     layers = decoder.transformer_cross_attention_layers
     if any(type(layer) not in (CrossAttentionLayer, MaskedAttentionLayer) for layer in layers):

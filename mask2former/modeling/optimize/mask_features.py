@@ -19,8 +19,11 @@ def fold_mask_features(head: nn.Module) -> bool:
         head: with a pixel decoder and a Transformer decoder.
 
     Returns:
-        Whether it was done. It is not where the convolution is not 1x1, or someone else reads what it gives.
+        Whether it was done. It is not where the convolution is not 1x1, or someone else reads what it gives, as a part
+        from outside of this package may.
     """
+    if not all(_is_ours(part) for part in (head, *head.children())):
+        return False
     if not isinstance(head, MaskFormerHead) or head.transformer_in_feature == "pixel_embedding":
         return False
     conv = getattr(head.pixel_decoder, "mask_features", None)
@@ -34,6 +37,11 @@ def fold_mask_features(head: nn.Module) -> bool:
     network.layers[-1] = _followed_by(last, nn.functional.pad(columns, (0, -columns.shape[1] % 8)))
     head.pixel_decoder.mask_features = nn.Identity()
     return True
+
+
+def _is_ours(module: nn.Module) -> bool:
+    """Whether a module is of a class of this package, and not of a user's, whose parts may mean something else."""
+    return type(module).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 @torch.no_grad()

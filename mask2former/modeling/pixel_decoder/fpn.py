@@ -8,10 +8,18 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..build import build_pixel_decoder
 from .conv_norm import conv_norm
+from .maskformer_pixel_decoder import BasePixelDecoder, TransformerEncoderPixelDecoder
 from .pyramid import PyramidPixelDecoder
 
-__all__ = ["FPNPixelDecoder"]
+__all__ = [
+    # Which is where the official release has them.
+    "BasePixelDecoder",
+    "FPNPixelDecoder",
+    "TransformerEncoderPixelDecoder",
+    "build_pixel_decoder",
+]
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

@@ -25,7 +25,7 @@ class BasePixelDecoder(TopDownPath):
         *,
         conv_dim: int,
         mask_dim: int,
-        norm: Norm,
+        norm: Norm = None,
         num_feature_levels: int = 3,
     ) -> None:
         """
@@ -96,7 +96,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         transformer_pre_norm: bool,
         conv_dim: int,
         mask_dim: int,
-        norm: Norm,
+        norm: Norm = None,
         num_feature_levels: int = 3,
     ) -> None:
         """

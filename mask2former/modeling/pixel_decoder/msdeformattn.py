@@ -8,12 +8,19 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from ..build import build_pixel_decoder
 from ..position_encoding import PositionEmbeddingSine
 from .conv_norm import Norm, conv_norm
 from .deformable_encoder import MSDeformAttnTransformerEncoder
+from .official_deformable import MSDeformAttnTransformerEncoderOnly
 from .top_down import TopDownPath
 
-__all__ = ["MSDeformAttnPixelDecoder"]
+__all__ = [
+    "MSDeformAttnPixelDecoder",
+    # Which is where the official release has them.
+    "MSDeformAttnTransformerEncoderOnly",
+    "build_pixel_decoder",
+]
 
 _NUM_GROUPS = 32  # of every group norm, as in Detectron2's "GN"
 
@@ -35,13 +42,13 @@ class MSDeformAttnPixelDecoder(TopDownPath):
         transformer_nheads: int,
         transformer_dim_feedforward: int,
         transformer_enc_layers: int,
-        transformer_enc_points: int,
+        transformer_enc_points: int = 4,
         conv_dim: int,
         mask_dim: int,
-        norm: Norm,
+        norm: Norm = None,
         transformer_in_features: list[str],
         common_stride: int,
-        num_feature_levels: int,
+        num_feature_levels: int = 3,
     ) -> None:
         """
         Args:

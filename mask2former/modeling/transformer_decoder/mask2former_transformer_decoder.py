@@ -9,17 +9,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..build import TRANSFORMER_DECODER_REGISTRY, build_cross_attention
+from ..official_layers import CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 from ..position_encoding import PositionEmbeddingSine
 from ..query_masks import mask_logits, predict_masks
-from .layers import MLP, FFNLayer, SelfAttentionLayer, input_projection
+from . import layers
+from .layers import MLP, input_projection
 from .scales import MULTI_SCALE, Scale
 
-__all__ = ["MultiScaleMaskedTransformerDecoder"]
+__all__ = [
+    "MLP",
+    # With the official release's arguments, which is where it has them; our own are in layers.py.
+    "CrossAttentionLayer",
+    "FFNLayer",
+    "MultiScaleMaskedTransformerDecoder",
+    "SelfAttentionLayer",
+]
 
 
 @TRANSFORMER_DECODER_REGISTRY.register()
 class MultiScaleMaskedTransformerDecoder(nn.Module):
     """Queries to class logits and mask logits, one scale of the pyramid a layer, in turn (Section 3.2.2)."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if hasattr(cls, "forward_prediction_heads") and cls.forward is MultiScaleMaskedTransformerDecoder.forward:
+            raise TypeError(
+                f"{cls.__name__} has forward_prediction_heads, which the official release's forward calls, but this "
+                "one does not: define forward too, with layers of this module."
+            )
 
     @configurable
     def __init__(
@@ -33,12 +50,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         nheads: int,
         dim_feedforward: int,
         dec_layers: int,
-        dropout: float,
+        dropout: float = 0.0,
         pre_norm: bool,
         mask_dim: int,
         enforce_input_project: bool,
-        num_feature_levels: int,
-        deep_supervision: bool,
+        num_feature_levels: int = 3,
+        deep_supervision: bool = True,
         feature_levels: Sequence[int] = (),
         multi_scale: str = "efficient",
         cross_attention_name: str = "MaskedAttentionLayer",
@@ -76,6 +93,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         levels = list(feature_levels) or list(range(num_feature_levels))
         _check_options(levels, num_feature_levels, multi_scale, dec_layers, learnable_query_features)
         self.mask_classification = mask_classification
+        self.num_queries = num_queries
+        self.num_heads = nheads
+        self.num_layers = dec_layers
         self.deep_supervision = deep_supervision
         self.num_feature_levels = num_feature_levels
         self.feature_levels = levels
@@ -90,10 +110,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         )
         self.reads_masks = any(layer.reads_masks for layer in self.transformer_cross_attention_layers)
         self.transformer_self_attention_layers = nn.ModuleList(
-            SelfAttentionLayer(*attention) for _ in range(dec_layers)
+            layers.SelfAttentionLayer(*attention) for _ in range(dec_layers)
         )
         self.transformer_ffn_layers = nn.ModuleList(
-            FFNLayer(hidden_dim, dim_feedforward, dropout, pre_norm) for _ in range(dec_layers)
+            layers.FFNLayer(hidden_dim, dim_feedforward, dropout, pre_norm) for _ in range(dec_layers)
         )
         self.decoder_norm = nn.LayerNorm(hidden_dim)
 
@@ -149,12 +169,15 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             "self_attention_first": mask_former.SELF_ATTENTION_FIRST,
         }
 
-    def forward(self, multi_scale_features: list[Tensor], mask_features: Tensor) -> dict[str, Any]:
+    def forward(
+        self, multi_scale_features: list[Tensor], mask_features: Tensor, mask: Tensor | None = None
+    ) -> dict[str, Any]:
         """Predict Q segments.
 
         Args:
             multi_scale_features: L maps (N, in_channels, H_l, W_l), coarse to fine.
             mask_features: per-pixel embedding (N, mask_dim, H, W).
+            mask: not read; the official release's heads pass it.
 
         Returns:
             ``pred_logits`` (N, Q, K + 1), the last class being "no object", and ``pred_masks`` (N, Q, H, W) logits, in
@@ -171,13 +194,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
         intermediate = []
         keep_all = self.training and self.deep_supervision
-        layers = zip(
+        sub_layers = zip(
             self.transformer_cross_attention_layers,
             self.transformer_self_attention_layers,
             self.transformer_ffn_layers,
             strict=True,
         )
-        for index, (cross_attention, self_attention, ffn) in enumerate(layers):
+        for index, (cross_attention, self_attention, ffn) in enumerate(sub_layers):
             scale = scales[index % len(scales)]
             attend = None
             has_masks = index > 0 or self.query_feat is not None

@@ -6,13 +6,19 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ..build import TRANSFORMER_DECODER_REGISTRY
+from ..build import TRANSFORMER_DECODER_REGISTRY, build_transformer_decoder
 from ..position_encoding import PositionEmbeddingSine
 from ..query_masks import predict_masks
 from ..transformer import TransformerDecoder, TransformerEncoder
 from .layers import MLP, input_projection
 
-__all__ = ["StandardTransformerDecoder"]
+__all__ = [
+    "MLP",
+    # Which is where the official release has them.
+    "TRANSFORMER_DECODER_REGISTRY",
+    "StandardTransformerDecoder",
+    "build_transformer_decoder",
+]
 
 
 @TRANSFORMER_DECODER_REGISTRY.register()
@@ -112,12 +118,13 @@ class StandardTransformerDecoder(nn.Module):
             "enforce_input_project": mask_former.ENFORCE_INPUT_PROJ,
         }
 
-    def forward(self, x: Tensor, mask_features: Tensor) -> dict[str, Any]:
+    def forward(self, x: Tensor, mask_features: Tensor, mask: Tensor | None = None) -> dict[str, Any]:
         """Predict Q segments.
 
         Args:
             x: the map that queries read, (N, in_channels, H', W').
             mask_features: per-pixel embedding (N, mask_dim, H, W).
+            mask: not read; the official release's heads pass it.
 
         Returns:
             ``pred_logits`` (N, Q, K + 1), the last class being "no object", and ``pred_masks`` (N, Q, H, W) logits, in

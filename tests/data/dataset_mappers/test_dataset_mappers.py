@@ -9,14 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.data import transforms as T
+from panopticapi.utils import rgb2id
 
 from mask2former.data import DATASET_MAPPERS, build_dataset_mapper, register_custom_datasets
 from mask2former.data.augmentation import QuarterTurn
-from mask2former.data.dataset_mappers import MaskFormerDatasetMapper
-from mask2former.data.dataset_mappers.base import _LabelledImage
+from mask2former.data.dataset_mappers import (
+    COCOPanopticNewBaselineDatasetMapper,
+    MaskFormerDatasetMapper,
+    MaskFormerSemanticDatasetMapper,
+)
+from mask2former.data.dataset_mappers.base import _LabelledImage, build_transform_gen
 from mask2former.data.label_map import LabelMap
 
 Entry = dict[str, Any]
@@ -296,3 +301,72 @@ def test_configuration_errors(cfg: CfgNode, panoptic_dict: Entry) -> None:
         build_dataset_mapper(cfg)
     cfg.DATASETS.TRAIN = ("mapped_deep",)
     assert build_dataset_mapper(cfg).ignore_label == 65535
+
+
+class _OfficialPanoptic(COCOPanopticNewBaselineDatasetMapper):
+    """As programs of the official release derive a mapper: by its arguments and attributes."""
+
+    @configurable
+    def __init__(self, is_train: bool = True, *, tfm_gens: list[Any], image_format: str, brightness: float) -> None:
+        super().__init__(is_train, tfm_gens=tfm_gens, image_format=image_format)
+        self.brightness = brightness
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> Entry:
+        arguments = super().from_config(cfg, is_train)
+        assert arguments.keys() == {"is_train", "tfm_gens", "image_format"}
+        arguments["tfm_gens"] = [*build_transform_gen(cfg, is_train), T.RandomBrightness(0.9, 1.1)]
+        return {**arguments, "brightness": 0.1}
+
+    def __call__(self, dataset_dict: Entry) -> Entry:
+        image = detection_utils.read_image(dataset_dict["file_name"], self.img_format)
+        image, transforms = T.apply_transform_gens(self.tfm_gens, image)
+        segments = detection_utils.read_image(dataset_dict["pan_seg_file_name"], "RGB")
+        ids = rgb2id(transforms.apply_segmentation(segments))
+        return {"image": image, "masks": [ids == segment["id"] for segment in dataset_dict["segments_info"]]}
+
+
+def test_a_mapper_that_was_derived_from_the_official_one(cfg: CfgNode, panoptic_dict: Entry, scene: Scene) -> None:
+    cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SIZE_TEST = 48, 0
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.INPUT.MIN_SCALE = cfg.INPUT.MAX_SCALE = 1.0
+    example = _OfficialPanoptic(cfg, True)(panoptic_dict)
+    assert example["image"].shape == (48, 48, 3)
+    assert all(mask.shape == (48, 48) and mask.any() for mask in example["masks"])
+    assert np.sum(example["masks"], axis=0).max() == 1
+
+
+class _OfficialSemantic(MaskFormerSemanticDatasetMapper):
+    @configurable
+    def __init__(
+        self,
+        is_train: bool = True,
+        *,
+        augmentations: list[Any],
+        image_format: str,
+        ignore_label: int,
+        size_divisibility: int,
+    ) -> None:
+        super().__init__(
+            is_train,
+            augmentations=[*augmentations, T.NoOpTransform()],
+            image_format=image_format,
+            ignore_label=ignore_label,
+            size_divisibility=size_divisibility,
+        )
+
+
+def test_official_arguments_of_the_other_mappers(cfg: CfgNode, panoptic_dict: Entry) -> None:
+    cfg.INPUT.SIZE_DIVISIBILITY = 64
+    mapper = _OfficialSemantic(cfg, True)
+    assert (mapper.img_format, mapper.ignore_label, mapper.size_divisibility) == (cfg.INPUT.FORMAT, 255, 64)
+    # They do not pad: the official __call__ does so itself, a semantic map with the ignore label.
+    names = [type(augmentation).__name__ for augmentation in mapper.tfm_gens]
+    assert names == ["FastResize", "RandomFlip", "NoOpTransform"]
+    assert [side % 64 for side in mapper(panoptic_dict)["image"].shape[1:]] == [0, 0]
+    assert _OfficialSemantic(cfg, False).size_divisibility == -1
+
+
+def test_augmentations_are_needed() -> None:
+    with pytest.raises(TypeError, match="MaskFormerDatasetMapper needs augmentations"):
+        MaskFormerDatasetMapper(image_format="RGB")

@@ -44,3 +44,14 @@ def test_where_it_cannot_be(tiny_cfg: CfgNode, decoder: str, feature: str) -> No
     head = build(tiny_cfg).sem_seg_head
     assert not fold_mask_features(head)
     assert isinstance(head.pixel_decoder.mask_features, nn.Conv2d)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["pixel_decoder", "predictor"])
+def test_parts_of_ones_own_keep_what_they_call_by_the_same_names(tiny_cfg: CfgNode, part: str) -> None:
+    """Another pixel decoder may change what the convolution gives, another Transformer decoder use its own network."""
+    model = build(tiny_cfg)
+    own = getattr(model.sem_seg_head, part)
+    own.__class__ = type("Own", (type(own),), {"__module__": "somebodys.project"})
+    assert not fold_mask_features(model.sem_seg_head)
+    assert isinstance(model.sem_seg_head.pixel_decoder.mask_features, nn.Conv2d)

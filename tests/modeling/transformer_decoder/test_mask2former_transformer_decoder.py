@@ -193,3 +193,40 @@ def test_impossible_keys_are_errors(tiny_cfg: CfgNode, keys: dict[str, int], mes
 def test_another_number_of_scales_is_an_error(tiny_cfg: CfgNode) -> None:
     with pytest.raises(ValueError, match=r"visits 3 scales \(MODEL.MASK_FORMER.NUM_FEATURE_LEVELS\), but .* gave 2"):
         build(tiny_cfg)(*make_inputs(tiny_cfg, 2))
+
+
+OFFICIAL_ARGUMENTS = {
+    "num_classes": 3,
+    "hidden_dim": 32,
+    "num_queries": 5,
+    "nheads": 4,
+    "dim_feedforward": 32,
+    "dec_layers": 2,
+    "pre_norm": False,
+    "mask_dim": 32,
+    "enforce_input_project": False,
+}
+
+
+def test_official_arguments_suffice() -> None:
+    decoder = MultiScaleMaskedTransformerDecoder(32, True, **OFFICIAL_ARGUMENTS).train()
+    maps = [torch.randn(1, 32, size, size) for size in (2, 4, 8)]
+    output = decoder(maps, torch.randn(1, 32, 16, 16), None)
+    assert output["pred_masks"].shape == (1, 5, 16, 16)
+    assert len(output["aux_outputs"]) == 2
+
+
+def test_a_method_that_would_not_be_called_is_an_error() -> None:
+    with pytest.raises(TypeError, match=r"Own has forward_prediction_heads, .* define forward too"):
+
+        class Own(MultiScaleMaskedTransformerDecoder):
+            def forward_prediction_heads(self) -> None: ...
+
+    class WithForward(MultiScaleMaskedTransformerDecoder):
+        def forward(self, *args: Any) -> Any:
+            return self.forward_prediction_heads()
+
+        def forward_prediction_heads(self) -> int:
+            return 1
+
+    assert WithForward(32, **OFFICIAL_ARGUMENTS)() == 1

@@ -105,7 +105,8 @@ class LabelmeSource:
         root = self.images.absolute()
         if not image.is_relative_to(root) or PureWindowsPath(given).drive:
             raise ValueError(
-                f'has "imagePath" {shown(given)}, which is refused: it leads out of the folder of images {self.images}.'
+                f'has "imagePath" {shown(given)}, which is refused: it leads out of the folder of images {self.images};'
+                " if they are in another, name that (IMAGES, or --images)."
             )
         if not image.is_file() or image.suffix.lower() not in IMAGE_SUFFIXES:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))

@@ -81,7 +81,7 @@ def first_shape(content: dict[str, Any]) -> dict[str, Any]:
 LABELME: list[tuple[Change, str]] = [
     (lambda c: c.update(shapes=None), 'has no list "shapes", expected a file of Labelme.'),
     (lambda c: c.update(imagePath=3), 'has "imagePath" 3, expected the path of its image.'),
-    (lambda c: c.update(imagePath="../../../secret.png"), "which is refused: it leads out of the folder of images"),
+    (lambda c: c.update(imagePath="../../../secret.png"), "if they are in another, name that (IMAGES, or --images)"),
     (lambda c: c.update(imagePath="/etc/passwd"), "which is refused: it leads out of the folder of images"),
     (lambda c: c.update(imagePath="..\\..\\x.png"), "which is refused: it leads out of the folder of images"),
     (lambda c: c.update(imagePath="../images/q.png"), "own/images/q.png is no image (.bmp, "),
