@@ -42,8 +42,8 @@ def takes_bfloat16(x: Tensor) -> bool:
 
 def bfloat16_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
     """``linear(x, weight, bias)``, and its ReLU if asked for: (..., C) to (..., K) bfloat16, rounded once."""
-    tensors = map(_to_bfloat16, (x, weight, bias))
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(*tensors, "relu" if relu else "none", [], "")
+    then = "relu" if relu else "none"
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), weight.bfloat16(), _dense(bias), then, [], "")
     return result
 
 
@@ -61,7 +61,7 @@ def bfloat16_convolution_relu(
     pixels, filters, *terms = (
         y.bfloat16().contiguous(memory_format=torch.channels_last) for y in (x, weight, added) if y is not None
     )
-    how = (filters, _to_bfloat16(bias), padding, stride, dilation, groups)
+    how = (filters, _dense(bias), padding, stride, dilation, groups)
     convolve = torch.ops.mkldnn._convolution_pointwise
     if terms and (groups > 1 or pixels.is_contiguous() or terms[0].is_contiguous()):
         # In groups, or where channels could as well come first, PyTorch's operator cannot add in bfloat16.
@@ -73,8 +73,9 @@ def bfloat16_convolution_relu(
     return result
 
 
-def _to_bfloat16(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.bfloat16()
+def _dense(bias: Tensor | None) -> Tensor | None:
+    """A bias in bfloat16, whose numbers are neighbours: oneDNN reads them as if they were, whatever their stride."""
+    return None if bias is None else bias.bfloat16().contiguous()
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.ops.convolution import convolve_relu
 from mask2former.ops.linear import FasterLinear, linear, linear_relu
-from mask2former.ops.onednn import takes_bfloat16
+from mask2former.ops.onednn import bfloat16_convolution_relu, bfloat16_linear, takes_bfloat16
 
 
 def has_operators() -> bool:
@@ -60,6 +60,17 @@ def test_linear(shape: tuple[int, ...], has_bias: bool, relu: bool, dtype: torch
         result = linear_relu(layer, x) if relu else layer(x)
     assert called == ["_linear_pointwise.default"]
     assert_rounded_once(result, exact.relu() if relu else exact)
+
+
+@torch.no_grad()
+def test_the_numbers_of_a_bias_need_not_be_neighbours() -> None:
+    x, weight, bias = (torch.randn(size, dtype=torch.bfloat16) for size in ((30, 7), (12, 7), (24,)))
+    strided = bias[::2]
+    assert torch.equal(bfloat16_linear(x, weight, strided), bfloat16_linear(x, weight, strided.contiguous()))
+    problem = x[None, :, :, None].transpose(1, 2), weight[..., None, None]
+    how = (None, (1, 1), (0, 0), (1, 1), 1)
+    results = [bfloat16_convolution_relu(*problem, y, *how) for y in (strided, strided.contiguous())]
+    assert torch.equal(*results)
 
 
 # Input and output channels, side of the filter, stride, padding, dilation, groups; height and width.
