@@ -46,7 +46,7 @@ class TestVideo:
         drawn = list(model.run_on_video(frames))
         assert len(drawn) == 7
         for frame, drawing in zip(frames, drawn, strict=True):
-            np.testing.assert_array_equal(drawing, model.run_on_image(frame)[1])
+            np.testing.assert_array_equal(drawing[:, :, ::-1], model.run_on_image(frame)[1].get_image())
 
     def test_unreadable(self, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("--video-input", tmp_path / "absent.mp4", "--output", tmp_path / "out.mp4") == 1

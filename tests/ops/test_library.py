@@ -48,6 +48,30 @@ def test_builds_a_library_that_needs_only_pytorch(monkeypatch: pytest.MonkeyPatc
     subprocess.run([sys.executable, "-c", RUN, path], check=True)
 
 
+ANOTHER_ARCHITECTURE = """
+#include <torch/headeronly/util/Exception.h>
+#include <memory>
+#include <string>
+#undef __x86_64__
+#include "cpu.h"
+extern const int kernels_baseline = 0;
+extern const int kernels_avx2, kernels_avx512;
+int main() { return MASK2FORMER_CHOOSE(kernels); }
+"""
+
+
+def test_other_architectures_need_the_baseline_alone(tmp_path: Path) -> None:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    source, program = tmp_path / "source.cpp", tmp_path / "program"
+    source.write_text(ANOTHER_ARCHITECTURE)
+    include = [f"-I{build._SOURCES}", f"-I{Path(torch.__file__).parent / 'include'}"]
+    # Without optimisation, which would leave out what is not used.
+    subprocess.run([compiler, "-std=c++17", "-O0", *include, source, "-o", program], check=True)
+    subprocess.run([program], check=True)
+
+
 def test_the_name_follows_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     name = build.library_name()
     copy = shutil.copytree(build._SOURCES, tmp_path / "csrc")

@@ -63,6 +63,12 @@ def test_layouts_make_no_difference() -> None:
     assert torch.equal(turned, expected)
 
 
+def test_the_numbers_of_a_bias_need_not_be_neighbours() -> None:
+    x, weight, bias = make((3, 128, 32), 16)
+    for strided in (bias.repeat_interleave(2)[::2], bias[:1].expand(16)):
+        assert torch.equal(linear(x, weight, strided), linear(x, weight, strided.contiguous()))
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("shape", "channels"), SIZES)
 def test_gradients(shape: tuple[int, ...], channels: int, threads: int, called: list[torch.Size]) -> None:

@@ -189,8 +189,9 @@ def test_wrong_arguments() -> None:
     ):
         with pytest.raises(RuntimeError, match=r"expected query \(N, Q, C\), key and value \(N, S, C\)"):
             masked_attention(*wrong, heads)
-    with pytest.raises(RuntimeError, match="a multiple of 32 channels, not 64 in 4 heads"):
-        masked_attention(query, key, value, attend, 4)
+    for many in (4, 2**58, 2**59, 2**63 - 1):
+        with pytest.raises(RuntimeError, match=f"a multiple of 32 channels, not 64 in {many} heads"):
+            masked_attention(query, key, value, attend, many)
     backward = torch.ops.mask2former.masked_attention_backward
     result, logsumexp = torch.ops.mask2former.masked_attention(query, key, value, attend, heads)
     with pytest.raises(RuntimeError, match=r"expected query \(N, Q, C\)"):

@@ -173,6 +173,16 @@ def test_wrong_arguments() -> None:
         compete_masks(masks[:0], torch.rand(0), resizing)
 
 
+def test_places_without_memory_for_them() -> None:
+    nothing, places = torch.zeros(0, dtype=torch.int32), 2**61  # 8 bytes for each are more than can be counted
+    columns, no_columns = (nothing, torch.zeros(1, 0)), (nothing, torch.zeros(places, 0))
+    operator = torch.ops.mask2former.binarise_masks
+    with pytest.raises(RuntimeError, match=f"takes {places} places at a time of a mask that has 4"):
+        operator(torch.ones(1, 4, 4), *no_columns, *columns)
+    with pytest.raises(RuntimeError, match=f"no memory for {places} numbers of 8 bytes"):
+        operator(torch.ones(1, places, 0), *no_columns, *columns)
+
+
 OTHER_INSTRUCTIONS = """
 for masks, scores, axes, rows in calls:
     results.append(operators.resize_masks(masks, *axes, 0, rows, True))

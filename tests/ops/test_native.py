@@ -198,6 +198,13 @@ def test_wrong_arguments_of_the_operator() -> None:
         operator(value, [*sizes[:-2], 0, 1], locations, weights)
 
 
+def test_more_pixels_than_can_be_counted() -> None:
+    sizes = 2 * 2**18 * [2**23]  # 2^64 pixels, of which 64 bits say that there are none
+    weights = torch.zeros(1, 0, 1, 2**18, 1)
+    with pytest.raises(RuntimeError, match=r"spatial_shapes hold \d+ pixels or more, which are too many"):
+        torch.ops.mask2former.ms_deform_attn(torch.zeros(1, 0, 1, 8), sizes, torch.zeros(*weights.shape, 2), weights)
+
+
 OTHER_INSTRUCTIONS = """
 for name, grad_output, value, rest in calls:
     results.append(getattr(operators, name)(value, *rest))

@@ -178,6 +178,8 @@ def test_wrong_arguments() -> None:
         sample_pixels(pixels, points[None])
     with pytest.raises(RuntimeError, match="a map of 0 x 2 pixels cannot be sampled"):
         sample_pixels(pixels[:0], points)
+    with pytest.raises(RuntimeError, match="a map of 1 x 2147483647 pixels cannot be sampled"):
+        sample_pixels(torch.ones(1, 2**31 - 1, 0), points)
     maps, index, one = torch.ones(2, 2, 2, dtype=torch.uint8), torch.tensor([1]), torch.ones(1, dtype=torch.int32)
     points = points[None, None]
     with pytest.raises(RuntimeError, match=r"expected maps \(T, H, W\) of uint8 or int32"):

@@ -69,6 +69,12 @@ def test_empty(shape: tuple[int, ...]) -> None:
     assert winograd_conv2d(torch.zeros(shape), transform_weight(weight), bias).shape == (shape[0], 32, *shape[2:])
 
 
+def test_without_channels_there_is_the_bias_alone() -> None:
+    bias = torch.randn(32)
+    result = winograd_conv2d(torch.zeros(1, 0, 8, 8), torch.zeros(36, 32, 0), bias)
+    assert torch.equal(result, bias[:, None, None].expand(1, 32, 8, 8))
+
+
 def test_what_is_not_a_number_stays_in_its_tiles() -> None:
     x, weight, bias = make(2, 16, 16, 12, 12)
     weight = transform_weight(weight)

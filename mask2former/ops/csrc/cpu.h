@@ -10,10 +10,10 @@
 
 namespace mask2former {
 
+#if defined(__x86_64__)
 // The best of three sets of kernels that the machine can run, and that PyTorch's own switch ATEN_CPU_CAPABILITY allows.
 template <typename Kernels>
 const Kernels& choose_kernels(const Kernels& baseline, const Kernels& with_avx2, const Kernels& with_avx512) {
-#if defined(__x86_64__)
   __builtin_cpu_init();
   const char* capability = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string allowed = capability == nullptr ? "" : capability;
@@ -25,9 +25,12 @@ const Kernels& choose_kernels(const Kernels& baseline, const Kernels& with_avx2,
     return with_avx512;
   if (avx2)
     return with_avx2;
-#endif
   return baseline;
 }
+#define MASK2FORMER_CHOOSE(name) choose_kernels(name##_baseline, name##_avx2, name##_avx512)
+#else
+#define MASK2FORMER_CHOOSE(name) name##_baseline  // the others do not exist
+#endif
 
 // Frees what allocate() allocates.
 struct Free {
@@ -37,10 +40,11 @@ struct Free {
 // Uninitialised memory for a number of elements, aligned for vectors.
 template <typename T>
 std::unique_ptr<T[], Free> allocate(int64_t count) {
-  constexpr size_t kCacheLine = 64;
-  const size_t lines = static_cast<size_t>(count) * sizeof(T) / kCacheLine + 1;
-  void* memory = std::aligned_alloc(kCacheLine, lines * kCacheLine);
-  STD_TORCH_CHECK(memory != nullptr, "mask2former: no memory for ", lines * kCacheLine, " bytes");
+  constexpr int64_t kCacheLine = 64, kSize = sizeof(T);
+  void* memory = nullptr;
+  if (0 <= count && count < (INT64_MAX - kCacheLine) / kSize)  // else it would be less memory than was asked for
+    memory = std::aligned_alloc(kCacheLine, (count * kSize / kCacheLine + 1) * kCacheLine);
+  STD_TORCH_CHECK(memory != nullptr, "mask2former: no memory for ", count, " numbers of ", kSize, " bytes");
   return std::unique_ptr<T[], Free>(static_cast<T*>(memory));
 }
 

@@ -32,6 +32,8 @@ Tensor linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   const int64_t channels_in = weight.size(1), channels_out = weight.size(0);
   const Tensor rows = torch::stable::view(torch::stable::contiguous(x), {x.numel() / channels_in, 1, channels_in});
   const Tensor weights = torch::stable::view(torch::stable::contiguous(weight), {1, channels_out, channels_in});
+  if (bias)  // which the convolution reads as if it were so, whatever its stride
+    bias = torch::stable::contiguous(*bias);
   std::vector<int64_t> shape;
   for (int64_t i = 0; i < x.dim() - 1; ++i) shape.push_back(x.size(i));
   shape.push_back(channels_out);

@@ -151,7 +151,8 @@ MASK2FORMER_INLINE int64_t threshold(const float* logits, Range columns, uint8_t
 
 void binarise(const Masks& masks, int64_t mask, const MaskScratch& scratch, uint8_t* to, Measures& measures) {
   const int64_t height = masks.rows.length, width = masks.columns.length;
-  __builtin_memset(to, 0, height * width);
+  if (height * width > 0)  // else `to` can be null
+    __builtin_memset(to, 0, height * width);
   // A weighted mean is not positive where no logit is.
   Range mask_rows, mask_columns;
   find_positive(masks, mask, mask_rows, mask_columns);
@@ -194,6 +195,8 @@ MASK2FORMER_INLINE void compete_for(Float logit, float score, int32_t mask, floa
 void compete(const Masks& masks, const float* scores, int64_t begin, int64_t end, const MaskScratch& scratch,
              int32_t* winner, bool* inside, int64_t* areas) {
   const int64_t width = masks.columns.length, pixels = (end - begin) * width;
+  if (pixels == 0)
+    return;
   for (int64_t i = 0; i < pixels; ++i) scratch.best[i] = -1.0f;
   __builtin_memset(winner, 0, pixels * sizeof(int32_t));
   for (int64_t mask = 0; mask < masks.count; ++mask) {

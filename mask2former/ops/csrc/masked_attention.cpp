@@ -20,8 +20,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 const AttentionKernels& attention_kernels() {
-  static const AttentionKernels& chosen =
-      choose_kernels(attention_kernels_baseline, attention_kernels_avx2, attention_kernels_avx512);
+  static const AttentionKernels& chosen = MASK2FORMER_CHOOSE(attention_kernels);
   return chosen;
 }
 
@@ -56,9 +55,10 @@ void check(const Tensor& query, const Tensor& key, const Tensor& value, const Te
   for (int64_t i = 0; fit && i < 3; ++i) fit = value.size(i) == key.size(i);
   fit = fit && attend.size(0) == query.size(0) && attend.size(1) == query.size(1) && attend.size(2) == key.size(1);
   STD_TORCH_CHECK(fit, "masked_attention: expected query (N, Q, C), key and value (N, S, C) and attend (N, Q, S)");
-  STD_TORCH_CHECK(heads > 0 && query.size(2) % (heads * kHeadDims) == 0,
-                  "masked_attention: heads must have a multiple of ", kHeadDims, " channels, not ", query.size(2),
-                  " in ", heads, " heads");
+  const int64_t channels = query.size(2);  // which are divided, for heads * kHeadDims could overflow
+  STD_TORCH_CHECK(heads > 0 && channels > 0 && channels % heads == 0 && channels / heads % kHeadDims == 0,
+                  "masked_attention: heads must have a multiple of ", kHeadDims, " channels, not ", channels, " in ",
+                  heads, " heads");
 }
 
 // Memory of one thread for the kernels of gradients.

@@ -259,7 +259,8 @@ void differentiate(const AttentionGradient& problem, int64_t image, int64_t head
 
   std::memset(scratch.query, 0, padded * head_dim * sizeof(float));
   std::memset(scratch.grad_output, 0, padded * head_dim * sizeof(float));
-  std::memset(grad_query, 0, padded * head_dim * sizeof(float));
+  if (padded > 0)  // else it can be null
+    std::memset(grad_query, 0, padded * head_dim * sizeof(float));
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   for (int64_t i = 0; i < count; ++i) {
     float *query = scratch.query + i * head_dim, *gradient = scratch.grad_output + i * head_dim;

@@ -24,7 +24,7 @@ using torch::stable::Tensor;
 constexpr int64_t kBand = 32;  // output rows that masks compete for at a time: what is kept of them fits a cache
 
 const MaskKernels& mask_kernels() {
-  static const MaskKernels& chosen = choose_kernels(mask_kernels_baseline, mask_kernels_avx2, mask_kernels_avx512);
+  static const MaskKernels& chosen = MASK2FORMER_CHOOSE(mask_kernels);
   return chosen;
 }
 
@@ -56,6 +56,9 @@ struct CheckedAxis {
                     "masks: expected for each axis int32 (length,) and float32 (taps, length) on the CPU");
     axis = {first.size(0), weights.size(0), static_cast<const int32_t*>(first.const_data_ptr()),
             static_cast<const float*>(weights.const_data_ptr())};
+    // Memory is for so many places at a time, even if none is in the output.
+    STD_TORCH_CHECK(axis.taps <= std::max<int64_t>(size, 1), "masks: an axis takes ", axis.taps,
+                    " places at a time of a mask that has ", size);
     for (int64_t i = 0; i < axis.length; ++i) {
       STD_TORCH_CHECK(axis.first[i] >= (i == 0 ? 0 : axis.first[i - 1]) && axis.first[i] + axis.taps <= size,
                       "masks: an axis must not decrease, nor leave the mask");

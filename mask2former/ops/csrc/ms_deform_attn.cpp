@@ -23,7 +23,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 const Kernels& kernels() {
-  static const Kernels& chosen = choose_kernels(kernels_baseline, kernels_avx2, kernels_avx512);
+  static const Kernels& chosen = MASK2FORMER_CHOOSE(kernels);
   return chosen;
 }
 
@@ -80,9 +80,12 @@ void check(const Tensor& value, const Shapes& shapes, const Tensor& offsets, con
     STD_TORCH_CHECK(height > 0 && width > 0 && height < (1 << 24) && width < (1 << 24),
                     "ms_deform_attn: heights and widths must be from 1 to 2^24");
     pixels += height * width;
+    // Asked of each sum, for that of very many levels could overflow.
+    STD_TORCH_CHECK(pixels <= std::numeric_limits<int32_t>::max(), "ms_deform_attn: spatial_shapes hold ", pixels,
+                    " pixels or more, which are too many");
   }
-  STD_TORCH_CHECK(pixels == value.size(1) && pixels <= std::numeric_limits<int32_t>::max(),
-                  "ms_deform_attn: spatial_shapes hold ", pixels, " pixels and value ", value.size(1));
+  STD_TORCH_CHECK(pixels == value.size(1), "ms_deform_attn: spatial_shapes hold ", pixels, " pixels and value ",
+                  value.size(1));
 }
 
 void check_reference(const Tensor& reference, const Tensor& offsets) {

@@ -17,10 +17,11 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kMostPixels = INT32_MAX;
+// Places are found in float32 and clamped to a map's size: the largest of these numbers that is an int32, too.
+constexpr int64_t kMostPixels = INT32_MAX - 127;
 
 const PointKernels& point_kernels() {
-  static const PointKernels& chosen = choose_kernels(point_kernels_baseline, point_kernels_avx2, point_kernels_avx512);
+  static const PointKernels& chosen = MASK2FORMER_CHOOSE(point_kernels);
   return chosen;
 }
 
@@ -74,7 +75,7 @@ Tensor sample_masks(Tensor maps_, Tensor indices_, Tensor ids_, Tensor points_) 
   const Tensor maps = torch::stable::contiguous(maps_), indices = torch::stable::contiguous(indices_);
   const Tensor ids = torch::stable::contiguous(ids_), points = torch::stable::contiguous(points_);
   Tensor output = torch::stable::new_empty(points, {layers, rows, count});
-  if (layers * rows * count == 0)
+  if (output.numel() == 0)
     return output;
   const MapSize size = check_size(maps.size(1), maps.size(2));
   const int64_t* const index = static_cast<const int64_t*>(indices.const_data_ptr());
@@ -106,7 +107,7 @@ Tensor most_uncertain(Tensor logits_, Tensor candidates_, int64_t chosen) {
                   ", C, 2), at least as many as the ", chosen, " to be chosen");
   const Tensor logits = torch::stable::contiguous(logits_), candidates = torch::stable::contiguous(candidates_);
   Tensor output = torch::stable::new_empty(candidates, {rows, chosen, 2});
-  if (rows * chosen == 0)
+  if (output.numel() == 0)
     return output;
   const MapSize size = check_size(logits.size(1), logits.size(2));
   const float* const from = static_cast<const float*>(logits.const_data_ptr());

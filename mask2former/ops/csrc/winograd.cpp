@@ -23,8 +23,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 const WinogradKernels& winograd_kernels() {
-  static const WinogradKernels& chosen =
-      choose_kernels(winograd_kernels_baseline, winograd_kernels_avx2, winograd_kernels_avx512);
+  static const WinogradKernels& chosen = MASK2FORMER_CHOOSE(winograd_kernels);
   return chosen;
 }
 
@@ -79,6 +78,8 @@ Tensor winograd_conv2d(Tensor pixels_, Tensor weight_, Tensor bias_, bool onednn
   const Tiling tiling = make_tiling(pixels);
   const int64_t all_tiles = images * tiling.rows * tiling.columns;
   const int64_t at_once = std::min(all_tiles, tiles_at_once());
+
+  onednn = onednn && weight.numel() > 0;  // for it refuses to multiply nothing
 
   Tensor output = torch::stable::new_empty(pixels, {images, tiling.height, tiling.width, channels_out});
   Tensor memory = torch::stable::new_empty(pixels, {at_once * kPlanes * channels_in});
