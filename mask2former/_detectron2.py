@@ -21,8 +21,8 @@ def _import_detectron2() -> None:
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is (deprecated|not supported)")
         importlib.import_module("detectron2.modeling")
         evaluation = importlib.import_module("detectron2.evaluation.sem_seg_evaluation")
-    # Its `copy=False` is an error in NumPy 2 where there must be one; None copies where it must be in either.
-    evaluation.load_image_into_numpy_array.__defaults__ = (None, None)
+    # Its `copy=False` is an error in NumPy 2 where a copy has to be made; NumPy 1 does not know None, which allows it.
+    evaluation.load_image_into_numpy_array.__defaults__ = (True, None)
     if importlib.util.find_spec("pkg_resources") is None:
         _import_model_zoo()
 
