@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .transformer import init_matrices
+
 __all__ = ["CrossAttentionLayer", "FFNLayer", "PositionEmbeddingSine", "SelfAttentionLayer"]
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
@@ -26,9 +28,7 @@ class _Layer(nn.Module):
         self.normalize_before = normalize_before
 
     def _reset_parameters(self) -> None:
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        init_matrices(self)
 
     def with_pos_embed(self, tensor: Tensor, pos: Tensor | None) -> Tensor:
         """``tensor``, with ``pos`` added if there is one."""

@@ -63,13 +63,13 @@ def bfloat16_convolution_relu(
     )
     how = (filters, _dense(bias), padding, stride, dilation, groups)
     convolve = torch.ops.mkldnn._convolution_pointwise
-    if terms and (groups > 1 or pixels.is_contiguous() or terms[0].is_contiguous()):
+    if not terms:
+        result: Tensor = convolve(pixels, *how, "relu", [], "")
+    elif groups > 1 or pixels.is_contiguous() or terms[0].is_contiguous():
         # In groups, or where channels could as well come first, PyTorch's operator cannot add in bfloat16.
-        return F.relu_(convolve(pixels, *how, "none", [], "").add_(*terms))
-    if terms:
-        result: Tensor = convolve(pixels, *terms, *how, "add", 1.0, "relu", [], "")
+        result = F.relu_(convolve(pixels, *how, "none", [], "").add_(*terms))
     else:
-        result = convolve(pixels, *how, "relu", [], "")
+        result = convolve(pixels, *terms, *how, "add", 1.0, "relu", [], "")
     return result
 
 
