@@ -35,7 +35,7 @@ from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.train_loop import StepTrainer
 from mask2former.engine.wandb_logger import WandbLogger
 from mask2former.evaluation import build_evaluator
-from mask2former.modeling.faster_layers import prepare_for_training
+from mask2former.modeling.optimize import prepare_for_training
 
 __all__ = ["Trainer"]
 

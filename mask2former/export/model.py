@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from ..data.class_metadata import metadata_from_json
 from ..modeling.mask_former import MaskFormer
-from ..modeling.postprocessing import masks_to_boxes
-from ..modeling.query_merging import QueryPrediction
+from ..modeling.postprocessing import QueryPrediction, masks_to_boxes
 from .runtime import ExportedModel
 from .segmenter import ExportedNetwork
 

@@ -8,7 +8,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from .build import build_pixel_decoder, build_transformer_decoder
-from .checkpoint_legacy import upgrade_before_loading
+from .checkpoint_compat import upgrade_before_loading
 from .decoder_input import decoder_in_channels, select_decoder_input
 
 __all__ = ["MaskFormerHead"]

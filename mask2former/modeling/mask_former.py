@@ -13,18 +13,18 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from .activation_checkpointing import checkpoint_activations
-from .connected_parts import split_disconnected
 from .criterion import SetCriterion
-from .mask_geometry import MaskGeometry
-from .one_wait import Steps, finish
 from .postprocessing import (
+    MaskGeometry,
+    QueryPrediction,
     instance_inference,
     instance_steps,
     panoptic_inference,
     panoptic_steps,
     semantic_inference,
+    split_disconnected,
 )
-from .query_merging import QueryPrediction
+from .postprocessing.one_wait import Steps, finish
 from .targets import prepare_targets
 from .tiling import TiledInference, default_overlap
 

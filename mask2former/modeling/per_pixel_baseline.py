@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .build import build_pixel_decoder, build_transformer_decoder
-from .checkpoint_legacy import upgrade_before_loading
+from .checkpoint_compat import upgrade_before_loading
 from .decoder_input import decoder_in_channels, select_decoder_input
 
 __all__ = ["PerPixelBaselineHead", "PerPixelBaselinePlusHead"]

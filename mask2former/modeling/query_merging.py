@@ -1,32 +1,15 @@
 """What several views of one image say, put together query by query (test-time augmentation)."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from .mask_geometry import MaskGeometry
-from .mask_iou import pairwise_iou
+from .postprocessing import MaskGeometry, QueryPrediction
+from .postprocessing.mask_iou import pairwise_iou
 
-__all__ = ["QueryMerger", "QueryPrediction"]
-
-
-@dataclass(frozen=True)
-class QueryPrediction:
-    """What the network says about one image.
-
-    Attributes:
-        class_logits: (Q, K + 1), "no object" last.
-        mask_logits: (Q, h, w), at the network's resolution.
-        geometry: how to get from there to the output.
-    """
-
-    class_logits: Tensor
-    mask_logits: Tensor
-    geometry: MaskGeometry
+__all__ = ["QueryMerger"]
 
 
 class QueryMerger:

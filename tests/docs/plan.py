@@ -30,7 +30,7 @@ NOT_RUN = {
     r"torchrun .*": "for several machines; tests/tools/test_slurm.py",
     r"sbatch .*": "needs Slurm; tests/tools/test_slurm.py",
     r"mask2former convert \S+ for_transformers/ .*": "needs a large model; tests/inference/test_convert.py",
-    r"mask2former convert swin_tiny.*": "of Microsoft's file; tests/modeling/test_checkpoint_backbones.py",
+    r"mask2former convert swin_tiny.*": "of Microsoft's file; tests/modeling/checkpoint_compat/test_backbones.py",
 }
 # Commands of these sections of datasets/README.md run in tests/datasets/test_train_net.py.
 DATA_SETS = ("COCO", "COCO-Stuff 10k", "LVIS", "ADE20K", "ADE20K-Full", "Cityscapes", "Mapillary Vistas")

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from mask2former import add_maskformer2_config
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.modeling.backbone import D2SwinTransformer, TimmBackbone
-from mask2former.modeling.checkpoint_compat import convert_checkpoint
-from mask2former.modeling.checkpoint_huggingface import to_huggingface
+from mask2former.modeling.checkpoint_compat import convert_checkpoint, to_huggingface
 
 StateDict = dict[str, Tensor]
 

@@ -14,8 +14,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from mask2former import add_maskformer2_config
-from mask2former.modeling.postprocessing import MaskGeometry
-from mask2former.modeling.query_merging import QueryPrediction
+from mask2former.modeling.postprocessing import MaskGeometry, QueryPrediction
 
 # What float32's rounding may move in a whole network, relative to the range of the values (measured: 3e-6). It depends
 # on the processor and on the number of threads, so the reference itself has pixels that another machine decides anew.

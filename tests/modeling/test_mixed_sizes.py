@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from mask2former.modeling.query_merging import QueryPrediction
+from mask2former.modeling.postprocessing import QueryPrediction
 
 # Of different padded sizes, of equal ones after padding (the last two), wide, high, and smaller than a stride.
 BATCHES = [

@@ -10,9 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from torch import Tensor
 
-from mask2former.modeling import postprocessing
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import optimize_for_inference
+from mask2former.modeling.postprocessing import instance, panoptic, semantic
 from mask2former.ops import _library, masks
 from tests.modeling.sure_model import INFERENCE, build, make_batch
 from tests.pretend_gpu import GPU, pretend_gpu
@@ -103,7 +103,8 @@ def test_post_processing_by_native_operators_waits_once(
         predictions = [replace(x, mask_logits=x.mask_logits.to(dtype)) for x in predictions]
         expected = [model.postprocess(x) for x in predictions]
         # Those of the CPU in place of CUDA's, which do not wait.
-        monkeypatch.setattr(postprocessing, "has_native_masks", lambda *_: True)
+        for module in (instance, panoptic, semantic):
+            monkeypatch.setattr(module, "has_native_masks", lambda *_: True)
         for prediction, wanted in zip(predictions, expected, strict=True):
             with pretend_gpu() as waits:
                 tensors = {name: getattr(prediction, name).to(GPU) for name in ("class_logits", "mask_logits")}

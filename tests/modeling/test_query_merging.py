@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask2former.modeling.postprocessing import MaskGeometry
-from mask2former.modeling.query_merging import QueryMerger, QueryPrediction
+from mask2former.modeling.postprocessing import MaskGeometry, QueryPrediction
+from mask2former.modeling.query_merging import QueryMerger
 
 GEOMETRY = MaskGeometry((32, 48), (32, 48), (32, 48))
 

@@ -12,7 +12,8 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mask2former.modeling import attention, criterion, faster_layers, matcher, point_sampling
+from mask2former.modeling import attention, criterion, matcher, point_sampling
+from mask2former.modeling.optimize import layers
 from mask2former.ops import linear, winograd
 
 # Operators that give a GPU nothing to do.
@@ -36,7 +37,7 @@ def as_on_a_gpu() -> Iterator[None]:
     with ExitStack() as stack:
         for module in (criterion, matcher):
             stack.enter_context(mock.patch.object(module, "group_layers", lambda count, *_: [slice(0, count)]))
-        for module in (faster_layers, linear, winograd):
+        for module in (layers, linear, winograd):
             stack.enter_context(mock.patch.object(module, "has_native_float32", return_value=False))
         stack.enter_context(mock.patch.object(attention, "has_fast_attention", return_value=False))
         stack.enter_context(mock.patch.object(point_sampling, "has_native_points", return_value=False))

@@ -170,7 +170,7 @@ def make_ours(arguments: argparse.Namespace) -> tuple[Any, Step]:
     from detectron2.modeling import build_model
     from detectron2.structures import Instances
 
-    from mask2former.modeling.faster_layers import prepare_for_training
+    from mask2former.modeling.optimize import prepare_for_training
 
     options = ["MODEL.SWIN.DROP_PATH_RATE", "0.0"]
     if CHECKPOINTING in arguments.serve:

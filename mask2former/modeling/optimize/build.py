@@ -5,8 +5,8 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from torch import nn
 
+from .inference import Compile, Dtype, optimize_for_inference
 from .memory import keep_freed_memory
-from .network import Compile, Dtype, optimize_for_inference
 
 __all__ = ["prepare_for_inference"]
 

@@ -9,9 +9,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..connected_parts import split_disconnected
-from ..mask_geometry import MaskGeometry
-from ..postprocessing import semantic_inference
+from ..postprocessing import MaskGeometry, semantic_inference, split_disconnected
 from .merging import MaskPatch, Piece, merge_pieces
 from .rendering import Canvas, instances_of_patches, panoptic_of_patches
 from .tiles import Tile, plan_tiles

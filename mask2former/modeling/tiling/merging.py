@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..mask_iou import pairwise_iou
+from ..postprocessing.mask_iou import pairwise_iou
 from .tiles import Tile, overlapping_pairs
 
 __all__ = ["SURELY_OUTSIDE", "MaskPatch", "Piece", "merge_pieces"]

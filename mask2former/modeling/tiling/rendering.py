@@ -9,8 +9,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..panoptic_segments import accept_segments, count_areas
 from ..postprocessing import masks_to_boxes, most_probable_pairs
+from ..postprocessing.segments import accept_segments, count_areas
 from .merging import SURELY_OUTSIDE, MaskPatch
 
 __all__ = ["Canvas", "instances_of_patches", "panoptic_of_patches"]

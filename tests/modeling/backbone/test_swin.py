@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from mask2former import add_maskformer2_config
 from mask2former.modeling.backbone import D2SwinTransformer
 from mask2former.modeling.backbone.swin_layers import DropPath, PatchMerging, SwinBlock, shifted_window_mask
-from mask2former.modeling.checkpoint_huggingface import from_huggingface
+from mask2former.modeling.checkpoint_compat import from_huggingface
 
 TINY = {"embed_dim": 12, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 3, 4), "window_size": 3}
 BASE = {"EMBED_DIM": 128, "DEPTHS": [2, 2, 18, 2], "NUM_HEADS": [4, 8, 16, 32], "WINDOW_SIZE": 12}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask2former.modeling.one_wait import Steps, finish
+from mask2former.modeling.postprocessing.one_wait import Steps, finish
 from tests.pretend_gpu import GPU, pretend_gpu
 
 

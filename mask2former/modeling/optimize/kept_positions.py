@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..ops.recording import is_recording
-from .position_encoding import PositionEmbeddingSine
+from ...ops.recording import is_recording
+from ..position_encoding import PositionEmbeddingSine
 
 __all__ = ["KeptPositionEmbedding", "keep_position_encodings"]
 

@@ -1,13 +1,13 @@
-"""How masks at the network's resolution lie in the result."""
+"""What the network says about an image, and how its masks lie in the result."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops.masks import Resizing, make_resizing
+from ...ops.masks import Resizing, make_resizing
 
-__all__ = ["MaskGeometry"]
+__all__ = ["MaskGeometry", "QueryPrediction"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,21 @@ class MaskGeometry:
         """``to_output`` of ``maps`` (C, h, w), on their device, for the operators of :mod:`mask2former.ops.masks`."""
         size = (maps.shape[-2], maps.shape[-1])
         return make_resizing(size, self.padded_size, self.image_size, self.output_size, maps.device)
+
+
+@dataclass(frozen=True)
+class QueryPrediction:
+    """What the network says about one image.
+
+    Attributes:
+        class_logits: (Q, K + 1), "no object" last.
+        mask_logits: (Q, h, w), at the network's resolution.
+        geometry: how to get from there to the output.
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+    geometry: MaskGeometry
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

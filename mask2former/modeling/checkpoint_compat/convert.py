@@ -1,13 +1,10 @@
-"""Checkpoints of every published form, to the names of our models.
-
-Pure functions from ``{name: tensor}`` to ``{name: tensor}``; files are read by ``mask2former.weights``.
-"""
+"""Checkpoints whose form their names tell: to the names of our models, or of another form."""
 
 from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from .checkpoint_backbones import (
+from .backbones import (
     convert_pretrained_backbone,
     convert_swin,
     convert_torchvision_resnet,
@@ -17,18 +14,10 @@ from .checkpoint_backbones import (
     to_timm_swin,
     to_torchvision_resnet,
 )
-from .checkpoint_huggingface import from_huggingface, is_huggingface, to_huggingface
-from .checkpoint_legacy import upgrade_legacy_names
+from .huggingface import from_huggingface, is_huggingface, to_huggingface
+from .legacy import upgrade_legacy_names
 
-__all__ = [
-    "FORMATS",
-    "convert_checkpoint",
-    "convert_names",
-    "from_huggingface",
-    "is_backbone",
-    "to_huggingface",
-    "upgrade_legacy_names",
-]
+__all__ = ["FORMATS", "convert_checkpoint", "convert_names", "is_backbone"]
 
 StateDict = dict[str, Tensor]
 

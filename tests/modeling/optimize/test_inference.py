@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import optimize_for_inference
-from mask2former.modeling.optimize.network import _network
+from mask2former.modeling.optimize.inference import _network
 
 
 @pytest.fixture(params=["resnet", "resnet_bn", "timm", "timm_bn", "swin"])

@@ -9,16 +9,15 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mask2former.modeling.faster_layers import (
+from mask2former.modeling.optimize import inference, optimize_for_inference, prepare_for_training
+from mask2former.modeling.optimize.layers import (
     FasterConv2d,
     FasterLinear,
     PointwiseConv2d,
     WinogradConv2d,
-    prepare_for_training,
     use_faster_layers,
     use_plain_layers,
 )
-from mask2former.modeling.optimize import network, optimize_for_inference
 from mask2former.ops import _library
 from mask2former.ops.onednn import has_onednn
 
@@ -320,7 +319,7 @@ def test_a_trained_model_is_optimised(tiny_cfg: CfgNode, called: list[torch.Size
 
 
 @pytest.mark.parametrize(("dtype", "winograd"), [("float32", True), ("bfloat16", False)])
-def test_which_models_use_it(tiny_cfg: CfgNode, dtype: network.Dtype, winograd: bool) -> None:
+def test_which_models_use_it(tiny_cfg: CfgNode, dtype: inference.Dtype, winograd: bool) -> None:
     model = build_model(tiny_cfg).eval()
     fast = optimize_for_inference(model, dtype=dtype)
     found = [name for name, x in fast.named_modules() if type(x) is WinogradConv2d]

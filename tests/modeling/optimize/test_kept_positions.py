@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from mask2former.modeling.kept_positions import KeptPositionEmbedding, keep_position_encodings
+from mask2former.modeling.optimize.kept_positions import KeptPositionEmbedding, keep_position_encodings
 from mask2former.modeling.position_encoding import PositionEmbeddingSine
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mask2former import add_maskformer2_config
 from mask2former.modeling.backbone import D2SwinTransformer, TimmBackbone
-from mask2former.modeling.checkpoint_backbones import (
+from mask2former.modeling.checkpoint_compat.backbones import (
     convert_efficientnet_pytorch,
     convert_pretrained_backbone,
     convert_torchvision_resnet,

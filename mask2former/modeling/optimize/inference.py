@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.linear import has_native_float32
-from ..faster_layers import use_faster_layers, use_faster_linear_layers, use_plain_layers
-from ..kept_positions import keep_position_encodings
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
 from .bfloat16 import cpu_has_bfloat16, store_in_bfloat16
 from .cuda_graphs import record_graphs
 from .fused_blocks import fuse_blocks
 from .joint_keys import join_keys
+from .kept_positions import keep_position_encodings
+from .layers import use_faster_layers, use_faster_linear_layers, use_plain_layers
 from .mask_features import fold_mask_features
 
 __all__ = ["Compile", "Dtype", "optimize_for_inference"]

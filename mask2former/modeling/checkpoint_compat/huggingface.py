@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .checkpoint_backbones import convert_torchvision_resnet
+from .backbones import convert_torchvision_resnet
 
 __all__ = ["from_huggingface", "is_huggingface", "to_huggingface"]
 

@@ -8,12 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mask2former.modeling import postprocessing
 from mask2former.modeling.postprocessing import (
     MaskGeometry,
+    instance,
     instance_inference,
     masks_to_boxes,
+    panoptic,
     panoptic_inference,
+    semantic,
     semantic_inference,
 )
 from mask2former.ops._library import load_library
@@ -25,7 +27,8 @@ THINGS = {0, 1}
 def operators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything here is true of the native operators and of PyTorch's."""
     if request.param == "pytorch":
-        monkeypatch.setattr(postprocessing, "has_native_masks", lambda *tensors: False)
+        for module in (instance, panoptic, semantic):
+            monkeypatch.setattr(module, "has_native_masks", lambda *tensors: False)
     elif not load_library():
         pytest.skip("the native library is not built (python -m mask2former.ops.build)")
     return str(request.param)
@@ -251,7 +254,7 @@ def test_boxes_are_tight() -> None:
 @pytest.mark.parametrize(("length", "count"), [(1, 1), (7, 7), (100, 30), (401, 100), (13300, 100), (12991, 1)])
 def test_largest_in_parts(length: int, count: int) -> None:
     values = torch.rand(length)
-    largest, places = postprocessing._largest(values, count)
+    largest, places = instance._largest(values, count)
     assert torch.equal(values[places], largest)
     assert torch.equal(largest.sort().values, values.topk(count).values.sort().values)
     assert len(places.unique()) == count

@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask2former.modeling.checkpoint_compat import convert_checkpoint
-from mask2former.modeling.checkpoint_huggingface import from_huggingface, is_huggingface, to_huggingface
+from mask2former.modeling.checkpoint_compat import (
+    convert_checkpoint,
+    from_huggingface,
+    is_huggingface,
+    to_huggingface,
+)
 from tests.huggingface_models import our_model, randomise, their_model
 
 # Ours and what the files of facebook/mask2former-swin-* call it.

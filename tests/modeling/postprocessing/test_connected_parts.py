@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from torch import nn
 from torch.nn import functional as F
 
-from mask2former.modeling.connected_parts import split_disconnected
+from mask2former.modeling.postprocessing import split_disconnected
 
 K = 2
 
