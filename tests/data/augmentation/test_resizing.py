@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from mask2former.data.augmentation.resizing import resize_image, resize_labels
 
@@ -13,18 +15,21 @@ def smooth(height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-@pytest.mark.parametrize(("smallest", "largest", "share"), [(5, 40, 0.01), (200, 400, 0.002)])
-def test_images_are_pillows_but_for_a_grey_level_here_and_there(smallest: int, largest: int, share: float) -> None:
-    different = []
+@pytest.mark.parametrize(("smallest", "largest"), [(5, 40), (200, 400)])
+def test_images_are_pillows_but_for_a_grey_level_here_and_there(smallest: int, largest: int) -> None:
+    errors = []  # Pillow's releases differ by as much, so what counts is how near both are to what is exact
     for flipped in [False, True] * 15:
         image = smooth(*np.random.randint(40, 200, 2))
         image = image[:, ::-1] if flipped else image
         height, width = np.random.randint(smallest, largest, 2).tolist()
-        expected = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        difference = np.abs(resize_image(image, (height, width)).astype(int) - expected)
-        assert difference.max() <= 1
-        different.append(difference.mean())
-    assert np.mean(different) < share
+        pillows = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        ours = resize_image(image, (height, width))
+        assert np.abs(ours.astype(int) - pillows).max() <= 1
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].double()
+        exact = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+        errors.append([np.abs(resized - exact).mean() for resized in (ours, pillows)])
+    our_error, pillows_error = np.mean(errors, axis=0)
+    assert our_error < 1.002 * pillows_error
 
 
 def test_doubled_images_are_pillows() -> None:
