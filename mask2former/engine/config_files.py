@@ -1,8 +1,9 @@
 """Reading YAML configurations as data: nothing in a file is run."""
 
+import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from detectron2.config import CfgNode
@@ -23,7 +24,7 @@ def merge_yaml(cfg: CfgNode, config_file: str) -> None:
         ValueError: if a file asks to run any other Python code, is not YAML, or has an unknown key or an invalid value.
     """
     try:
-        cfg.merge_from_file(config_file, allow_unsafe=False)
+        _merge(cfg, config_file)
     except yaml.constructor.ConstructorError as e:
         raise ValueError(
             f"{config_file} (or its _BASE_) has a YAML tag that is not plain data: {e.problem}{e.problem_mark}\n"
@@ -54,7 +55,26 @@ def _reason(error: Exception) -> object:
     return str(message) or type(error).__name__
 
 
-def _construct_multiples(loader: yaml.SafeLoader, node: yaml.Node) -> list[int]:
+def _merge(cfg: CfgNode, config_file: str) -> None:
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except yaml.constructor.ConstructorError:
+        cfg.merge_from_other_cfg(CfgNode(_OfficialFile.load_yaml_with_base(config_file)))
+
+
+class _Loader(yaml.SafeLoader):
+    """Understands the one expression; what others read with ``yaml.safe_load`` stays as it is."""
+
+
+class _OfficialFile(CfgNode):
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        # What it returns is read by yaml.safe_load.
+        with super()._open_cfg(filename) as file:
+            return io.StringIO(yaml.safe_dump(yaml.load(file, _Loader)))
+
+
+def _construct_multiples(loader: _Loader, node: yaml.Node) -> list[int]:
     arguments = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
     match = _MULTIPLES.fullmatch(str(arguments[0])) if len(arguments) == 1 else None
     if match is None:
@@ -63,4 +83,4 @@ def _construct_multiples(loader: yaml.SafeLoader, node: yaml.Node) -> list[int]:
     return [int(x * factor * size) for x in range(first, end)]
 
 
-yaml.SafeLoader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _construct_multiples)
+_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _construct_multiples)

@@ -52,6 +52,18 @@ def test_the_sizes_of_official_files_are_understood(tmp_path, contract_dir):
     assert list(read(file).INPUT.MIN_SIZE_TRAIN) == official == [int(x * 0.1 * 512) for x in range(5, 21)]
 
 
+def test_reading_configurations_leaves_other_peoples_yaml_alone():
+    with pytest.raises(yaml.constructor.ConstructorError, match="could not determine a constructor"):
+        yaml.safe_load(f'!!python/object/apply:eval ["{SIZES}"]')
+
+
+def test_sizes_in_a_file_that_another_is_based_on(tmp_path):
+    (tmp_path / "base.yaml").write_text(f'INPUT:\n  MIN_SIZE_TRAIN: !!python/object/apply:eval ["{SIZES}"]\n')
+    (tmp_path / "child.yaml").write_text("_BASE_: base.yaml\nOUTPUT_DIR: there\n")
+    cfg = read(tmp_path / "child.yaml")
+    assert (cfg.INPUT.MIN_SIZE_TRAIN[0], cfg.OUTPUT_DIR) == (256, "there")
+
+
 WRONG = [None, True, -1, 1.5, 10**30, float("nan"), "../x", "(" * 300, "[1, 2", [], {}, [[]], {"a": 1}]
 
 
