@@ -1,5 +1,6 @@
 """What is exported: a batch of pictures of one size to tensors, with nothing left to do before it."""
 
+import logging
 from typing import Literal, get_args
 
 import torch
@@ -37,6 +38,8 @@ OUTPUT_NAMES: dict[PostProcessing, tuple[str, ...]] = {
 # as a program of its own. The largest are bounds that its reasoning about sizes needs, not of the model.
 MIN_SIZE, MAX_SIZE, MAX_BATCH = 33, 16384, 1024
 
+logger = logging.getLogger(__name__)
+
 
 class ExportGraph(nn.Module):
     """Normalise, pad, segment and post-process, in operations that every export format has.
@@ -60,8 +63,8 @@ class ExportGraph(nn.Module):
             half: compute in float16, but the pixel decoder, which overflows it, in float32.
 
         Raises:
-            ValueError: if the post-processing is unknown, or the model trains, pads to nothing, or needs to know which
-                classes are things and does not.
+            ValueError: if the post-processing is unknown, or the model trains, pads to nothing, has methods of its own
+                in the place of what is exported, or needs to know which classes are things and does not.
         """
         super().__init__()
         if postprocessing not in get_args(PostProcessing):
@@ -75,6 +78,7 @@ class ExportGraph(nn.Module):
                 f"the model pads to a multiple of {model.size_divisibility}; set MODEL.MASK_FORMER.SIZE_DIVISIBILITY "
                 "to 32."
             )
+        _look_for_own_methods(model, postprocessing)
         self.network = HalfPrecisionNetwork(model) if half else _Network(model)
         self.postprocessing = postprocessing
         self.divisor = model.size_divisibility
@@ -142,6 +146,30 @@ def thing_classes_of(model: MaskFormer) -> list[int] | None:
     """Contiguous ids of the countable classes; None if the model's data set does not tell them."""
     ids = model.metadata.get("thing_dataset_id_to_contiguous_id")
     return None if ids is None else sorted(set(ids.values()))
+
+
+def _look_for_own_methods(model: MaskFormer, postprocessing: PostProcessing) -> None:
+    """Complain about what a subclass does otherwise than the graph; a warning where that comes after the file."""
+    name = type(model).__name__
+    if own := list(filter(model.has_own, ("run_network", "predict_queries"))):
+        raise ValueError(
+            f"{name} has its own {' and '.join(own)}, but what is exported is the backbone, the head and the rules of "
+            "MaskFormer, so results would differ; move what it does into the backbone or the head."
+        )
+    results = ("forward", "postprocess", "semantic_inference", "panoptic_inference", "instance_inference")
+    inside = ("forward", "postprocess", f"{postprocessing}_inference")
+    if postprocessing != "none" and (own := list(filter(model.has_own, inside))):
+        raise ValueError(
+            f"{name} has its own {' and '.join(own)}, but {postprocessing} post-processing inside a file is that of "
+            "MaskFormer, so results would differ; export with post-processing none, and do it in your program."
+        )
+    if postprocessing == "none" and (own := list(filter(model.has_own, results))):
+        logger.warning(
+            "%s has its own %s, which is no part of the file: a program must do it by itself, and mask2former gives "
+            "the file's results by the rules of MaskFormer.",
+            name,
+            " and ".join(own),
+        )
 
 
 class _Network(nn.Module):

@@ -205,11 +205,11 @@ class MaskFormer(nn.Module):
         if self.split_disconnected_things and (self.panoptic_on or self.instance_on):
             logits, masks = split_disconnected(logits, masks, self._instance_classes)
         steps: dict[str, Steps[Any]] = {}
-        if self.panoptic_on and self._has_own("panoptic_inference"):
+        if self.panoptic_on and self.has_own("panoptic_inference"):
             result["panoptic_seg"] = self.panoptic_inference(logits, geometry.to_output(masks))
         elif self.panoptic_on:
             steps["panoptic_seg"] = panoptic_steps(logits, masks, geometry, **self._panoptic_rules)
-        if self.instance_on and self._has_own("instance_inference"):
+        if self.instance_on and self.has_own("instance_inference"):
             result["instances"] = self.instance_inference(logits, geometry.to_output(masks))
         elif self.instance_on:
             steps["instances"] = instance_steps(logits, masks, geometry, **self._instance_rules)
@@ -235,19 +235,19 @@ class MaskFormer(nn.Module):
         """``instances`` of class logits (Q, K + 1) and mask logits (Q, height, width) at the output's size."""
         return instance_inference(mask_cls, mask_pred, _unresized(mask_pred), **self._instance_rules)
 
-    def _has_own(self, name: str) -> bool:
+    def has_own(self, name: str) -> bool:
         """Whether a subclass, or this object, has another method than this class."""
         return getattr(getattr(self, name), "__func__", None) is not getattr(MaskFormer, name)
 
     def _targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> list[dict[str, Any]]:
-        if self._has_own("prepare_targets"):
+        if self.has_own("prepare_targets"):
             return self.prepare_targets([entry["instances"].to(self.device) for entry in batched_inputs], images)
         padded_size = (images.tensor.shape[-2], images.tensor.shape[-1])
         return prepare_targets(batched_inputs, padded_size, self.device, ignore_void=self.ignore_void)
 
     def _class_scores(self, logits: Tensor, masks: Tensor, geometry: MaskGeometry) -> Tensor:
         resize_first = self.sem_seg_postprocess_before_inference
-        if not self._has_own("semantic_inference"):
+        if not self.has_own("semantic_inference"):
             return semantic_inference(logits, masks, geometry, resize_before_inference=resize_first)
         if resize_first:
             return self.semantic_inference(logits, geometry.to_output(masks))
@@ -361,7 +361,7 @@ class MaskFormer(nn.Module):
     def _segment_in_tiles(self, entry: dict[str, Any]) -> dict[str, Any]:
         """The result for one image of any size, from tiles."""
         assert self.tiled_inference is not None
-        own = [name for name in _OFFICIAL_INFERENCE if self._has_own(name)]
+        own = [name for name in _OFFICIAL_INFERENCE if self.has_own(name)]
         if own:
             raise ValueError(
                 f"{type(self).__name__} has its own {', '.join(own)}, which take the masks of a whole image, but "
