@@ -8,7 +8,7 @@ from detectron2.utils import comm
 
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.engine.launch import launch
-from mask2former.engine.setup import setup
+from mask2former.engine.setup import setup, warn_of_starting_weights
 from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.trainer import Trainer
 from mask2former.modeling.optimize import keep_freed_memory_of_program, prepare_for_inference
@@ -25,7 +25,10 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        Mask2FormerCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        checkpointer = Mask2FormerCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        if not (args.resume and checkpointer.has_checkpoint()):
+            warn_of_starting_weights(args.config_file, cfg, args.opts)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         model = prepare_for_inference(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             SegmentorWithTTA(cfg, model)  # complains now of what it cannot do, not after the evaluation without it

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -12,9 +13,10 @@ from detectron2.utils.logger import setup_logger
 
 from mask2former.config import add_maskformer2_config
 from mask2former.data import register_custom_datasets
+from mask2former.engine.checkpointer import LAST
 from mask2former.engine.config_files import merge_opts, merge_yaml
 
-__all__ = ["finish_config", "load_config", "setup"]
+__all__ = ["finish_config", "load_config", "setup", "warn_of_starting_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,27 @@ def setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask2former", configure_stdout=False)
     return cfg
+
+
+def warn_of_starting_weights(config_file: str | Path, cfg: CfgNode, opts: Sequence[str] = ()) -> None:
+    """Say so if a training's configuration is about to be used with the weights that the training began with.
+
+    Args:
+        config_file: where ``cfg`` was read; a training's own lies in its output folder.
+        cfg: what it says.
+        opts: ``KEY VALUE`` pairs of the user, who may have chosen these weights.
+    """
+    folder = Path(config_file).absolute().parent
+    of_training = Path(cfg.OUTPUT_DIR).absolute() == folder or (folder / LAST).is_file()
+    if not of_training or "MODEL.WEIGHTS" in opts[::2] or folder in Path(cfg.MODEL.WEIGHTS).absolute().parents:
+        return
+    trained = next((name for name in ("model_best.pth", "model_final.pth") if (folder / name).is_file()), "")
+    logger.warning(
+        "%s: MODEL.WEIGHTS is %r, with which its training began, and not what that has learnt; %s.",
+        config_file,
+        cfg.MODEL.WEIGHTS,
+        f"for that, say MODEL.WEIGHTS {folder / trained}" if trained else f"{folder} has no trained model yet",
+    )
 
 
 def _find_device(name: str, *, asked_for: bool) -> str:

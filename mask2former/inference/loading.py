@@ -5,7 +5,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from mask2former.engine.setup import finish_config, load_config
+from mask2former.engine.setup import finish_config, load_config, warn_of_starting_weights
 from mask2former.export import is_exported
 from mask2former.inference import huggingface
 from mask2former.weights import find_entry, installed_file, parse_repository, suggest_names
@@ -37,7 +37,10 @@ def model_config(model: str | Path, weights: str | Path | None = None, opts: Seq
     if path.suffix.lower() in _CONFIG_SUFFIXES:
         if not path.is_file():
             raise FileNotFoundError(f"there is no configuration {model}; check the path and the working directory.")
-        return _load(path, weights, opts)
+        cfg = _load(path, weights, opts)
+        if weights is None:
+            warn_of_starting_weights(path, cfg, opts)
+        return cfg
     if path.is_dir():
         return _config_of_folder(path, weights, opts)
     if is_exported(path):

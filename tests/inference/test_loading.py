@@ -60,6 +60,37 @@ def test_output_folder_of_a_training(training: Path) -> None:
     assert m2f.load(training).default_tasks == ("panoptic",)
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "own_data.yaml"])
+def test_configuration_of_a_training_begins_anew(training: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    file, trained = training / name, str(training / "model_final.pth")
+    (training / "config.yaml").rename(file)
+    for options in ({"weights": trained}, {"opts": ["MODEL.WEIGHTS", "a_backbone.pkl"]}):
+        model_config(file, **options)
+    assert not caplog.records
+    assert model_config(file).MODEL.WEIGHTS == "a_backbone.pkl"
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{file}: MODEL.WEIGHTS is 'a_backbone.pkl', with which its training began, and not what that has learnt; for "
+        f"that, say MODEL.WEIGHTS {trained}."
+    )
+
+
+def test_configuration_of_a_training_that_has_not_begun(
+    tiny_config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "own_data.yaml"
+    file.write_text(load_config(str(tiny_config), ["OUTPUT_DIR", str(tmp_path)]).dump())
+    model_config(file)
+    assert f"{tmp_path} has no trained model yet" in caplog.text
+
+
+def test_configuration_that_names_what_was_trained(training: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = training / "config.yaml"
+    file.write_text(load_config(str(file), ["MODEL.WEIGHTS", str(training / "model_final.pth")]).dump())
+    model_config(file)
+    assert not caplog.records
+
+
 def test_checkpoint_beside_its_configuration(training: Path) -> None:
     path = training / "model_final.pth"
     assert str(path) == model_config(path).MODEL.WEIGHTS

@@ -1,6 +1,7 @@
 """From annotated pictures of every format to a trained model and its report, by the commands that users type."""
 
 import json
+import logging
 import re
 import shutil
 import sys
@@ -83,6 +84,23 @@ def test_the_written_configuration_trains_the_same_again(train: Run, tmp_path: P
 
     first, second = weights("out"), weights("again")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_evaluation_of_the_weights_that_the_training_began_with(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_data(tmp_path / "own", "coco_instance", make_pictures(6))
+    assert train("--data", tmp_path / "own/coco.json") == 0
+    told: list[str] = []
+    logger = logging.getLogger("mask2former.engine.setup")
+    monkeypatch.setattr(logger, "warning", lambda text, *values: told.append(text % values))
+    words = ["eval", "--config-file", str(tmp_path / "out/own_data.yaml")]
+    trained = f"MODEL.WEIGHTS {tmp_path / 'out/model_best.pth'}"
+    for more in (["--resume"], trained.split(), []):
+        assert not told
+        assert cli.main([*words, *more]) == 0
+    (line,) = told
+    assert f"not what that has learnt; for that, say {trained}." in line
 
 
 def test_resume_and_early_stop(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
