@@ -56,9 +56,9 @@ def pool(memory: Tensor, masks: Tensor | None) -> Tensor:
     """Means of features (N, S, C) inside masks (N, Q, S), (N, Q, C); over everything without masks, (N, 1, C)."""
     if masks is None:
         return memory.mean(dim=1, keepdim=True)
-    # Weights, not a sum that is divided: sums over a large mask exceed float16.
-    weights = masks.to(memory.dtype) / masks.sum(dim=-1, keepdim=True)
-    return torch.bmm(weights, memory)
+    # Weights, not a sum that is divided: sums over a large mask exceed float16. Of the largest, the pixels do, too.
+    weights = masks.to(torch.promote_types(memory.dtype, torch.float32)) / masks.sum(dim=-1, keepdim=True)
+    return torch.bmm(weights.to(memory.dtype), memory)
 
 
 def _linear_norm(embed_dim: int) -> nn.Sequential:

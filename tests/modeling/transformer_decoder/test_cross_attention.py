@@ -167,10 +167,21 @@ def test_pooling_without_masks_is_that_of_full_masks() -> None:
     torch.testing.assert_close(pool(memory, None).expand(-1, QUERIES, -1), pool(memory, full))
 
 
-def test_large_masks_do_not_overflow_half_precision() -> None:
-    memory = torch.full((1, 20000, 1), 8.0, dtype=torch.float16)
-    pooled = pool(memory, torch.ones(1, 1, 20000, dtype=torch.bool))
-    assert pooled.item() == pytest.approx(8.0, rel=0.02)
+@pytest.mark.parametrize("pixels", [20000, 70000])
+def test_large_masks_do_not_overflow_half_precision(pixels: int) -> None:
+    memory = torch.full((1, pixels, 1), 8.0, dtype=torch.float16)
+    pooled = pool(memory, torch.ones(1, QUERIES, pixels, dtype=torch.bool))
+    torch.testing.assert_close(pooled, torch.full_like(pooled, 8.0), rtol=0.01, atol=0)
+
+
+def test_mask_pooling_in_float16_is_close_to_float32() -> None:
+    layer = MaskPoolingLayer(CHANNELS, HEADS).eval()
+    (x, query_pos), scale = _queries(), _scale(SHAPES)
+    attend = torch.ones(2, QUERIES, scale.memory.shape[1], dtype=torch.bool)
+    exact = layer(x, query_pos, scale, attend)
+    half = scale._replace(memory=scale.memory.half())
+    rounded = layer.half()(x.half(), query_pos.half(), half, attend)
+    assert (rounded - exact).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("name", ["CrossAttentionLayer", "MaskedAttentionLayer", "SMCALayer", "MaskPoolingLayer"])
