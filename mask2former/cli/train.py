@@ -5,7 +5,7 @@ import argparse
 from detectron2.engine import default_argument_parser
 
 from mask2former.cli.common import DATA_ERRORS, Commands, complaining
-from mask2former.engine.launch import check_num_gpus
+from mask2former.engine.launch import check_address, check_num_gpus
 from mask2former.engine.run import run
 from mask2former.engine.setup import load_config
 from mask2former.own_data.command import (
@@ -69,5 +69,6 @@ def _check_without_data(args: argparse.Namespace) -> int:
     if not args.config_file:
         raise ValueError("say what to run: --config-file FILE" + ("" if args.eval_only else ", or --data PATH") + ".")
     check_num_gpus(args.num_gpus)
+    check_address(args.num_machines, args.dist_url)
     load_config(args.config_file, args.opts)
     return 0

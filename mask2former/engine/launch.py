@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from detectron2.engine import default_argument_parser
 from detectron2.engine import launch as launch_on_gpus
 from detectron2.utils import comm
 
-__all__ = ["check_num_gpus", "launch"]
+__all__ = ["check_address", "check_num_gpus", "launch"]
 
 _TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}  # in the environment of its processes
 
@@ -37,6 +38,7 @@ def launch(
         _join_torchrun(main, args)
         return
     check_num_gpus(num_gpus_per_machine)
+    check_address(num_machines, dist_url)
     if not torch.cuda.is_available():
         _launch_on_cpu(main, num_gpus_per_machine, num_machines, machine_rank, dist_url, args)
         return
@@ -54,6 +56,20 @@ def check_num_gpus(number: int) -> None:
         raise ValueError(f"--num-gpus is {number}; expected at least 1 (also on a machine without GPUs).")
     if torch.cuda.is_available() and number > torch.cuda.device_count():
         raise ValueError(f"--num-gpus is {number} but this machine has {torch.cuda.device_count()}.")
+
+
+def check_address(num_machines: int, dist_url: str | None) -> None:
+    """Raise ValueError if several machines have no ``--dist-url`` in common: each would wait for the others in vain.
+
+    Detectron2's default is a port of this machine's own. torchrun decides otherwise, and then it is ignored.
+    """
+    if num_machines < 2 or _TORCHRUN.issubset(os.environ):
+        return
+    if dist_url in (None, "auto", default_argument_parser().get_default("dist_url")):
+        raise ValueError(
+            f"--dist-url is {dist_url!r}, but there are {num_machines} machines; give one that all of them reach, such "
+            "as tcp://<the first machine>:29500."
+        )
 
 
 def _join_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -77,11 +93,6 @@ def _launch_on_cpu(
         main(*args)
         return
     if url is None or url == "auto":
-        if num_machines > 1:  # each would wait for the others at an address of its own
-            raise ValueError(
-                f"--dist-url is {url!r}, but there are {num_machines} machines; give one that all of them reach, such "
-                "as tcp://<the first machine>:29500."
-            )
         url = f"tcp://127.0.0.1:{_free_port()}"
     mp.start_processes(
         _cpu_worker, (main, processes, world_size, machine_rank, url, args), nprocs=processes, start_method="spawn"

@@ -1,7 +1,14 @@
+import re
+
 import pytest
 import torch
+from detectron2.engine import default_argument_parser
 
+from mask2former import cli
 from mask2former.engine import launch
+
+# A port of this machine's own, from the user's number.
+DEFAULT = default_argument_parser().get_default("dist_url")
 
 
 def test_one_process_is_this_one(monkeypatch):
@@ -17,11 +24,20 @@ def test_no_process_is_an_error():
         launch(print, 0)
 
 
-@pytest.mark.parametrize("url", [None, "auto"])
-def test_several_machines_need_an_address(monkeypatch, url):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=f"--dist-url is {url!r}, but there are 2 machines"):
+@pytest.mark.parametrize("url", [None, "auto", DEFAULT])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_several_machines_need_an_address(monkeypatch, url, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=re.escape(f"--dist-url is {url!r}, but there are 2 machines")):
         launch(print, 1, 2, 0, url)
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_the_address_is_told_in_one_line(command, tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("VERSION: 2\n")
+    assert cli.main([command, "--config-file", str(tmp_path / "a.yaml"), "--num-machines", "2"]) == 1
+    assert f"error: --dist-url is {DEFAULT!r}, but there are 2 machines" in capsys.readouterr().err
 
 
 def test_more_gpus_than_there_are_is_an_error(monkeypatch):
