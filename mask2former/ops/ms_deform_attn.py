@@ -77,7 +77,7 @@ def fused_ms_deform_attn(
     Args:
         value: (N, S, M, D).
         spatial_shapes: (height, width) of each of the L levels.
-        reference_points: (1 or N, Q, 1 or L, 2) as (x, y) in 0..1.
+        reference_points: (1 or N, Q, 1 or L, 2) as (x, y) in 0..1, floating point.
         sampling_offsets: (N, Q, M, L, P, 2) from the reference point, as (x, y) in pixels of the level.
         attention_logits: (N, Q, M, L, P).
 
@@ -85,9 +85,10 @@ def fused_ms_deform_attn(
         (N, Q, M * D) in the dtype of ``value``.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: if the shapes do not fit together, or reference points are not floating point or elsewhere.
     """
     _check_shapes(value, spatial_shapes, sampling_offsets, attention_logits)
+    _check_reference_points(reference_points, value, attention_logits)
     if has_native_kernel(value):
         return native_fused_ms_deform_attn(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
     # Locations stay in float32 under autocast: bfloat16 resolves only 1/256 of an image's width.
@@ -192,4 +193,21 @@ def _check_shapes(value: Tensor, spatial_shapes: Sequence[tuple[int, int]], poin
             f"value {tuple(value.shape)}, {len(spatial_shapes)} levels, sampling locations or offsets "
             f"{tuple(points.shape)} and attention weights or logits {tuple(attention.shape)} disagree; expected "
             "(N, S, M, D), L, (N, Q, M, L, P, 2) and (N, Q, M, L, P)."
+        )
+
+
+def _check_reference_points(points: Tensor, value: Tensor, attention: Tensor) -> None:
+    num_images, num_queries, _, num_levels, _ = attention.shape
+    shape = tuple(points.shape)
+    fits = (
+        len(shape) == 4
+        and (shape[0] == 1 or shape[0] == num_images)
+        and shape[1] == num_queries
+        and (shape[2] == 1 or shape[2] == num_levels)
+        and shape[3] == 2
+    )
+    if not (fits and points.is_floating_point() and points.device == value.device):
+        raise ValueError(
+            f"reference_points are {shape} {points.dtype} on {points.device}, expected (1 or N, Q, 1 or L, 2) with N = "
+            f"{num_images}, Q = {num_queries} and L = {num_levels}, floating point, on {value.device} as value is."
         )

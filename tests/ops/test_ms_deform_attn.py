@@ -1,6 +1,7 @@
 """The reference of multi-scale deformable attention against loops, and its gradients."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -132,6 +133,32 @@ def test_wrong_shapes_are_named() -> None:
         ms_deform_attn(value, SHAPES, locations, weights.flatten(-2))
     with pytest.raises(ValueError, match="10 channels do not divide by 4 heads"):
         MSDeformAttn(embed_dim=10, num_heads=4)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize(
+    ("points", "told"),
+    [
+        (torch.rand(1, 5, 2), r"\(1, 5, 2\) torch.float32 on cpu"),
+        (torch.rand(3, 5, 1, 2), r"\(3, 5, 1, 2\)"),
+        (torch.rand(1, 1, 1, 2), r"\(1, 1, 1, 2\)"),  # would be broadcast
+        (torch.rand(1, 5, 2, 2), r"\(1, 5, 2, 2\)"),
+        (torch.rand(1, 5, 1, 1), r"\(1, 5, 1, 1\)"),  # likewise
+        (torch.zeros(1, 5, 1, 2, dtype=torch.int64), "torch.int64"),
+        (torch.rand(1, 5, 1, 2, device="meta"), "on meta"),
+    ],
+)
+def test_wrong_reference_points_are_named(
+    points: Tensor, told: str, reference: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reference:
+        monkeypatch.setattr(sys.modules[fused_ms_deform_attn.__module__], "has_native_kernel", lambda value: False)
+    value, offsets, logits = _inputs()
+    expected = r"expected \(1 or N, Q, 1 or L, 2\) with N = 2, Q = 5 and L = 3, floating point, on cpu"
+    with pytest.raises(ValueError, match=f"reference_points are .*{told}.*, {expected}"):
+        fused_ms_deform_attn(value, SHAPES, points, offsets, logits)
+    for shape in ((1, 5, 1, 2), (2, 5, 3, 2)):
+        fused_ms_deform_attn(value, SHAPES, torch.rand(shape), offsets, logits)
 
 
 def test_module_starts_with_points_on_rays() -> None:
