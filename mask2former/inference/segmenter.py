@@ -120,7 +120,9 @@ class Segmenter:
         if isinstance(images, str | Path) and is_video(images):
             raise ValueError(f"{images}: predict takes pictures in files; a video or an address is for stream().")
         if is_single(images):
-            return self._segment(request, [self._prepare(request, images)])[0]
+            result: Result = self._segment(request, [self._prepare(request, images)])[0]
+            self._warn_of_limit(result)
+            return result
         return list(self._stream(iterate_sources(images), request, batch_size=batch_size))
 
     def stream(
@@ -188,8 +190,17 @@ class Segmenter:
                 elif on_error is not None:  # in the caller's thread
                     on_error(item)
 
+        # Of a video each frame may be: told of the first, and counted.
+        number = full = 0
         for batch in _batches(readable(), batch_size):
-            yield from self._segment(request, batch)
+            for result in self._segment(request, batch):
+                number += 1
+                full += self._is_full(result)
+                if full == 1:
+                    self._warn_of_limit(result)
+                yield result
+        if full > 1:
+            logger.warning("%d of %d pictures have as many instances, so some may be missing.", full, number)
 
     def _prepare(self, request: Request, source: Any) -> tuple[Picture, dict[str, Any]]:
         """A picture and the model's input for it."""
@@ -216,21 +227,23 @@ class Segmenter:
         results = []
         for (picture, _), prediction in zip(batch, predictions, strict=True):
             kept = _on_cpu(prediction, request.instance_threshold)
-            self._warn_of_limit(picture, len(kept.get("instances", ())))
             results.append(Result(picture.image, request.tasks, kept, self.metadata, picture.path))
         return results
 
-    def _warn_of_limit(self, picture: Picture, count: int) -> None:
-        """Say so where instances may be missing, as of a large picture in tiles."""
-        limit = self.cfg.TEST.DETECTIONS_PER_IMAGE
+    def _is_full(self, result: Result) -> bool:
+        """Whether instances may be missing, as of a large picture in tiles."""
         # The limit is one of candidates, some of which are less sure in the end than others that it left out.
-        if count > 0.9 * limit:
+        return len(result.predictions.get("instances", ())) > 0.9 * self.cfg.TEST.DETECTIONS_PER_IMAGE
+
+    def _warn_of_limit(self, result: Result) -> None:
+        """Say so where instances may be missing."""
+        if self._is_full(result):
             logger.warning(
                 "%s: has %d instances, of the %d that TEST.DETECTIONS_PER_IMAGE allows, so some may be missing. Raise "
                 "it, as by --opts TEST.DETECTIONS_PER_IMAGE 1000; of an exported file, before the export.",
-                picture.path or "a picture",
-                count,
-                limit,
+                result.path or "a picture",
+                len(result.predictions["instances"]),
+                self.cfg.TEST.DETECTIONS_PER_IMAGE,
             )
 
 

@@ -190,6 +190,20 @@ class TestOptions:
         assert len(model.predict(rgb, task="instance").instances) == 2
         assert caplog.text.count(f"a picture: has 2 instances, of the {limit} that TEST.DETECTIONS_PER_") == warnings
 
+    def test_instances_that_may_be_missing_are_told_once_and_counted(
+        self, config_file: Path, rgb: np.ndarray, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        model = m2f.load(config_file, opts=["TEST.DETECTIONS_PER_IMAGE", "2"])
+        caplog.clear()
+        model.predict([np.zeros_like(rgb), rgb, rgb, rgb], task=("instance", "panoptic"), batch_size=3)
+        first, count = (record.getMessage() for record in caplog.records)
+        assert first.startswith("a picture: has 2 instances, of the 2 that TEST.DETECTIONS_PER_IMAGE allows")
+        assert count == "4 of 4 pictures have as many instances, so some may be missing."
+        caplog.clear()
+        list(model.stream([rgb], task="instance"))
+        (record,) = caplog.records
+        assert record.getMessage() == first
+
     @pytest.mark.parametrize("order", ["BGR", "RGB"])
     def test_channel_order_of_the_model(self, config_file: Path, rgb: np.ndarray, order: str) -> None:
         assert names(m2f.load(config_file, opts=["INPUT.FORMAT", order]).predict(rgb)) == ["apple", "berry", "grass"]
