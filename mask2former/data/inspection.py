@@ -39,7 +39,7 @@ class Inspection:
 
     Attributes:
         images: How many there are.
-        empty: Images without any segment.
+        empty: Images without any segment, or with none but stuff called background.
         heights: Smallest, median and largest, in pixels.
         widths: The same.
         pixels: Of all images together.
@@ -121,12 +121,14 @@ def inspect_records(records: Sequence[dict[str, Any]], metadata: Any) -> Inspect
     names = metadata.stuff_classes if panoptic else metadata.thing_classes
     things = set(metadata.thing_dataset_id_to_contiguous_id.values())
     counts = {i: {"images": 0, "segments": 0, "pixels": 0} for i in range(len(names))}
-    per_image, areas, lengths, crowds, labelled = [], [], [], 0, 0
+    background = {i for i, name in enumerate(names) if name == "background" and i not in things}
+    per_image, areas, lengths, crowds, labelled, empty = [], [], [], 0, 0, 0
     for record in records:
         segments = [segment for segment in _segments(record) if segment["area"] > 0]
         targets = [segment for segment in segments if not segment.get("iscrowd", 0)]
         crowds += len(segments) - len(targets)
         per_image.append(len(targets))
+        empty += all(segment["category_id"] in background for segment in targets)
         labelled += sum(segment["area"] for segment in targets)
         for segment in targets:
             counts[segment["category_id"]]["segments"] += 1
@@ -141,7 +143,7 @@ def inspect_records(records: Sequence[dict[str, Any]], metadata: Any) -> Inspect
     pixels = int(sizes.prod(axis=1).sum())
     return Inspection(
         images=len(records),
-        empty=sum(number == 0 for number in per_image),
+        empty=empty,
         heights=_spread(sizes[:, 0]),
         widths=_spread(sizes[:, 1]),
         pixels=pixels,

@@ -34,13 +34,13 @@ def test_counts_against_the_pictures(data_root: Path, form: str) -> None:
     assert found.most_in_area == pytest.approx((2 + with_stuff) / (48 * 64) * 1e6)
     assert found.object_sizes[2] == pytest.approx(np.median(np.sqrt(areas)))
     assert found.void == (0 if with_stuff else None)
-    assert found.empty == (0 if with_stuff else 1)
+    assert found.empty == 1  # that of nothing but background, if that is a class
     assert Inspection.from_json(found.to_json()) == found
 
 
 def test_table(data_root: Path) -> None:
     lines = inspect(data_root, "color_png").table().splitlines()
-    assert lines[0].split() == ["images", "5,", "of", "which", "0", "show", "nothing", "to", "find"]
+    assert lines[0].split() == ["images", "5,", "of", "which", "1", "show", "nothing", "to", "find"]
     assert lines[1].split() == ["height", "48"]
     background = next(line for line in lines if line.startswith("background"))
     assert background.split()[:4] == ["background", "stuff", "5", "5"]
@@ -57,6 +57,19 @@ def test_crowds_and_void() -> None:
     assert (found.crowds, found.void, found.empty, found.fullest) == (1, 0.9, 1, "b.png")
     assert found.classes[0].segments == 1
     assert found.longest_object == 4
+
+
+def test_stuff_is_something_to_find_unless_it_is_background() -> None:
+    metadata = Metadata(
+        name="a", stuff_classes=["cell", "background", "road"], thing_dataset_id_to_contiguous_id={1: 0}
+    )
+    record = {"file_name": "b.png", "height": 1, "width": 4}
+    segment = {"iscrowd": 0, "area": 2, "bbox": [0, 0, 2, 1]}
+    records = [
+        {**record, "segments_info": [{**segment, "category_id": category} for category in found]}
+        for found in ([1], [1, 2], [0, 1], [0], [2], [])
+    ]
+    assert inspect_records(records, metadata).empty == 2
 
 
 def test_nothing() -> None:
