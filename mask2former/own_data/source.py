@@ -116,7 +116,8 @@ def _refuse_other_folders(folder: Path) -> None:
     raise ValueError(
         f"{folder}: has pictures in {pictures.name}/, but no masks in a folder called "
         f"{' or '.join((*_INSTANCE_FOLDERS, *_CLASS_FOLDERS))}. If they are elsewhere, say so, as by --data "
-        f"{folder / (others[0] if others else 'masks')} --images {pictures}."
+        f"{folder / (others[0] if others else 'masks')} --images {pictures}. The numbers in PNGs are "
+        "those of instances, or, with --classes FILE, of classes."
     )
 
 

@@ -234,7 +234,7 @@ def test_a_format_decides(tmp_path: Path) -> None:
         ("empty", r"has no annotations, expected data\.yaml, JSON files, text files of polygons, PNGs"),
         (
             "notes",
-            r"has pictures in images/, but no masks in .*, as by --data \S+notes/masks --images \S+images\.",
+            r"no masks in .*, as by --data \S+notes/masks --images \S+images\. .*, of classes\.",
         ),
         ("two", r"has 2 COCO files \(.*\.json, .*\.json\); give one as --data"),
     ],
