@@ -24,7 +24,8 @@ def read_image(path: str | Path, image_format: str = "RGB", *, content: bytes | 
     """Read an image as the model sees it: upright (EXIF), 8 bits, no alpha.
 
     Gray images become colour images of three equal channels. Images of 16 bits, 32 bits and floats have no fixed range
-    (a 12-bit microscope writes 16-bit files), so each is stretched linearly from its 0.1 to its 99.9 percentile.
+    (a 12-bit microscope writes 16-bit files), so each is stretched linearly from its 0.1 to its 99.9 percentile. NaN,
+    as maps have it where nothing was measured, does not count and becomes black.
 
     Args:
         path: Any file that Pillow opens.
@@ -166,8 +167,12 @@ def _as_8_bits(image: Image.Image) -> Image.Image:
 
 def _stretch_to_8_bits(pixels: np.ndarray) -> Image.Image:
     pixels = pixels.astype(np.float64)
-    low, high = np.percentile(pixels, (0.1, 99.9))
+    measured = pixels[np.isfinite(pixels)]
+    if not measured.size:
+        measured = np.zeros(1)
+    low, high = np.percentile(measured, (0.1, 99.9))
     if high <= low:  # nearly constant: a few bright pixels on black, or nothing
-        low, high = pixels.min(), pixels.max()
+        low, high = measured.min(), measured.max()
+    pixels = np.nan_to_num(pixels, copy=False, nan=low, posinf=high, neginf=low)
     scaled = (pixels - low) / max(high - low, 1e-12) * 255
     return Image.fromarray(np.clip(scaled.round(), 0, 255).astype(np.uint8))

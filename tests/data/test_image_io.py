@@ -56,6 +56,17 @@ def test_deep_images_that_are_nearly_constant(tmp_path: Path) -> None:
     assert image[3, 4].tolist() == [255] * 3
 
 
+def test_what_was_not_measured_is_black_and_does_not_count(tmp_path: Path) -> None:
+    ramp = np.linspace(100, 4000, 10_000, dtype=np.float32).reshape(100, 100)
+    holes = ramp.copy()
+    holes[-2:, :5], holes[-3, 0], holes[-3, 1] = np.nan, np.inf, -np.inf
+    whole, image = (read_image(save(tmp_path / "a.tif", pixels))[..., 0] for pixels in (ramp, holes))
+    assert not image[-2:, :5].any()
+    assert image[-3, :2].tolist() == [255, 0]
+    np.testing.assert_allclose(image[:-3].astype(int), whole[:-3], atol=1)
+    assert not read_image(save(tmp_path / "nothing.tif", np.full_like(ramp, np.nan))).any()
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_upright(tmp_path: Path, orientation: int) -> None:
     stored = RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8)
