@@ -39,13 +39,13 @@ def build_page(model: Segmenter, title: str = "Mask2Former") -> Any:
     if not tasks:
         raise ValueError("the configuration turns no task on; set one of MODEL.MASK_FORMER.TEST.*_ON.")
 
-    def segment(picture: np.ndarray | None, task: Task, threshold: float) -> tuple[str, str | None]:
+    def segment(picture: str | None, task: Task, threshold: float) -> tuple[str, str | None]:
         if picture is None:
             return "", None
         try:
             result = model.predict(picture, task=task, threshold=None if task == "semantic" else threshold)
-        except ValueError as error:
-            raise gradio.Error(str(error)) from error
+        except ValueError as error:  # which need not tell where the server keeps it
+            raise gradio.Error(str(error).replace(picture, Path(picture).name)) from error
         regions = find_regions(result, task)
         return render_view(result, task, regions), str(_pack(result, task, regions, Path(download.GRADIO_CACHE)))
 
@@ -53,7 +53,8 @@ def build_page(model: Segmenter, title: str = "Mask2Former") -> Any:
         gradio.Markdown(f"# {title}\nDrop a picture. Move the mouse over a segment to see what it is.")
         with gradio.Row():
             with gradio.Column(scale=1):
-                picture = gradio.Image(type="numpy", image_mode="RGB", label="Picture", elem_id="picture")
+                # The file, because Gradio makes white of 16 bits, and indices of a GIF.
+                picture = gradio.Image(type="filepath", image_mode=None, label="Picture", elem_id="picture")
                 task = gradio.Radio([*tasks], value=tasks[0], label="Task", elem_id="task")
                 threshold = gradio.Slider(0, 1, value=0.5, step=0.05, label="Least score", elem_id="threshold")
                 download = gradio.DownloadButton("Download the masks", elem_id="download")

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 import mask2former as m2f
 from mask2former import cli
@@ -35,8 +36,15 @@ def segment(page: Any) -> Callable[..., tuple[str, str | None]]:
     return functions.pop()
 
 
-def test_segments_and_their_masks(segment: Callable[..., Any], picture: np.ndarray) -> None:
-    view, packed = segment(picture, "panoptic", 0.5)
+@pytest.fixture
+def file(picture: np.ndarray, tmp_path: Path) -> str:
+    """A picture's file, which is what Gradio gives the function."""
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    return str(tmp_path / "picture.png")
+
+
+def test_segments_and_their_masks(segment: Callable[..., Any], file: str) -> None:
+    view, packed = segment(file, "panoptic", 0.5)
     assert "apple" in view
     with zipfile.ZipFile(packed) as archive:
         names = archive.namelist()
@@ -52,9 +60,32 @@ def test_segments_and_their_masks(segment: Callable[..., Any], picture: np.ndarr
     assert areas == sorted(segment["area"] for segment in described["segments"])
 
 
-def test_threshold(segment: Callable[..., Any], picture: np.ndarray) -> None:
-    assert "berry" in segment(picture, "instance", 0.5)[0]
-    assert "berry" not in segment(picture, "instance", 0.8)[0]
+def test_threshold(segment: Callable[..., Any], file: str) -> None:
+    assert "berry" in segment(file, "instance", 0.5)[0]
+    assert "berry" not in segment(file, "instance", 0.8)[0]
+
+
+@pytest.mark.parametrize("name", ["indices.gif", "deep.png", "turned.jpg"])
+def test_uploads_are_read_like_files(
+    page: Any, segment: Callable[..., Any], picture: np.ndarray, config_file: Path, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = picture[..., 0].astype(np.uint16) * 200 + 1000 if name == "deep.png" else picture
+    Image.fromarray(pixels).save(path, **({"exif": exif} if name == "turned.jpg" else {}))
+    (upload,) = (block for block in page.blocks.values() if isinstance(block, gradio.Image))
+    given = upload.preprocess(gradio.image_utils.ImageData(path=str(path), orig_name=name))
+    _, packed = segment(given, "panoptic", 0.5)
+    with zipfile.ZipFile(packed) as archive:
+        drawing = cv2.imdecode(np.frombuffer(archive.read("picture.png"), np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(drawing, m2f.load(config_file).predict(path).draw())
+
+
+def test_what_is_no_picture_is_told_without_its_place(segment: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "note.png").write_text("hello")
+    with pytest.raises(gradio.Error, match=r"^'note.png: cannot be read as an image"):
+        segment(str(tmp_path / "note.png"), "panoptic", 0.5)
 
 
 def test_no_picture_is_no_result(segment: Callable[..., Any]) -> None:
