@@ -193,9 +193,10 @@ def test_unsuitable_images(export: Export) -> None:
 def test_files_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file .*; write one with tools/export_model.py"):
         load_exported(tmp_path / "absent.onnx")
-    (tmp_path / "text.onnx").write_text("not a model")
-    with pytest.raises(ValueError, match=r"text.onnx is not a model that ONNX Runtime can open"):
-        load_exported(tmp_path / "text.onnx")
+    for name, content in (("text", "not a model"), ("empty", "")):
+        (tmp_path / f"{name}.onnx").write_text(content)
+        with pytest.raises(ValueError, match=rf"{name}.onnx is not a model that ONNX Runtime can open"):
+            load_exported(tmp_path / f"{name}.onnx")
     torch.jit.save(torch.jit.script(nn.ReLU()), str(tmp_path / "relu.pt"))
     with pytest.raises(ValueError, match=r"relu.pt is not a model that this version exported.*Export it again"):
         load_exported(tmp_path / "relu.pt")
