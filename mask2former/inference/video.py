@@ -75,7 +75,7 @@ def _take(iterator: Iterator[_Item]) -> tuple[_Item] | None:
 
 
 class VideoWriter:
-    """Writes frames of one size to a file; a context manager."""
+    """Writes frames of one size to a file; a context manager, which raises an ``OSError`` where frames were lost."""
 
     def __init__(self, path: Path, rate: float) -> None:
         """
@@ -111,5 +111,19 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.release()
+        if self._writer is None:
+            return
+        self._writer.release()
+        if error is None:
+            self._check()
+
+    def _check(self) -> None:
+        """OpenCV tells nobody what it could not write, and a file's header may count what is not there."""
+        written = cv2.VideoCapture(str(self.path))
+        count = written.get(cv2.CAP_PROP_FRAME_COUNT)
+        written.set(cv2.CAP_PROP_POS_FRAMES, count - 1)
+        if count < 0.99 * self.num_frames or not written.grab():  # some formats have a length in seconds alone
+            raise OSError(
+                f"{self.path}: not all of its {self.num_frames} frames could be written; make space on the disk, and "
+                "see that all have one size."
+            )

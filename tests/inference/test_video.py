@@ -31,6 +31,22 @@ class TestVideo:
         ):
             writer.write(picture)
 
+    @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+    def test_full_disk(self, tmp_path: Path, suffix: str) -> None:
+        resource = pytest.importorskip("resource")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        frames = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
+        writer = VideoWriter(tmp_path / f"clip{suffix}", 10)
+        writer.write(frames[0])
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+            for frame in frames[1:]:
+                writer.write(frame)
+            with pytest.raises(OSError, match=f"clip{suffix}: not all of its 20 frames could be written; make space"):
+                writer.__exit__(None, None, None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
     def test_what_is_a_video(self, tmp_path: Path) -> None:
         assert all(is_video(source) for source in ("a.MP4", Path("a.mkv"), "rtsp://camera/1", 0, cv2.VideoCapture()))
         assert not any(is_video(source) for source in ("a.jpg", "scan", tmp_path, np.zeros((2, 2, 3)), ["a.mp4"]))
