@@ -319,6 +319,14 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "PQ 51.9, AP 41.7, mIoU 61.7" in next(line for line in lines if line.startswith("coco/panoptic/R50 "))
 
 
+def test_models_for_a_reader_that_has_enough(repository: Path) -> None:
+    command = [sys.executable, "-m", "mask2former.cli", "models"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=repository) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_help_names_every_command(repository: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mask2former.cli", "--help"], capture_output=True, text=True, check=True, cwd=repository

@@ -1,6 +1,8 @@
 """What is done with models: ``mask2former export``, ``benchmark``, ``convert``, ``demo`` and ``models``."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from mask2former.cli.common import MODEL_ERRORS, Commands, add_model_arguments, complaining, load_model
@@ -104,7 +106,11 @@ def add_models(commands: Commands) -> None:
 
 
 def _models(args: argparse.Namespace) -> int:
-    for entry in zoo().values():
-        metrics = ", ".join(f"{name} {value:g}" for name, value in entry.metrics.items())
-        print(f"{entry.name:40} {metrics}".rstrip())
+    try:
+        for entry in zoo().values():
+            metrics = ", ".join(f"{name} {value:g}" for name, value in entry.metrics.items())
+            print(f"{entry.name:40} {metrics}".rstrip())
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads it, such as `head`, has enough; Python would flush once more in the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
