@@ -1,6 +1,7 @@
 """The model's result as files: a drawing, JSON, and a PNG of ids."""
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ __all__ = [
     "save_results",
     "write_image",
 ]
+
+
+_MAX_ID = np.iinfo(np.uint16).max
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ def save_results(
         file_name: of the picture.
         files: ``json`` gets the object; its ``segments`` are those of :func:`describe_segments`. ``ids`` gets the ids
             of the pixels as 16-bit gray PNG, and is named in ``id_map``. Instances may overlap, so they have none:
-            there ``id_map`` is null.
+            there ``id_map`` is null, as where there are more segments than 16 bits can number.
 
     Returns:
         The number of segments.
@@ -164,8 +169,16 @@ def save_results(
     else:
         ids = id_map(predictions, task)
         record["height"], record["width"] = ids.shape
-        record["id_map"] = files.ids.name
-        write_image(files.ids, ids.astype(np.uint16))
+        if ids.max() <= _MAX_ID:
+            record["id_map"] = files.ids.name
+            write_image(files.ids, ids.astype(np.uint16))
+        else:
+            logger.warning(
+                "%s: is not written, for there are %d segments, more than 16 bits can number; their masks are in %s.",
+                files.ids,
+                ids.max(),
+                files.json.name,
+            )
     record["segments"] = describe_segments(predictions, task, metadata)
     files.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return len(record["segments"])

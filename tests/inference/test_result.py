@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from detectron2.data import MetadataCatalog
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
@@ -181,6 +182,21 @@ class TestFiles:
         record = json.loads(files.json.read_text())
         assert (record["file_name"], record["task"], record["id_map"]) == ("fruit.png", "panoptic", "fruit_ids.png")
         assert [s["score"] for s in record["segments"]] == [0.9, 0.6, 0.95]
+
+    def test_more_segments_than_sixteen_bits_can_number(
+        self, result: m2f.Result, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ids, infos = result.predictions["panoptic_seg"]
+        infos = [{**info, "id": info["id"] + 70_000} for info in infos]
+        predictions = {"panoptic_seg": (torch.where(ids > 0, ids + 70_000, 0), infos)}
+        files = m2f.Result(result.image, ("panoptic",), predictions, result.metadata, result.path).save(
+            tmp_path / "out"
+        )
+        assert not files.ids.exists()
+        assert "fruit_ids.png: is not written, for there are 70003 segments" in caplog.text
+        record = json.loads(files.json.read_text())
+        assert record["id_map"] is None
+        assert [segment["area"] for segment in record["segments"]] == [400, 80, 48 * 64 - 480]
 
     def test_save_as_a_file(self, result: m2f.Result, tmp_path: Path) -> None:
         files = result.save(tmp_path / "deep" / "drawn.jpg", task="instance")
