@@ -131,14 +131,14 @@ def open_picture(source: Any) -> Picture:
 
 
 def _checked(array: np.ndarray) -> np.ndarray:
-    """An array of the user's as (H, W, 3) uint8 RGB."""
+    """An array of the user's as (H, W, 3) uint8 RGB, copied: he may read the next frame into his."""
     if array.dtype != np.uint8:
         raise ValueError(_WRONG_TYPE.format(array.dtype))
     if array.ndim == 2:
         array = np.repeat(array[:, :, np.newaxis], 3, axis=2)
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ValueError(f"a picture has shape {array.shape}, expected (H, W, 3) RGB or (H, W) gray, not empty.")
-    return np.ascontiguousarray(array)
+    return np.array(array, order="C")
 
 
 def _pictures_among(paths: Iterable[Path]) -> list[Path]:

@@ -97,7 +97,7 @@ def build_request(segmenter: "Segmenter", options: Options) -> Request:
     model = segmenter.model.with_outputs(tasks, object_mask_threshold=options.threshold, panoptic_scores=True)
     resize = segmenter.resize
     if options.size is not None:
-        resize = T.AugmentationList([ResizeShortestEdge(options.size, sys.maxsize)])
+        resize = T.AugmentationList([ResizeShortestEdge(int(options.size), sys.maxsize)])
     return Request(
         model=model if options.tile is None else model.with_tiles(options.tile, options.tile_overlap),
         tasks=tasks,

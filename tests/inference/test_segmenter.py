@@ -69,6 +69,17 @@ class TestPictures:
         for source in (gray, torch.from_numpy(gray.copy())[None]):
             np.testing.assert_array_equal(colours.predict(source).image, np.dstack([gray] * 3))
 
+    def test_arrays_may_change_afterwards(self, colours: m2f.Segmenter, rgb: np.ndarray) -> None:
+        buffer = np.empty_like(rgb)
+
+        def frames() -> Iterator[np.ndarray]:
+            for shift in range(4):
+                buffer[:] = np.roll(rgb, shift, axis=1)
+                yield buffer
+
+        for shift, result in enumerate(colours.stream(frames())):
+            np.testing.assert_array_equal(result.image, np.roll(rgb, shift, axis=1))
+
     def test_orientation_is_honoured(self, colours: m2f.Segmenter, tmp_path: Path, rgb: np.ndarray) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6  # to be shown a quarter turn to the right
@@ -155,7 +166,7 @@ class TestOptions:
         assert names(result) == panoptic
 
     def test_size_is_what_the_network_sees(self, colours: m2f.Segmenter, rgb: np.ndarray) -> None:
-        for size in (None, 0, 24, 96):
+        for size in (None, 0, 24, np.int64(96)):
             assert colours.predict(rgb, size=size).size == (48, 64)
         assert colours.model.input_sizes == [(3, 48, 64), (3, 48, 64), (3, 24, 32), (3, 96, 128)]
 
