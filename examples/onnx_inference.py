@@ -180,9 +180,11 @@ def read_picture(path: Path) -> Image.Image:
     if not picture.mode.startswith(("I", "F")):
         return picture
     pixels = np.asarray(picture).astype(np.float64)
-    low, high = np.percentile(pixels, (0.1, 99.9))
+    measured = pixels[np.isfinite(pixels)] if np.isfinite(pixels).any() else np.zeros(1)
+    low, high = np.percentile(measured, (0.1, 99.9))
     if high <= low:  # nearly constant
-        low, high = pixels.min(), pixels.max()
+        low, high = measured.min(), measured.max()
+    pixels = np.nan_to_num(pixels, nan=low, posinf=high, neginf=low)
     scaled = (pixels - low) / max(high - low, 1e-12) * 255
     return Image.fromarray(np.clip(scaled.round(), 0, 255).astype(np.uint8))
 
@@ -206,10 +208,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the results")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score of an instance")
     args = parser.parse_args()
+    drawings = [args.output / f"{path.stem}.png" for path in args.pictures]
+    if len(set(drawings)) < len(drawings) or {p.resolve() for p in drawings} & {p.resolve() for p in args.pictures}:
+        parser.error("a drawing would overwrite a picture or another drawing; give another --output, or one at a time")
     segmenter = Segmenter(args.model, args.threshold)
     args.output.mkdir(parents=True, exist_ok=True)
     unread = 0
-    for path in args.pictures:
+    for path, drawing in zip(args.pictures, drawings, strict=True):
         try:
             picture = read_picture(path)
         except OSError as error:
@@ -217,9 +222,9 @@ def main() -> int:
             unread += 1
             continue
         ids, segments = segmenter(picture)
-        draw(picture, ids).save(args.output / f"{path.stem}.png")
-        (args.output / f"{path.stem}.json").write_text(json.dumps(segments, indent=1))
-        print(f"{path}: {len(segments)} segments -> {args.output / path.stem}.png")
+        draw(picture, ids).save(drawing)
+        drawing.with_suffix(".json").write_text(json.dumps(segments, indent=1))
+        print(f"{path}: {len(segments)} segments -> {drawing}")
     return min(unread, 1)
 
 

@@ -165,7 +165,10 @@ def test_pictures_are_read_as_elsewhere(example: ModuleType, tmp_path: Path) -> 
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray((deep >> 4).astype(np.uint8)).save(tmp_path / "turned.png", exif=exif)
-    for name in ("deep.tif", "turned.png"):
+    floats = deep.astype(np.float32)
+    floats[3, :9], floats[4, 0] = np.nan, -np.inf
+    Image.fromarray(floats).save(tmp_path / "floats.tif")
+    for name in ("deep.tif", "turned.png", "floats.tif"):
         found = np.asarray(example.read_picture(tmp_path / name).convert("RGB"))
         np.testing.assert_array_equal(found, read_image(tmp_path / name))
 
@@ -187,6 +190,22 @@ def test_damaged_pictures_are_left_out(
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {damaged}: cannot be read (")
     assert captured.out.startswith(f"{picture}: ")
+
+
+@pytest.mark.parametrize(("pictures", "output"), [(["a.png"], "."), (["a.jpg", "b/a.png"], "out")])
+def test_nothing_is_overwritten(
+    example: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pictures: list[str],
+    output: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["x", "model.onnx", *pictures, "--output", output])
+    with pytest.raises(SystemExit):
+        example.main()
+    assert "a drawing would overwrite a picture or another drawing" in capsys.readouterr().err
 
 
 def test_a_file_that_does_not_describe_itself(example: ModuleType, tmp_path: Path) -> None:
