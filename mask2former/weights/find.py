@@ -9,8 +9,6 @@ from mask2former.weights.zoo import find_backbone, find_entry, suggest_names
 
 __all__ = ["find_weights"]
 
-_FILE_SUFFIXES = {".pth", ".pkl", ".pt", ".pyth", ".safetensors", ".bin"}
-
 
 def find_weights(source: str | Path) -> str:
     """Find weights, downloading them at the first call.
@@ -49,7 +47,7 @@ def find_weights(source: str | Path) -> str:
         return entry.checkpoint_file()
     if address := find_backbone(source):
         return download(address, name=source)
-    if repository and path.suffix not in _FILE_SUFFIXES:
+    if repository:
         return str(repository.weights())
     raise FileNotFoundError(
         f"MODEL.WEIGHTS: there is no file {source}. Check the path and the working directory; an address, a name such "

@@ -9,6 +9,7 @@ from mask2former.weights.download import check_sha256
 
 __all__ = ["WEIGHT_NAMES", "Repository", "parse_repository"]
 
+_FILE_SUFFIXES = (".pth", ".pkl", ".pt", ".pt2", ".pyth", ".safetensors", ".bin")
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -74,7 +75,7 @@ class Repository:
             reason = str(error).partition("\n")[0]
             raise OSError(
                 f"{self.id} cannot be downloaded from Hugging Face ({reason}). Check the name and the network, or "
-                "download it by other means and give its folder."
+                "the path if a folder here was meant; or download it by other means and give its folder."
             ) from error
 
     def _check(self, path: Path) -> None:
@@ -85,8 +86,11 @@ class Repository:
 
 
 def parse_repository(address: str) -> Repository | None:
-    """Read ``<owner>/<name>`` or ``hf://<owner>/<name>[@<revision>][/<file>]``; None if it is neither."""
+    """Read ``<owner>/<name>`` or ``hf://<owner>/<name>[@<revision>][/<file>]``; None if it is neither.
+
+    Without ``hf://``, what ends like a file of weights or an exported model is the path of one, perhaps mistyped.
+    """
     match = re.fullmatch(r"(hf://)?(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?(?:/(.+))?", address)
-    if match is None or (not match[1] and (match[3] or match[4])):
+    if match is None or (not match[1] and (match[3] or match[4] or match[2].endswith(_FILE_SUFFIXES))):
         return None
     return Repository(match[2], match[3], match[4])

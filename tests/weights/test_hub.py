@@ -96,7 +96,10 @@ class TestOffline:
     [
         ("a/b", Repository("a/b")),
         ("hf://a/b@v/c/d.pth", Repository("a/b", "v", "c/d.pth")),
+        ("hf://a/b.pth", Repository("a/b.pth")),
         ("a/b/c.pth", None),
+        ("output/model_best.pth", None),
+        ("output/model.pt2", None),
         ("a/b@v", None),
         ("https://a/b", None),
         ("hf://a", None),
