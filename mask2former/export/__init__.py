@@ -2,7 +2,7 @@
 
 from .check import compare_with_model
 from .formats import ExportFormat, export_graph
-from .graph import MIN_SIZE, ExportGraph, InputType, PostProcessing
+from .graph import MAX_SIZE, MIN_SIZE, ExportGraph, InputType, PostProcessing
 from .info import ExportInfo
 from .model import ExportedMaskFormer, ExportedResults, model_of_file
 from .quantize import Quantization, quantize_onnx
@@ -10,6 +10,7 @@ from .runtime import ExportedModel, is_exported, load_exported
 from .segmenter import use_exported_network
 
 __all__ = [
+    "MAX_SIZE",
     "MIN_SIZE",
     "ExportFormat",
     "ExportGraph",

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode, get_cfg
 from mask2former.config import add_maskformer2_config
 from mask2former.data.class_metadata import metadata_from_json
 from mask2former.engine.setup import finish_config
-from mask2former.export import MIN_SIZE, ExportInfo, load_exported, model_of_file
+from mask2former.export import MAX_SIZE, MIN_SIZE, ExportInfo, load_exported, model_of_file
 from mask2former.inference.segmenter import Segmenter
 
 __all__ = ["open_exported"]
@@ -29,7 +29,8 @@ def open_exported(path: Path, device: str | None = None) -> Segmenter:
     exported = load_exported(path, device)
     model = model_of_file(exported)
     metadata = metadata_from_json(exported.info.metadata)
-    return Segmenter(_config(exported.info, path), model=model, metadata=metadata, least_side=MIN_SIZE)
+    cfg = _config(exported.info, path)
+    return Segmenter(cfg, model=model, metadata=metadata, least_side=MIN_SIZE, most_side=MAX_SIZE)
 
 
 def _config(info: ExportInfo, path: Path) -> CfgNode:

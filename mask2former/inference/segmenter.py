@@ -1,6 +1,7 @@
 """A trained model, from pictures to results."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -48,7 +49,13 @@ class Segmenter:
     """
 
     def __init__(
-        self, cfg: CfgNode, *, model: Any = None, metadata: Metadata | None = None, least_side: int = 1
+        self,
+        cfg: CfgNode,
+        *,
+        model: Any = None,
+        metadata: Metadata | None = None,
+        least_side: int = 1,
+        most_side: int = sys.maxsize,
     ) -> None:
         """
         Args:
@@ -58,6 +65,7 @@ class Segmenter:
             model: is taken as it is, in the place of the one that ``cfg`` describes.
             metadata: of the data set; None takes that of the first in ``cfg`` whose classes are known.
             least_side: least height and width of a picture that the model takes, in pixels as the network sees them.
+            most_side: likewise the most; both of pictures that are not cut into tiles.
 
         Raises:
             FileNotFoundError: there are no weights.
@@ -70,7 +78,7 @@ class Segmenter:
         self.model: Any = _build(self.cfg) if model is None else model
         self.metadata = metadata_of_config(cfg) if metadata is None else metadata
         self.default_tasks = tasks_of(cfg)[:1]
-        self._least_side = least_side
+        self._sides = least_side, most_side
         self.resize = T.AugmentationList(build_test_augmentations(cfg))
 
     @property
@@ -213,12 +221,15 @@ class Segmenter:
         return picture, {"image": image, "height": height, "width": width}
 
     def _check_side(self, request: Request, picture: Picture, seen: tuple[int, int]) -> None:
-        """Complain about a picture that is too small for the model, now that it can still be left out."""
+        """Complain about a picture that the model does not take, now that it can still be left out."""
         tiles = getattr(request.model, "tiled_inference", None)
-        if min(seen) < self._least_side and (tiles is None or not tiles.applies_to(seen)):
+        if tiles is not None and tiles.applies_to(seen):
+            return
+        least, most = self._sides
+        if not least <= min(seen) <= max(seen) <= most:
             raise ValueError(
                 f"{picture.path or 'a picture'}: the network would see {seen[0]} x {seen[1]} pixels (height x width), "
-                f"and {self.cfg.MODEL.WEIGHTS} takes {self._least_side} a side at least; enlarge it by --size or size=."
+                f"and {self.cfg.MODEL.WEIGHTS} takes {least} to {most} a side; resize it by --size or size=."
             )
 
     @torch.inference_mode()

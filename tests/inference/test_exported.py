@@ -152,7 +152,7 @@ class _Fake:
         ("panoptic", {"threshold": 0.7}, r"threshold is 0\.7, but .* panoptic post-processing with 0\.2 inside"),
         ("semantic", {"tile": 64}, r"tile is 64, but .* has post-processing inside.*none"),
         ("semantic", {"task": TASKS}, r"task is panoptic and instance and semantic, but"),
-        ("none", {"size": 20}, r"would see 20 x 27 pixels .* takes 33 a side at least; enlarge it"),
+        ("none", {"size": 20}, r"would see 20 x 27 pixels .* takes 33 to 16384 a side; resize it"),
     ],
 )
 def test_what_a_file_cannot_do(
@@ -162,14 +162,14 @@ def test_what_a_file_cannot_do(
         m2f.load(export("torchscript", task)).predict(photograph, **options)
 
 
-def test_a_picture_that_is_too_small_does_not_end_the_others(export: Export, photograph: np.ndarray) -> None:
+def test_a_picture_of_a_wrong_size_does_not_end_the_others(export: Export, photograph: np.ndarray) -> None:
     model = m2f.load(export("torchscript"))
     errors: list[Exception] = []
-    results = list(
-        model.stream([photograph, photograph[:20], photograph], size=0, batch_size=3, on_error=errors.append)
-    )
+    pictures = [photograph, photograph[:20], np.zeros((40, 16385, 3), np.uint8), photograph]
+    results = list(model.stream(pictures, size=0, batch_size=4, on_error=errors.append))
     assert [result.size for result in results] == [photograph.shape[:2]] * 2
-    assert "would see 20 x " in str(*errors)
+    for error, size in zip(errors, ("20 x 120", "40 x 16385"), strict=True):
+        assert f"would see {size} pixels" in str(error)
     # Tiles reach beyond the picture.
     assert model.predict(photograph[:20], size=0, tile=64).size == (20, photograph.shape[1])
 
