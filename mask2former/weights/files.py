@@ -143,11 +143,13 @@ def write_weights(weights: Mapping[str, Tensor], path: str | Path, **more: Any) 
 
     Raises:
         ModuleNotFoundError: ``.safetensors`` needs the package of that name.
+        OSError: nothing can be written there.
         ValueError: the type of file is another, or it has none of these numbers.
     """
     path = Path(path)
     if path.suffix == ".pth":
-        torch.save({"model": dict(weights), **more}, path)
+        with path.open("wb") as file:  # which fails with an OSError; PyTorch does not
+            torch.save({"model": dict(weights), **more}, file)
     elif path.suffix == ".pkl":
         if unknown := [name for name, tensor in weights.items() if tensor.dtype == torch.bfloat16]:
             raise ValueError(f"{path}: NumPy has no bfloat16, which {unknown[0]} is; write .pth or .safetensors.")
@@ -155,7 +157,8 @@ def write_weights(weights: Mapping[str, Tensor], path: str | Path, **more: Any) 
         path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Mask2Former", **more}))
     elif path.suffix == ".safetensors":
         contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-        _safetensors(path).torch.save_file(contiguous, path, metadata={"format": "pt"})
+        # Not its save_file, whose files nobody else may read.
+        path.write_bytes(_safetensors(path).torch.save(contiguous, metadata={"format": "pt"}))
     else:
         raise ValueError(f"{path}: cannot write weights of type {path.suffix!r}, only .pth, .pkl and .safetensors.")
 

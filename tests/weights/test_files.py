@@ -167,3 +167,15 @@ def test_files_that_are_cut_short(suffix: str, rest: float, tmp_path: Path) -> N
     cut.write_bytes(whole.read_bytes()[: int(rest * whole.stat().st_size)])
     with pytest.raises(ValueError, match=rf"cut\{suffix} (cannot be read \(.*\): it is cut short|is refused)"):
         read_weights(str(cut))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+def test_written_files_are_like_any_other(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    weights = {"weight": torch.ones(2)}
+    (tmp_path / "other").write_bytes(b"")
+    write_weights(weights, tmp_path / f"model{suffix}")
+    assert (tmp_path / f"model{suffix}").stat().st_mode == (tmp_path / "other").stat().st_mode
+    with pytest.raises(FileNotFoundError, match=f"absent/model{suffix}"):
+        write_weights(weights, tmp_path / "absent" / f"model{suffix}")
