@@ -27,6 +27,7 @@ from mask2former.export import (
     quantize_onnx,
 )
 from mask2former.inference.pictures import find_pictures
+from mask2former.inference.result_files import make_folder
 from mask2former.inference.weights import load_whole_model
 from mask2former.modeling import MaskFormer
 from mask2former.modeling.tiling import plan_tiles
@@ -122,6 +123,7 @@ def export_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
         FileNotFoundError: there are no weights, or no pictures.
         ModuleNotFoundError: a package is missing.
+        OSError: nothing can be written into the output's folder.
         ValueError: the model cannot be exported like this, or the file's error is above the tolerance.
     """
     model: MaskFormer = load_whole_model(build_model(cfg).eval(), cfg.MODEL.WEIGHTS)
@@ -130,7 +132,7 @@ def export_model(cfg: CfgNode, args: argparse.Namespace) -> None:
         cfg, model, postprocessing=args.with_postprocessing, input_type=args.input_type, precision=precision
     )
     graph = ExportGraph(model, args.with_postprocessing, half=args.half)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output.parent)
     _print_what_is_outside(info)
     exact = args.output.with_suffix(".float32.onnx") if args.quantize else args.output
     export_graph(graph, exact, args.format, info)

@@ -32,6 +32,15 @@ def test_command(tiny_config: Path, picture: Path, tmp_path: Path, capsys: pytes
     assert_alike(found, expected)
 
 
+def test_a_folder_that_is_not_ones_own(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch would say so after the minutes that an export takes, and not as an OSError."""
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert cli.main(["export", str(tiny_config), "--format", "torchscript", "--output", str(tmp_path / "m.pt")]) == 1
+    assert f"error: {tmp_path}: nothing may be written into this folder" in capsys.readouterr().err
+
+
 def test_what_a_program_must_do_by_itself_is_said(
     tiny_config: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
