@@ -131,7 +131,7 @@ def open_picture(source: Any) -> Picture:
 
 
 def _checked(array: np.ndarray) -> np.ndarray:
-    """An array of the user's as (H, W, 3) uint8 RGB, copied: he may read the next frame into his."""
+    """An array of the user's as (H, W, 3) uint8 RGB, copied, because the next frame may come into the same one."""
     if array.dtype != np.uint8:
         raise ValueError(_WRONG_TYPE.format(array.dtype))
     if array.ndim == 2:
