@@ -4,6 +4,7 @@ import shutil
 import stat
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from mask2former.data.datasets.cache import build_once, cache_folder
@@ -12,6 +13,7 @@ from mask2former.data.datasets.formats.paths import path_below
 
 __all__ = ["unpack"]
 
+_SAYS_UTF8 = 0x800  # a flag of a member
 _LARGEST_RATIO = 1000  # of unpacked to packed: zeros pack so well, pictures and polygons never do
 
 
@@ -25,6 +27,8 @@ def unpack(archive: Path) -> Path:
     target = cache_folder(f"{archive.stem}.zip", "unpacked", [archive])
     try:
         with zipfile.ZipFile(archive) as opened:
+            for member in opened.infolist():
+                member.filename = _name_of(member)
             members = [member for member in opened.infolist() if not _is_rubbish(member.filename)]
             _check(archive, members, target)
             build_once(target, lambda folder: _extract(opened, members, folder))
@@ -62,6 +66,15 @@ def _extract(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Pa
         path.parent.mkdir(parents=True, exist_ok=True)
         with opened.open(member) as packed, path.open("wb") as file:
             shutil.copyfileobj(packed, file)  # reads no more than file_size, and checks the CRC
+
+
+def _name_of(member: zipfile.ZipInfo) -> str:
+    """The name that was packed: in UTF-8, which not all say who write it, and Python takes for DOS' letters then."""
+    name = member.filename
+    if not member.flag_bits & _SAYS_UTF8:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return name.replace("\\", "/")  # as old programs of Windows wrote
 
 
 def _is_rubbish(name: str) -> bool:

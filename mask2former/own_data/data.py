@@ -36,9 +36,17 @@ class _Part:
         return inspect_records(self.records, Metadata(**self.metadata))
 
     def names(self) -> list[str]:
-        """Of the images, below their folder."""
+        """Of the images, below their folder.
+
+        Raises:
+            DataError: One is not UTF-8, which the files are that shall have it.
+        """
         folder = Path(self.entry["IMAGES"])
-        return [Path(record["file_name"]).relative_to(folder).as_posix() for record in self.records]
+        names = [Path(record["file_name"]).relative_to(folder).as_posix() for record in self.records]
+        strange = [name for name in names if name.encode(errors="ignore").decode() != name]
+        if strange:
+            raise DataError([Fault(str(folder), f"the name {name!r} is not UTF-8. Rename it.") for name in strange])
+        return names
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from mask2former.data.datasets.files import MASK_SUFFIXES, find_files, read_line
 from mask2former.data.datasets.formats.json_files import read_json
 from mask2former.data.datasets.formats.labelme import labelme_names
 from mask2former.data.datasets.formats.palette import looks_like_palette, read_palette
+from mask2former.data.datasets.formats.paths import spellings
 from mask2former.own_data.archive import unpack
 from mask2former.own_data.yolo_yaml import labels_beside, read_yolo_yaml
 
@@ -170,7 +171,8 @@ def _of_coco(given: Given, path: Path) -> Entry:
     panoptic = panoptic if given.format is None else given.format == "coco_panoptic"
     near = _near(path)
     first = _first_name(content.get("images"))
-    images = given.images or _find(near, lambda folder: first is not None and (folder / first).is_file())
+    names = spellings(first) if first else ()
+    images = given.images or _find(near, lambda folder: any((folder / name).is_file() for name in names))
     if images is None:
         raise FileNotFoundError(f"{path}: names images such as {first}, which are not beside it; say where: --images.")
     entry: Entry = {

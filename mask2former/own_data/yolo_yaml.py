@@ -54,8 +54,11 @@ def labels_beside(images: Path) -> Path:
 def _names(names: Any) -> list[str]:
     if isinstance(names, dict) and {str(key) for key in names} == {str(number) for number in range(len(names))}:
         names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
-        raise ValueError(f'has "names" {shown(names)}, expected a list of class names, or one of 0: name, 1: name, ...')
+    if not isinstance(names, list) or not names or not all(type(name) in (str, int) for name in names):
+        raise ValueError(
+            f'has "names" {shown(names)}, expected a list of class names, or one of 0: name, 1: name, ...; quote no, '
+            "yes, on and off."
+        )
     return [str(name) for name in names]
 
 
@@ -131,7 +134,7 @@ def _write_list(path: Path, folder: Path, images: Sequence[Path]) -> str:
     target = cache_folder(path.stem, ["list of images", str(folder), lines], [path])
 
     def write(unfinished: Path) -> None:
-        (unfinished / "list.txt").write_text("".join(f"{line}\n" for line in lines))
+        (unfinished / "list.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
     build_once(target, write)
     return str(target / "list.txt")

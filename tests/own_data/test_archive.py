@@ -33,6 +33,14 @@ def test_paths_that_lead_out(tmp_path: Path, name: str) -> None:
     assert not list(tmp_path.rglob("evil.txt"))
 
 
+@pytest.mark.parametrize("name", ["bilder/straße.jpg", "bilder\\straße.jpg"])
+def test_names_in_utf8_that_nothing_says_are(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Info-ZIP (``zip`` on Linux) and macOS write them."""
+    monkeypatch.setattr(zipfile.ZipInfo, "_encodeFilenameFlags", lambda info: (info.filename.encode(), 0))
+    archive = pack(tmp_path / "a.zip", **{name: b"1", "b.txt": b""})
+    assert (unpack(archive) / "bilder" / "straße.jpg").read_bytes() == b"1"
+
+
 def test_links(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 import sys
@@ -247,3 +248,11 @@ def test_wrong_commands(
     assert line.startswith("error: ")
     assert message in line
     assert not (tmp_path / "output").exists()
+
+
+def test_names_that_are_not_utf8(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = write_data(tmp_path / "own", "yolo_seg", make_pictures(3))
+    for folder, suffix in ((entry["IMAGES"], ".png"), (entry["LABELS"], ".txt")):
+        (Path(folder) / f"p00{suffix}").rename(Path(folder) / f"{os.fsdecode(bytes([0xFC]))}{suffix}")
+    assert train(*data_words(tmp_path / "own", entry)) == 1
+    assert re.search(r"own/images: the name '.*\.png' is not UTF-8\. Rename it", capsys.readouterr().err)

@@ -72,6 +72,27 @@ def test_the_layout_of_coco(tmp_path: Path) -> None:
     assert entry["IMAGES"] == str(tmp_path / "own/elsewhere")
 
 
+def test_names_of_images_as_windows_writes_them(tmp_path: Path) -> None:
+    write_data(tmp_path / "own", "coco_instance", make_pictures(3))
+    content = json.loads((tmp_path / "own/coco.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = f".\\images\\{image['file_name']}"
+    (tmp_path / "own/coco.json").write_text(json.dumps(content))
+    entry, _ = find_entries(Given(tmp_path / "own/coco.json"))
+    assert entry["IMAGES"] == str(tmp_path / "own")
+    assert len(parse_entry("own", entry).load()) == 3
+
+
+def test_classes_of_an_editor_that_marks_utf8(tmp_path: Path) -> None:
+    write_data(tmp_path / "own", "id_png", make_pictures(2))
+    (tmp_path / "classes.txt").write_text("background\r\nbrick\r\ntile\r\n", "utf-8-sig")
+    entry, _ = find_entries(Given(tmp_path / "own", classes=tmp_path / "classes.txt"))
+    assert entry["CLASS_NAMES"] == ["background", "brick", "tile"]
+    (tmp_path / "classes.txt").write_bytes("straße".encode("latin1"))
+    with pytest.raises(ValueError, match=r"classes\.txt: is no text in UTF-8"):
+        find_entries(Given(tmp_path / "own", classes=tmp_path / "classes.txt"))
+
+
 def test_the_layout_of_voc(tmp_path: Path) -> None:
     write_data(tmp_path / "own", "id_png", make_pictures(2))
     for name, voc in (("images", "JPEGImages"), ("classes", "SegmentationClass"), ("instances", "SegmentationObject")):
@@ -127,6 +148,10 @@ def test_yolo_yaml(tmp_path: Path) -> None:
     [
         ({"names": None}, 'has "names" None, expected a list of class names'),
         ({"names": {1: "a"}}, 'has "names" .*, expected a list of class names'),
+        (
+            {"names": ["a", False]},
+            'has "names" .*, expected a list of .*; quote no, yes, on and off',
+        ),
         ({"train": ["a", "b"]}, r"but .*own/a is no folder"),
         ({"train": ["a", 3]}, 'has "train" .*, expected a folder of images, a .txt of their names, or a list'),
         ({"train": []}, r'has "train" \[\], expected a folder of images'),

@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from .formats.json_files import read_text
+
 __all__ = ["IMAGE_SUFFIXES", "MASK_SUFFIXES", "find_files", "match_files", "read_lines", "resolve"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -27,7 +29,9 @@ def find_files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
         )
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        folders[:] = [
+            name for name in folders if not name.startswith((".", "__MACOSX")) and not _leads_back(Path(parent, name))
+        ]
         found += [
             Path(parent, name)
             for name in names
@@ -36,11 +40,21 @@ def find_files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     return sorted(found)
 
 
+def _leads_back(folder: Path) -> bool:
+    """Whether it is a link to a folder that it is in, which would be walked through again and again."""
+    return folder.is_symlink() and any(parent.samefile(folder) for parent in folder.absolute().parents)
+
+
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without those that are empty."""
+    """The lines of a text file, without those that are empty and without space around them.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DataError: It is no text.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, but an entry of DATASETS.CUSTOM names it.")
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def match_files(images: Path, masks: list[Path], list_file: Path | None = None) -> list[tuple[Path, ...]]:

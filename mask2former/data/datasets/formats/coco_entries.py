@@ -1,16 +1,16 @@
 """What the two COCO formats share: the lists of their files, checked entry by entry."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ..categories import Category
 from ..files import IMAGE_SUFFIXES, find_files
 from .faults import DataError, Fault, Faults
 from .json_files import is_number, read_json, shown
-from .paths import path_below
+from .paths import path_below, spellings
 from .source import choose_images, verify_images
 
 __all__ = ["ImageEntries", "entry_id", "read_categories", "read_coco", "read_images"]
@@ -91,6 +91,7 @@ def read_images(
     known: dict[int | str, dict[str, Any]] = {}
     names: set[str] = set()
     for number, entry in enumerate(entries, 1):
+        entry = _with_plain_name(entry, present)
         name = entry.get("file_name") if isinstance(entry, dict) else None
         image_id = entry_id(entry, number)
         try:
@@ -138,6 +139,15 @@ def entry_id(entry: Any, number: int) -> Any:
     return value if type(value) in (int, str) else f"number {number} in the list"
 
 
+def _with_plain_name(entry: Any, present: Collection[str]) -> Any:
+    """An entry of "images" that calls its file as it is found: a.jpg for ./a.jpg, and b/a.jpg for b\\a.jpg."""
+    name = entry.get("file_name") if isinstance(entry, dict) else None
+    if not isinstance(name, str):
+        return entry
+    plain = next((text for text in spellings(name) if text in present), name)
+    return {**entry, "file_name": plain}
+
+
 def _image_id(annotation: Any) -> Any:
     value = annotation.get("image_id") if isinstance(annotation, dict) else None
     return value if type(value) in (int, str) else None
@@ -160,5 +170,5 @@ def _check_image(entry: Any, present: set[str], folder: Path) -> None:
         if type(entry.get(key)) is not int or not is_number(entry[key]) or entry[key] < 1:
             raise ValueError(f'has "{key}" {shown(entry.get(key))}, expected a number of pixels.')
     path = path_below(folder, entry.get("file_name"))
-    if PurePosixPath(entry["file_name"]).as_posix() not in present:
+    if entry["file_name"] not in present:
         raise ValueError(f"{path}: no such file (of {', '.join(sorted(IMAGE_SUFFIXES))}). Check IMAGES.")

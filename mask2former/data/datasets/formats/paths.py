@@ -1,11 +1,11 @@
 """Paths that annotation files name: of files below a folder, and nowhere else."""
 
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .json_files import shown
 
-__all__ = ["path_below"]
+__all__ = ["path_below", "spellings"]
 
 
 def path_below(folder: Path, name: Any) -> Path:
@@ -24,3 +24,8 @@ def path_below(folder: Path, name: Any) -> Path:
             "folder, without '..'."
         )
     return folder / name
+
+
+def spellings(name: str) -> tuple[str, str]:
+    """What a relative path from an annotation file may mean, without "." in it: as it is, and as Windows reads it."""
+    return PurePosixPath(name).as_posix(), PureWindowsPath(name).as_posix()

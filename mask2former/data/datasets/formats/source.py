@@ -83,7 +83,8 @@ def choose_images(names: Iterable[str], list_file: Path | None, where: Path) -> 
     names = list(names)
     if list_file is None:
         return names
-    by_line = {str(Path(name).with_suffix("")): name for name in names} | {name: name for name in names}
+    by_line = {spelling: name for name in names for spelling in (name.strip(), str(Path(name).with_suffix("")))}
+    by_line |= {name: name for name in names}
     chosen = {}
     for line in read_lines(list_file):
         if line not in by_line:

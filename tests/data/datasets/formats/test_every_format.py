@@ -1,5 +1,6 @@
 """What all formats have in common: the same scene gives the same targets, faults are all told, bad data is left out."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -117,3 +118,32 @@ def test_nothing_left(entry: Entry, data_root: Path) -> None:
         image.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"no image is left to use"):
         parse_entry("own", entry | {"SKIP_BAD": True}).load()
+
+
+STRANGE = ["./a.png", "b//./c.png", " d.png", "e\u2028f.png", "#g.png", "h.i.png", "ü é.png"]
+
+
+def test_strange_names_can_be_listed(data_root: Path) -> None:
+    """By the names that the records' files have, which is what ``mask2former train`` lists."""
+    entry = write_data(data_root / "own", "coco_instance", make_pictures(7))
+    content = json.loads(Path(entry["ANNOTATIONS"]).read_text())
+    (data_root / "own/images/b").mkdir()
+    for image, name in zip(content["images"], STRANGE, strict=True):
+        (data_root / "own/images" / image["file_name"]).rename(data_root / "own/images" / name)
+        image["file_name"] = name
+    Path(entry["ANNOTATIONS"]).write_text(json.dumps(content))
+    images = Path(entry["IMAGES"])
+    names = [Path(record["file_name"]).relative_to(images).as_posix() for record in parse_entry("own", entry).load()]
+    for chosen in (names[::2], names[1::2]):
+        (data_root / "list.txt").write_text("".join(f"{name}\n" for name in chosen), "utf-8")
+        records = parse_entry("own", entry | {"LIST": "list.txt"}).load()
+        assert [Path(record["file_name"]).relative_to(images).as_posix() for record in records] == chosen
+
+
+def test_links_that_lead_back_are_not_followed(entry: Entry, data_root: Path) -> None:
+    number = len(parse_entry("own", entry).load())
+    (data_root / "own/images/all").symlink_to(data_root / "own")
+    (data_root / "elsewhere").mkdir()
+    (data_root / "elsewhere/back").symlink_to(data_root / "own/images")
+    (data_root / "own/images/there").symlink_to(data_root / "elsewhere")
+    assert len(parse_entry("own", entry).load()) == number
