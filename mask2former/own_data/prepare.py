@@ -21,7 +21,7 @@ __all__ = ["CONFIG_FILE", "prepare_output", "read_inspection"]
 CONFIG_FILE = "own_data.yaml"
 _INSPECTION_FILE = "inspection.json"
 _BASE_FILE = "base.yaml"
-_AT_LEAST_1 = ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "INPUT.IMAGE_SIZE")
+_AT_LEAST_1 = ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.GRADIENT_ACCUMULATION_STEPS", "INPUT.IMAGE_SIZE")
 _HEADER = (
     "Written by `mask2former train --data`, which chose these settings; change them as you like. This trains the same "
     "again: python train_net.py --config-file {path}"

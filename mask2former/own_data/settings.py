@@ -89,6 +89,9 @@ def choose_settings(plan: Plan) -> list[Choice]:
 
     Returns:
         The choices, in the order in which they depend on each other.
+
+    Raises:
+        ValueError: The user's batch cannot be divided among processes and steps of accumulation.
     """
     settings = _Settings(plan)
     settings.choose_task()
@@ -191,14 +194,23 @@ class _Settings:
 
     def _choose_batch(self, fit: float, side: int) -> None:
         plan = self.plan
+        accumulated = self.value("SOLVER.GRADIENT_ACCUMULATION_STEPS")
+        parts = plan.processes * accumulated
         most = min(fit, _LARGEST_BATCH[plan.machine.gpu], max(1, plan.inspection.images // plan.processes))
-        batch = 2 ** int(math.log2(max(1.0, most))) * plan.processes
+        batch = 2 ** int(math.log2(max(1.0, most))) * parts
         memory = f"{plan.machine.memory / 1e9:.0f} GB of {'the GPU' if plan.machine.gpu else 'memory'}"
         reason = f"about {fit:.1f} images of {side} pixels fit into {memory}"
         if plan.processes > 1:
             reason += f", in each of {plan.processes} processes"
+        if accumulated > 1:
+            reason += f"; {accumulated} times so many make a step"
         before, rate = self.base("SOLVER.IMS_PER_BATCH"), self.base("SOLVER.BASE_LR")
         batch = self.choose("SOLVER.IMS_PER_BATCH", batch, reason)
+        if batch % parts:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {batch}, expected a multiple of {parts}: {plan.processes} process(es) times "
+                f"SOLVER.GRADIENT_ACCUMULATION_STEPS = {accumulated}."
+            )
         self.choose(
             "SOLVER.BASE_LR",
             float(f"{rate * batch / before:.3g}"),

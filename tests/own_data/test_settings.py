@@ -200,3 +200,15 @@ def test_config_file(tmp_path: Path) -> None:
         "INPUT": {"MIN_SCALE": 0.5, "MAX_SCALE": 2.0},
         "DATASETS": {"CUSTOM": {"own": {"FORMAT": "labelme", "CLASS_NAMES": ["a: b", "#é", "true"]}}},
     }
+
+
+def test_gradients_that_are_accumulated(base: CfgNode, photographs: Inspection) -> None:
+    alone = values(base, photographs)
+    given = {"SOLVER.GRADIENT_ACCUMULATION_STEPS": 4}
+    chosen = values(base, photographs, given=given, processes=2)
+    assert chosen["SOLVER.IMS_PER_BATCH"] == 8 * alone["SOLVER.IMS_PER_BATCH"]
+    assert chosen["SOLVER.BASE_LR"] == pytest.approx(8 * alone["SOLVER.BASE_LR"])
+    with pytest.raises(
+        ValueError, match=r"SOLVER\.IMS_PER_BATCH is 4, expected a multiple of 8: 2 process\(es\) times"
+    ):
+        values(base, photographs, given={**given, "SOLVER.IMS_PER_BATCH": 4}, processes=2)
