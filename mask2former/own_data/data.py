@@ -104,6 +104,20 @@ def read_own_data(given: Given, val_given: Given | None, val_fraction: float, *,
     inspections = {name: part.inspect() for name, part in parts.items()}
     if inspections["own_train"].most_segments == 0:
         raise DataError([*faults, Fault(entry["IMAGES"], "no image shows anything to learn; annotate some of them.")])
+    if lonely := _only_class(inspections["own_train"]):
+        message = f"all that is labelled is of the class {lonely}, so there is nothing to tell apart."
+        if entry["FORMAT"] == "id_png":
+            message += (
+                " If its PNGs have 0 and 255: 255 is unlabelled there, so give a table of colours as --classes, with "
+                "lines such as 0 0 0 background and 255 255 255 object."
+            )
+        raise DataError([*faults, Fault(entry["CLASSES"] if "CLASSES" in entry else entry["IMAGES"], message)])
+    if "own_val" in inspections and inspections["own_val"].most_segments == 0:
+        message = (
+            "no image for validation shows anything, so there is nothing to judge a model by; annotate some, or name "
+            "others (--val-data)."
+        )
+        raise DataError([*faults, Fault(parts["own_val"].entry["IMAGES"], message)])
     return OwnData(
         entries={name: part.entry | ({"SKIP_BAD": True} if faults else {}) for name, part in parts.items()},
         images={name: part.names() for name, part in parts.items()},
@@ -126,3 +140,10 @@ def _check_classes(parts: Sequence[_Part]) -> None:
                 f"training has the classes {', '.join(parts[0].classes)}, and validation {', '.join(part.classes)}. "
                 "Both need the same, in the same order."
             )
+
+
+def _only_class(inspection: Inspection) -> str | None:
+    """The name of the one class of several that occurs, if it has no instances."""
+    present = [c for c in inspection.classes if c.segments]
+    is_lonely = len(present) == 1 < len(inspection.classes) and not present[0].isthing
+    return present[0].name if is_lonely else None

@@ -13,11 +13,13 @@ Record = dict[str, Any]
 def split_records(records: Sequence[Record], fraction: float) -> tuple[list[Record], list[Record]]:
     """Divide images at random, the same for the same images.
 
-    No class is lost to training: an image for validation that has a class which no image for training has goes over.
+    Of images that show nothing both parts get their share. No class is lost to training: an image for validation that
+    has a class which no image for training has goes over.
 
     Args:
         records: Dataset dicts.
-        fraction: Share for validation, 0 to less than 1; at least one image unless it is 0.
+        fraction: Share for validation, 0 to less than 1; at least one image unless it is 0, and one that
+            shows something if two do.
 
     Returns:
         Images for training, and for validation.
@@ -35,17 +37,26 @@ def split_records(records: Sequence[Record], fraction: float) -> tuple[list[Reco
     ordered = sorted(records, key=lambda record: record["file_name"])
     chosen = list(range(len(ordered)))
     random.Random(0).shuffle(chosen)
-    number = min(len(ordered) - 1, math.ceil(fraction * len(ordered))) if fraction > 0 else 0
-    validation = set(chosen[:number])
+    full = [i for i in chosen if _classes(ordered[i])]
+    empty = [i for i in chosen if not _classes(ordered[i])]
+    judging = full[: _share(fraction, len(full))]
+    validation = {*judging, *empty[: _share(fraction, len(ordered)) - len(judging)]}
     known = {c for i, record in enumerate(ordered) if i not in validation for c in _classes(record)}
-    for i in chosen[:number]:
-        if len(validation) > 1 and (lost := _classes(ordered[i]) - known):
+    left = len(judging)
+    for i in judging:
+        if left > 1 and (lost := _classes(ordered[i]) - known):
             validation.remove(i)
             known |= lost
+            left -= 1
     return (
         [record for i, record in enumerate(ordered) if i not in validation],
         [record for i, record in enumerate(ordered) if i in validation],
     )
+
+
+def _share(fraction: float, number: int) -> int:
+    """How many of so many images are for validation; not all of them."""
+    return min(max(number - 1, 0), math.ceil(fraction * number))
 
 
 def _classes(record: Record) -> set[int]:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import train_net
 from mask2former import cli
@@ -256,3 +258,24 @@ def test_names_that_are_not_utf8(train: Run, tmp_path: Path, capsys: pytest.Capt
         (Path(folder) / f"p00{suffix}").rename(Path(folder) / f"{os.fsdecode(bytes([0xFC]))}{suffix}")
     assert train(*data_words(tmp_path / "own", entry)) == 1
     assert re.search(r"own/images: the name '.*\.png' is not UTF-8\. Rename it", capsys.readouterr().err)
+
+
+def test_validation_that_shows_nothing(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = make_pictures(8)
+    write_data(tmp_path / "own", "coco_instance", pictures)
+    write_data(tmp_path / "val", "coco_instance", [picture for picture in pictures if not picture.boxes])
+    assert train("--data", tmp_path / "own/coco.json", "--val-data", tmp_path / "val/coco.json") == 1
+    assert "val/images: no image for validation shows anything" in capsys.readouterr().err
+
+
+def test_masks_of_0_and_255(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_data(tmp_path / "own", "id_png", make_pictures(4))
+    shutil.rmtree(tmp_path / "own/instances")
+    for file in (tmp_path / "own/classes").iterdir():
+        Image.fromarray(np.where(np.array(Image.open(file)), 255, 0).astype(np.uint8)).save(file)
+    words = ("--data", tmp_path / "own", "--classes", tmp_path / "classes.txt")
+    (tmp_path / "classes.txt").write_text("background\nbrick\n")
+    assert train(*words) == 1
+    assert "own/classes: all that is labelled is of the class background" in capsys.readouterr().err
+    (tmp_path / "classes.txt").write_text("0 0 0 background\n255 255 255 brick\n")
+    assert train(*words) == 0

@@ -37,6 +37,18 @@ def test_no_class_is_lost_to_training() -> None:
         assert any(record["annotations"][0]["category_id"] == 1 for record in train)
 
 
+def test_validation_shows_something() -> None:
+    every = records(*[()] * 95, *[(0,)] * 5)
+    train, val = split_records(every, 0.1)
+    assert (len(train), len(val)) == (90, 10)
+    assert sum(bool(record["annotations"]) for record in val) == 1
+    _, val = split_records(records(*[()] * 8, (0,), (1,)), 0.3)  # each has a class of its own
+    assert sum(bool(record["annotations"]) for record in val) == 1
+    train, val = split_records(records(*[()] * 9, (0,)), 0.3)
+    assert (len(train), len(val)) == (7, 3)
+    assert any(record["annotations"] for record in train)
+
+
 def test_wrong_fractions() -> None:
     with pytest.raises(ValueError, match=r"--val-fraction is -0\.1, expected 0 to less than 1"):
         split_records(records((0,), (0,)), -0.1)
