@@ -327,6 +327,15 @@ def test_models_for_a_reader_that_has_enough(repository: Path) -> None:
     assert process.returncode == 0
 
 
+def test_ctrl_c_has_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mask2former.cli.train.prepare_training", interrupt)
+    assert cli.main(["train", "--data", "own"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 def test_help_names_every_command(repository: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mask2former.cli", "--help"], capture_output=True, text=True, check=True, cwd=repository

@@ -7,6 +7,8 @@ from mask2former.cli.data import add_browse, add_inspect
 from mask2former.cli.models import add_benchmark, add_convert, add_demo, add_export, add_models
 from mask2former.cli.predict import add_predict
 from mask2former.cli.train import add_eval, add_train
+from mask2former.engine.run import INTERRUPTED
+from mask2former.inference.runs import complain
 
 __all__ = ["get_parser", "main"]
 
@@ -36,8 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; default: the process's own.
 
     Returns:
-        The exit code: 0, or 1 where something could not be done; each such thing has one line on stderr.
+        The exit code: 0, or 1 where something could not be done; each such thing has one line on stderr;
+        130 after Ctrl-C.
     """
     args = get_parser().parse_args(argv)
-    result: int = args.run(args)
+    try:
+        result: int = args.run(args)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
     return result

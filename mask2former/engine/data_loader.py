@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from mask2former.data import check_config_against_data
 from mask2former.engine.random_state import derive_seed, isolated_rng
 
-__all__ = ["TrainLoader", "build_train_loader"]
+__all__ = ["TrainLoader", "build_train_loader", "ignore_interrupts"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class TrainLoader:
             batch_sampler=itertools.islice(self._batches(), self.first_batch, None),
             num_workers=self.num_workers,
             collate_fn=_keep_list,
+            worker_init_fn=ignore_interrupts,
             generator=Generator(),  # else the loader would draw from the model's random numbers
         )
         return iter(loader)
@@ -137,6 +139,11 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper) -> TrainLoader:
         num_workers=parts["num_workers"],
         seed=seed,
     )
+
+
+def ignore_interrupts(_: int) -> None:
+    """For a loader's workers: Ctrl-C reaches them too, but it is their program that ends them, without an error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _micro_batch_size(cfg: CfgNode) -> int:

@@ -1,8 +1,10 @@
 """What ``train_net.py`` and the command ``mask2former`` run: one training or one evaluation."""
 
 import argparse
+import sys
 from typing import Any
 
+from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
@@ -13,7 +15,9 @@ from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.trainer import Trainer
 from mask2former.modeling.optimize import keep_freed_memory_of_program, prepare_for_inference
 
-__all__ = ["main", "run"]
+__all__ = ["INTERRUPTED", "main", "run"]
+
+INTERRUPTED = 130  # what shells say of a program that Ctrl-C has ended
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -47,5 +51,13 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the job in as many processes as it asks for."""
-    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+    """Run the job in as many processes as it asks for; Ctrl-C ends the program with a word on how to go on."""
+    url = args.dist_url
+    if args.num_machines == 1 and url == default_argument_parser().get_default("dist_url"):
+        url = "auto"  # Detectron2's default is one port for all programs of a user
+    try:
+        launch(main, args.num_gpus, args.num_machines, args.machine_rank, url, args=(args,))
+    except KeyboardInterrupt:
+        hint = "" if args.eval_only else ": --resume goes on from the last checkpoint"
+        print(f"Interrupted{hint}.", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -15,7 +15,7 @@ from torch import nn
 
 from mask2former.data import build_dataset_mapper
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
-from mask2former.engine.data_loader import TrainLoader, build_train_loader
+from mask2former.engine.data_loader import TrainLoader, build_train_loader, ignore_interrupts
 from mask2former.engine.hooks import (
     BestCheckpointer,
     EarlyStopping,
@@ -143,7 +143,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
-        return build_detection_test_loader(cfg, dataset_name, mapper=build_dataset_mapper(cfg, is_train=False))
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=build_dataset_mapper(cfg, is_train=False))
+        loader.worker_init_fn = ignore_interrupts
+        return loader
 
     @classmethod
     def test(

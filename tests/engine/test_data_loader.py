@@ -1,6 +1,7 @@
 import itertools
 import pickle
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -44,6 +45,14 @@ def test_epochs_differ_in_order_and_augmentation():
 
 def test_workers_change_nothing():
     assert take(make(num_workers=2), 7) == take(make(), 7)
+
+
+def test_ctrl_c_is_left_to_the_program_that_has_the_workers():
+    def tell(record: dict) -> dict:
+        return {**record, "on_ctrl_c": signal.getsignal(signal.SIGINT)}
+
+    ((sample, _),) = take(make(mapper=tell, num_workers=1), 1)
+    assert sample["on_ctrl_c"] is signal.SIG_IGN
 
 
 def test_a_closure_reaches_workers_that_are_not_forked():

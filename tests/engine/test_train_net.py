@@ -175,3 +175,32 @@ def test_impossible_augmentation_is_refused_before_the_usual_evaluation(toy, toy
     with pytest.raises(ValueError, match="Set TILE_SIZE 0"):
         train_net.main(parse(["--eval-only", *toy.options(OUTPUT_DIR=tmp_path, **AUGMENTED, **tiles)]))
     assert not (tmp_path / "inference").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"), [([], ": --resume goes on from the last checkpoint"), (["--eval-only"], "")]
+)
+def test_ctrl_c_has_one_line(monkeypatch, capsys, options, hint):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "launch", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        run.run(parse(options))
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == f"Interrupted{hint}.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "url"),
+    [
+        ([], "auto"),
+        (["--dist-url", "tcp://127.0.0.1:2"], "tcp://127.0.0.1:2"),
+        (["--num-machines", "2"], parse([]).dist_url),
+    ],
+)
+def test_programs_that_run_at_once_have_ports_of_their_own(monkeypatch, options, url):
+    urls = []
+    monkeypatch.setattr(run, "launch", lambda *given, args: urls.append(given[-1]))
+    run.run(parse(options))
+    assert urls == [url]
