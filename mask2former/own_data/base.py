@@ -52,6 +52,8 @@ def find_base(weights: str | None, config_file: str) -> Base:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cuda"  # a machine without GPU takes its CPU, and another may have one
+    if cfg.MODEL.WEIGHTS and Path(cfg.MODEL.WEIGHTS).exists():
+        cfg.MODEL.WEIGHTS = str(Path(cfg.MODEL.WEIGHTS).absolute())  # the training may go on from another folder
     cfg.DATASETS.CUSTOM = CfgNode(new_allowed=True)
     return Base(cfg, fine_tuned=weights is not None)
 

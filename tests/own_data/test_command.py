@@ -21,6 +21,7 @@ from mask2former import cli
 from mask2former.engine import load_config
 from mask2former.inference import Segmenter
 from mask2former.inference.loading import model_config
+from mask2former.own_data.base import find_base
 from tests.brick_data import FORMATS, NAMES, make_pictures, write_data
 from tests.engine.test_train_net import parse
 from tests.engine.test_wandb_logger import FakeWandb
@@ -279,3 +280,12 @@ def test_masks_of_0_and_255(train: Run, tmp_path: Path, capsys: pytest.CaptureFi
     assert "own/classes: all that is labelled is of the class background" in capsys.readouterr().err
     (tmp_path / "classes.txt").write_text("0 0 0 background\n255 255 255 brick\n")
     assert train(*words) == 0
+
+
+def test_weights_beside_are_found_from_elsewhere(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "start.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    assert str(tmp_path / "start.pth") == find_base("start.pth", str(tiny_base)).cfg.MODEL.WEIGHTS
+    assert find_base("https://example.org/a.pth", str(tiny_base)).cfg.MODEL.WEIGHTS == "https://example.org/a.pth"
