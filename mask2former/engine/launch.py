@@ -119,6 +119,7 @@ def _run_in_world(main: Callable[..., Any], local_size: int, args: tuple[Any, ..
     comm.create_local_process_group(local_size)
     comm.synchronize()
     main(*args)
+    comm.synchronize()  # where one process is gone, those that still wait for it may end in an abort
     dist.destroy_process_group()
 
 
