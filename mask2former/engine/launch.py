@@ -12,7 +12,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.engine import launch as launch_on_gpus
 from detectron2.utils import comm
 
-__all__ = ["check_address", "check_num_gpus", "launch"]
+__all__ = ["check_address", "check_num_gpus", "is_own_address", "launch"]
 
 _TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}  # in the environment of its processes
 
@@ -61,15 +61,20 @@ def check_num_gpus(number: int) -> None:
 def check_address(num_machines: int, dist_url: str | None) -> None:
     """Raise ValueError if several machines have no ``--dist-url`` in common: each would wait for the others in vain.
 
-    Detectron2's default is a port of this machine's own. torchrun decides otherwise, and then it is ignored.
+    torchrun decides otherwise, and then it is ignored.
     """
     if num_machines < 2 or _TORCHRUN.issubset(os.environ):
         return
-    if dist_url in (None, "auto", default_argument_parser().get_default("dist_url")):
+    if is_own_address(dist_url):
         raise ValueError(
             f"--dist-url is {dist_url!r}, but there are {num_machines} machines; give one that all of them reach, such "
             "as tcp://<the first machine>:29500."
         )
+
+
+def is_own_address(dist_url: str | None) -> bool:
+    """Whether a ``--dist-url`` names no other machine: none, "auto", and Detectron2's default, one port for a user."""
+    return dist_url in (None, "auto", default_argument_parser().get_default("dist_url"))
 
 
 def _join_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> None:

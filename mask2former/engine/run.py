@@ -4,12 +4,11 @@ import argparse
 import sys
 from typing import Any
 
-from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
-from mask2former.engine.launch import launch
+from mask2former.engine.launch import is_own_address, launch
 from mask2former.engine.setup import setup, warn_of_starting_weights
 from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.trainer import Trainer
@@ -52,9 +51,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the job in as many processes as it asks for; Ctrl-C ends the program with a word on how to go on."""
-    url = args.dist_url
-    if args.num_machines == 1 and url == default_argument_parser().get_default("dist_url"):
-        url = "auto"  # Detectron2's default is one port for all programs of a user
+    is_alone = args.num_machines == 1 and is_own_address(args.dist_url)
+    url = "auto" if is_alone else args.dist_url  # a port of its own, for other programs may run
     try:
         launch(main, args.num_gpus, args.num_machines, args.machine_rank, url, args=(args,))
     except KeyboardInterrupt:
