@@ -276,6 +276,10 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = "auto"
     # Micro-batches that IMS_PER_BATCH is divided into; their gradients are averaged before the optimizer's step.
     cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS = 1
+    # On a GPU, record the network's forward and backward pass as CUDA graphs, because launching their kernels one by
+    # one takes longer than the kernels do. For batches of one size, or up to four; not with FSDP or activation
+    # checkpointing.
+    cfg.SOLVER.CUDA_GRAPHS = False
     # A step whose losses or gradients are infinite or NaN is skipped with a warning and counted (skipped_steps in the
     # metrics). The run ends with an error when more than this many in a row are; 0 ends it at the first.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 10

@@ -8,13 +8,21 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
-from mask2former.modeling.optimize import optimize_for_inference
+from mask2former.modeling.mask_former import MaskFormer
+from mask2former.modeling.optimize import optimize_for_inference, prepare_for_training, record_training_graphs
 from mask2former.ops.masks import has_native_masks
 from tests.modeling.sure_model import INFERENCE, build, make_batch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 GPU = "cuda"
+SWIN = {
+    "BACKBONE.NAME": "D2SwinTransformer",
+    "SWIN.EMBED_DIM": 16,
+    "SWIN.DEPTHS": [2, 2, 1, 1],
+    "SWIN.NUM_HEADS": [1, 2, 2, 4],
+    "SWIN.DROP_PATH_RATE": 0.3,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +59,51 @@ def test_a_step_of_training(tiny_cfg: CfgNode, dtype: torch.dtype) -> None:
     assert loss.isfinite()
     # In half precision they may overflow, for there is no scale here.
     assert dtype == torch.float16 or all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+def test_training_by_graphs(tiny_cfg: CfgNode, dtype: torch.dtype, backbone: str) -> None:
+    """Batches of two sizes, two of them to a step."""
+    plain, graphed = (_trained(tiny_cfg, SWIN if backbone == "swin" else {}) for _ in range(2))
+    record_training_graphs(graphed)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, fused=True)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.02
+    for step in range(4):
+        losses = []
+        for model in (plain, graphed):
+            torch.manual_seed(step)
+            model.zero_grad()
+            for batch in (make_batch(), make_batch()[1:]):
+                with torch.autocast(GPU, dtype=dtype, enabled=dtype != torch.float32):
+                    losses.append(1e-3 * torch.stack(list(model(batch).values())).sum())  # float16 must not overflow
+                losses[-1].backward()
+        torch.testing.assert_close(losses[2:], losses[:2], atol=0, rtol=tolerance)
+        expected, found = ({n: p.grad for n, p in x.named_parameters() if p.grad is not None} for x in (plain, graphed))
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= tolerance * (gradient.norm() + 1e-3), name
+        optimizer.step()
+        graphed.load_state_dict(plain.state_dict())
+    assert len(graphed.run_network._recordings) == 2  # type: ignore[attr-defined]
+
+
+def test_random_numbers_of_graphs(tiny_cfg: CfgNode) -> None:
+    """Dropout draws from the generator, from which recording takes nothing."""
+    model = _trained(tiny_cfg, {"MASK_FORMER.DROPOUT": 0.5})
+    record_training_graphs(model)
+    losses = []
+    for seed in (0, 0, 1, 0):
+        torch.manual_seed(seed)
+        losses.append(torch.stack(list(model(make_batch()).values())).sum())
+        losses[-1].backward()
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(losses[3], losses[0])
+    assert abs(losses[2] - losses[0]) > 1e-3 * losses[0]
+
+
+def _trained(cfg: CfgNode, changes: dict[str, object]) -> MaskFormer:
+    return prepare_for_training(build(cfg, changes).train().to(GPU))  # type: ignore[return-value]
 
 
 @pytest.mark.usefixtures("_waiting_is_an_error")

@@ -5,6 +5,7 @@ from .build import prepare_for_inference
 from .inference import optimize_for_inference
 from .memory import keep_freed_memory, keep_freed_memory_of_program
 from .training import prepare_for_training
+from .training_graphs import record_training_graphs
 
 __all__ = [
     "cpu_has_bfloat16",
@@ -13,4 +14,5 @@ __all__ = [
     "optimize_for_inference",
     "prepare_for_inference",
     "prepare_for_training",
+    "record_training_graphs",
 ]

@@ -1,0 +1,202 @@
+"""What surrounds CUDA graphs in training, with graphs made of the CPU; ``tests/modeling/test_gpu.py`` has real ones."""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from mask2former.modeling.mask_former import MaskFormer
+from mask2former.modeling.optimize.training_graphs import RecordedNetwork, record_training_graphs
+from tests.modeling.sure_model import build, make_batch
+
+
+def make_graphs(module: nn.Module, sample_args: tuple[Tensor], *, allow_unused_input: bool, pool: object) -> None:
+    """As PyTorch's: whatever a pass reads or writes stays where it was when it was recorded."""
+    assert allow_unused_input
+    assert not (torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled())
+    assert pool is not None
+    (images,), run = sample_args, module.forward
+    parameters = [x for x in module.parameters() if x.requires_grad]
+    for _ in range(3):
+        recorded = run(images)
+    outputs = [x.detach().clone() for x in recorded]
+    grad_outputs = [torch.empty_like(x) for x in outputs]
+    gradients = [torch.empty_like(x) for x in parameters]
+
+    class Graphed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, given: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+            images.copy_(given)
+            nonlocal recorded
+            with torch.enable_grad():
+                recorded = run(images)
+            for to, x in zip(outputs, recorded, strict=True):
+                to.copy_(x)
+            return tuple(x.detach() for x in outputs)
+
+        @staticmethod
+        def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+            for to, x in zip(grad_outputs, given, strict=True):
+                to.copy_(x)
+            computed = torch.autograd.grad(recorded, parameters, grad_outputs, allow_unused=True)
+            used = []
+            for to, gradient in zip(gradients, computed, strict=True):
+                used.append(None if gradient is None else to.copy_(gradient).detach())
+            return None, *used
+
+    module.forward = lambda given: Graphed.apply(given, *parameters)  # type: ignore[method-assign]
+
+
+@pytest.fixture(autouse=True)
+def _graphs_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphs)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    with torch.random.fork_rng():
+        monkeypatch.setattr(torch.random, "fork_rng", lambda _: nullcontext())
+        yield
+
+
+def recorded(model: MaskFormer) -> MaskFormer:
+    """A copy that is recorded."""
+    model = copy.deepcopy(model)
+    model.run_network = RecordedNetwork(model.run_network, model)  # type: ignore[method-assign]
+    return model
+
+
+def count_recordings(model: MaskFormer) -> int:
+    assert isinstance(model.run_network, RecordedNetwork)
+    return len(model.run_network._recordings)
+
+
+def total_loss(model: MaskFormer, batch: list[dict[str, Any]], seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    return torch.stack(list(model(batch).values())).sum()
+
+
+def assert_same_gradients(model: nn.Module, expected: nn.Module) -> None:
+    for (name, ours), theirs in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        if ours.grad is not None and theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.fixture
+def model(tiny_cfg: CfgNode) -> MaskFormer:
+    return build(tiny_cfg, {}).train()
+
+
+def test_steps_are_those_without_graphs(model: MaskFormer) -> None:
+    graphed = recorded(model)
+    optimizers = [torch.optim.SGD(x.parameters(), lr=1e-3) for x in (model, graphed)]
+    for step in range(3):
+        batch = make_batch()[step % 2 :]
+        losses = [total_loss(x, batch, step) for x in (model, graphed)]
+        torch.testing.assert_close(losses[1], losses[0])
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+        assert_same_gradients(graphed, model)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert count_recordings(graphed) == 2
+
+
+def test_gradients_add_up(model: MaskFormer) -> None:
+    """Where they are recorded, the next backward pass writes."""
+    graphed = recorded(model)
+    for each in (model, graphed):
+        for seed in range(3):
+            total_loss(each, make_batch(), seed).backward()
+    assert_same_gradients(graphed, model)
+
+
+def test_two_passes_before_a_backward_pass(model: MaskFormer) -> None:
+    graphed = recorded(model)
+    for each in (model, graphed):
+        (total_loss(each, make_batch(), 0) + total_loss(each, make_batch()[::-1], 1)).backward()
+    assert_same_gradients(graphed, model)
+
+
+def test_a_pass_without_a_backward_pass_is_forgotten(model: MaskFormer) -> None:
+    graphed = recorded(model)
+    total_loss(graphed, make_batch(), 0)
+    assert graphed.run_network._pending() is None  # type: ignore[attr-defined]
+
+
+def test_only_training_is_recorded(model: MaskFormer) -> None:
+    graphed = recorded(model)
+    with torch.no_grad():
+        graphed(make_batch())
+        graphed.eval()(make_batch())
+    assert count_recordings(graphed) == 0
+
+
+def test_four_sizes(model: MaskFormer, caplog: pytest.LogCaptureFixture) -> None:
+    graphed = recorded(model)
+    batch = make_batch()[:1]
+    with caplog.at_level(logging.WARNING):
+        for width in (32, 64, 96, 128, 160, 192, 32):
+            batch[0]["image"] = torch.rand(3, 64, width)
+            batch[0]["instances"] = batch[0]["instances"][:0]
+            batch[0]["instances"].gt_masks = torch.zeros(0, 64, width, dtype=torch.bool)
+            del batch[0]["ignore_mask"]
+            batch[0]["ignore_mask"] = torch.zeros(64, width, dtype=torch.bool)
+            total_loss(graphed, batch, 0).backward()
+    assert count_recordings(graphed) == 4
+    assert len(caplog.records) == 1
+
+
+def test_weights_elsewhere_are_recorded_anew(model: MaskFormer) -> None:
+    graphed = recorded(model)
+    total_loss(graphed, make_batch(), 0).backward()
+    weight = graphed.sem_seg_head.predictor.query_feat.weight
+    weight.data = 2 * weight.data
+    model.load_state_dict(graphed.state_dict())
+    torch.testing.assert_close(total_loss(graphed, make_batch(), 0), total_loss(model, make_batch(), 0))
+    assert count_recordings(graphed) == 2
+
+
+def test_freezing_is_seen(model: MaskFormer) -> None:
+    graphed = recorded(model)
+    for each in (model, graphed):
+        each.backbone.requires_grad_(False)
+        total_loss(each, make_batch(), 0).backward()
+        each.zero_grad()
+        each.backbone.requires_grad_(True)
+        total_loss(each, make_batch(), 1).backward()
+    assert_same_gradients(graphed, model)
+
+
+def test_batch_norms_do_not_count_the_recording(model: MaskFormer) -> None:
+    model.backbone.norm = nn.BatchNorm2d(3)
+    run = model.backbone.forward
+    model.backbone.forward = lambda images: run(model.backbone.norm(images))
+    graphed = model
+    graphed.run_network = RecordedNetwork(graphed.run_network, graphed)  # type: ignore[method-assign]
+    total_loss(graphed, make_batch(), 0)
+    assert graphed.backbone.norm.num_batches_tracked == 1
+
+
+def test_copies_are_their_own(model: MaskFormer) -> None:
+    graphed = recorded(model)
+    total_loss(graphed, make_batch(), 0).backward()
+    other = copy.deepcopy(graphed)
+    with torch.no_grad():
+        other.sem_seg_head.predictor.query_feat.weight.mul_(2)
+    model.load_state_dict(other.state_dict())
+    assert count_recordings(other) == 0
+    torch.testing.assert_close(total_loss(other, make_batch(), 0), total_loss(model, make_batch(), 0))
+
+
+def test_needs_a_gpu(model: MaskFormer) -> None:
+    with pytest.raises(ValueError, match=r"SOLVER.CUDA_GRAPHS .* is a MaskFormer on 'cpu'"):
+        record_training_graphs(model)
+    with pytest.raises(ValueError, match="is a Linear on"):
+        record_training_graphs(nn.Linear(2, 2))
