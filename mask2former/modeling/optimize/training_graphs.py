@@ -7,10 +7,11 @@ shapes depend on how many targets there are.
 import logging
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..mask_former import MaskFormer
@@ -59,7 +60,7 @@ class RecordedNetwork:
     def __init__(self, network: Network, model: nn.Module) -> None:
         self._network = network
         self._model = model
-        self._recordings: dict[Any, _TensorNetwork] = {}
+        self._recordings: dict[Any, _Recording] = {}
         self._pool: Any = None  # of memory, for all recordings, which play one after the other
         self._pending: Callable[[], Any] = _nothing  # the backward pass that is still to come, if any
 
@@ -78,15 +79,15 @@ class RecordedNetwork:
             if len(self._recordings) == _MAX_RECORDINGS:
                 return self._network(images)
             self._recordings[key] = self._record(images)
-        network = self._recordings[key]
+        recording = self._recordings[key]
         # PyTorch keeps a recording's gradients where it writes them, and the next time would write over those that are
         # to be added to.
         for parameter in self._model.parameters():
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()
-        outputs = network(images)
+        outputs = recording.play(images, *self._model.parameters())
         self._wait_for_backward(outputs)
-        return network.predictions(outputs)
+        return recording.network.predictions(outputs)
 
     def _wait_for_backward(self, outputs: Sequence[Tensor]) -> None:
         node = outputs[0].grad_fn  # of all outputs
@@ -97,7 +98,7 @@ class RecordedNetwork:
     def _end_pending(self, _: Any) -> None:
         self._pending = _nothing
 
-    def _record(self, images: Tensor) -> "_TensorNetwork":
+    def _record(self, images: Tensor) -> "_Recording":
         _logger.info(f"SOLVER.CUDA_GRAPHS: recording the network for batches of {tuple(images.shape)}.")
         if len(self._recordings) == _MAX_RECORDINGS - 1:
             _logger.warning(
@@ -106,6 +107,9 @@ class RecordedNetwork:
             )
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         network = _TensorNetwork(self._network, self._model)
+        # Not the parameters, but their memory: what accumulates the gradients of those, which DistributedDataParallel
+        # keeps, belongs to another stream.
+        weights = [x.detach().requires_grad_(x.requires_grad) for x in network.parameters()]
         autocast = torch.autocast(
             "cuda",
             torch.get_autocast_dtype("cuda"),
@@ -114,15 +118,23 @@ class RecordedNetwork:
         )
         with torch.cuda.device(images.device), torch.random.fork_rng([images.device]), autocast:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            torch.cuda.make_graphed_callables(network, (images.clone(),), allow_unused_input=True, pool=self._pool)
+            play: Any = torch.cuda.make_graphed_callables(
+                network.run, (images.clone(), *weights), allow_unused_input=True, pool=self._pool
+            )
         for buffer, before in buffers:  # the network ran a few times to warm up, which batch norms have counted
             buffer.copy_(before)
         torch.cuda.empty_cache()  # of what that took
-        return network
+        return _Recording(play, network)
 
 
 def _nothing() -> None:
     return None
+
+
+class _Recording(NamedTuple):
+    play: Callable[..., tuple[Tensor, ...]]
+    """From images and the model's parameters to what ``network.forward`` gives."""
+    network: "_TensorNetwork"
 
 
 class _TensorNetwork(nn.Module):
@@ -134,6 +146,12 @@ class _TensorNetwork(nn.Module):
         self.model = model  # its parameters are this module's
         self.spec: TreeSpec
         self.places: list[list[int]] = []
+
+    def run(self, images: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        """What :meth:`forward` gives with other tensors for its parameters, in their order."""
+        names = [name for name, _ in self.named_parameters()]
+        outputs: tuple[Tensor, ...] = functional_call(self, dict(zip(names, weights, strict=True)), (images,))
+        return outputs
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """What :meth:`predictions` needs. The per-pixel embedding, which many masks share, is there once."""

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,26 +16,30 @@ from mask2former.modeling.optimize.training_graphs import RecordedNetwork, recor
 from tests.modeling.sure_model import build, make_batch
 
 
-def make_graphs(module: nn.Module, sample_args: tuple[Tensor], *, allow_unused_input: bool, pool: object) -> None:
+def make_graphs(
+    run: Callable[..., tuple[Tensor, ...]], sample_args: tuple[Tensor, ...], *, allow_unused_input: bool, pool: object
+) -> Callable[..., tuple[Tensor, ...]]:
     """As PyTorch's: whatever a pass reads or writes stays where it was when it was recorded."""
     assert allow_unused_input
     assert not (torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled())
     assert pool is not None
-    (images,), run = sample_args, module.forward
-    parameters = [x for x in module.parameters() if x.requires_grad]
+    assert not any(isinstance(x, nn.Parameter) for x in sample_args)  # which DistributedDataParallel has hooks on
+    images, *weights = sample_args
+    trained = [x for x in weights if x.requires_grad]
     for _ in range(3):
-        recorded = run(images)
+        recorded = run(*sample_args)
     outputs = [x.detach().clone() for x in recorded]
     grad_outputs = [torch.empty_like(x) for x in outputs]
-    gradients = [torch.empty_like(x) for x in parameters]
+    gradients = {x: torch.empty_like(x) for x in trained}
 
     class Graphed(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, given: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+        def forward(ctx: Any, given: Tensor, *given_weights: Tensor) -> tuple[Tensor, ...]:
+            assert all(x.data_ptr() == y.data_ptr() for x, y in zip(weights, given_weights, strict=True))
             images.copy_(given)
             nonlocal recorded
             with torch.enable_grad():
-                recorded = run(images)
+                recorded = run(*sample_args)
             for to, x in zip(outputs, recorded, strict=True):
                 to.copy_(x)
             return tuple(x.detach() for x in outputs)
@@ -44,13 +48,11 @@ def make_graphs(module: nn.Module, sample_args: tuple[Tensor], *, allow_unused_i
         def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
             for to, x in zip(grad_outputs, given, strict=True):
                 to.copy_(x)
-            computed = torch.autograd.grad(recorded, parameters, grad_outputs, allow_unused=True)
-            used = []
-            for to, gradient in zip(gradients, computed, strict=True):
-                used.append(None if gradient is None else to.copy_(gradient).detach())
-            return None, *used
+            computed = torch.autograd.grad(recorded, trained, grad_outputs, allow_unused=True)
+            used = {x: gradients[x].copy_(y).detach() for x, y in zip(trained, computed, strict=True) if y is not None}
+            return None, *map(used.get, weights)
 
-    module.forward = lambda given: Graphed.apply(given, *parameters)  # type: ignore[method-assign]
+    return Graphed.apply  # type: ignore[no-any-return]
 
 
 @pytest.fixture(autouse=True)
