@@ -15,6 +15,7 @@ from torch import nn
 
 from mask2former.data import build_dataset_mapper
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
+from mask2former.engine.cuda_graphs import use_graphs
 from mask2former.engine.data_loader import TrainLoader, build_train_loader, ignore_interrupts
 from mask2former.engine.hooks import (
     BestCheckpointer,
@@ -35,7 +36,7 @@ from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.train_loop import StepTrainer
 from mask2former.engine.wandb_logger import WandbLogger
 from mask2former.evaluation import build_evaluator
-from mask2former.modeling.optimize import prepare_for_training, record_training_graphs
+from mask2former.modeling.optimize import prepare_for_training
 
 __all__ = ["Trainer"]
 
@@ -55,9 +56,7 @@ class Trainer(DefaultTrainer):
         cfg = _with_seed(self.auto_scale_workers(cfg, comm.get_world_size()))
         seed_all(derive_seed(cfg.SEED))  # the first weights
         model = prepare_for_training(self.build_model(cfg))
-        if cfg.SOLVER.CUDA_GRAPHS:
-            _check_graphs(cfg)
-            record_training_graphs(model)
+        use_graphs(cfg, model)
         parallel_model = parallelize(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = StepTrainer(
@@ -177,16 +176,6 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder)
-
-
-def _check_graphs(cfg: CfgNode) -> None:
-    for key, is_on in (
-        ("MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING", bool(cfg.MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING)),
-        ("MODEL.SWIN.USE_CHECKPOINT", cfg.MODEL.SWIN.USE_CHECKPOINT),
-        ("SOLVER.FSDP.ENABLED", cfg.SOLVER.FSDP.ENABLED),
-    ):
-        if is_on:
-            raise ValueError(f"SOLVER.CUDA_GRAPHS and {key} are both on, but do not go together: turn one of them off.")
 
 
 def _with_seed(cfg: CfgNode) -> CfgNode:

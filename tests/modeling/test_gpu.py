@@ -16,13 +16,13 @@ from tests.modeling.sure_model import INFERENCE, build, make_batch
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 GPU = "cuda"
-SWIN = {
-    "BACKBONE.NAME": "D2SwinTransformer",
-    "SWIN.EMBED_DIM": 16,
-    "SWIN.DEPTHS": [2, 2, 1, 1],
-    "SWIN.NUM_HEADS": [1, 2, 2, 4],
-    "SWIN.DROP_PATH_RATE": 0.3,
-}
+# What each backbone changes in the configuration; {} is that of the tests.
+BACKBONES: dict[str, dict[str, object]] = {
+    "resnet": {},
+    "swin": {"BACKBONE.NAME": "D2SwinTransformer", "SWIN.EMBED_DIM": 16, "SWIN.DEPTHS": [2, 2, 1, 1],
+             "SWIN.NUM_HEADS": [1, 2, 2, 4], "SWIN.DROP_PATH_RATE": 0.3},
+    "timm": {"BACKBONE.NAME": "TimmBackbone", "TIMM.NORM": "BN"},
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +62,10 @@ def test_a_step_of_training(tiny_cfg: CfgNode, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_training_by_graphs(tiny_cfg: CfgNode, dtype: torch.dtype, backbone: str) -> None:
     """Batches of two sizes, two of them to a step."""
-    plain, graphed = (_trained(tiny_cfg, SWIN if backbone == "swin" else {}) for _ in range(2))
+    plain, graphed = (_trained(tiny_cfg, BACKBONES[backbone]) for _ in range(2))
     record_training_graphs(graphed)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, fused=True)
     tolerance = 1e-4 if dtype == torch.float32 else 0.02
@@ -81,8 +81,9 @@ def test_training_by_graphs(tiny_cfg: CfgNode, dtype: torch.dtype, backbone: str
         torch.testing.assert_close(losses[2:], losses[:2], atol=0, rtol=tolerance)
         expected, found = ({n: p.grad for n, p in x.named_parameters() if p.grad is not None} for x in (plain, graphed))
         assert found.keys() == expected.keys()
+        least = max(gradient.norm() for gradient in expected.values()) / 50  # near float16's smallest numbers
         for name, gradient in expected.items():
-            assert (found[name] - gradient).norm() <= tolerance * (gradient.norm() + 1e-3), name
+            assert (found[name] - gradient).norm() <= tolerance * (gradient.norm() + least), name
         optimizer.step()
         graphed.load_state_dict(plain.state_dict())
     assert len(graphed.run_network._recordings) == 2  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ shapes depend on how many targets there are.
 """
 
 import logging
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -39,7 +40,8 @@ def record_training_graphs(model: nn.Module) -> None:
             activation checkpointing does for the state of random numbers.
 
     Raises:
-        ValueError: if the model is not a :class:`MaskFormer` on a GPU.
+        ValueError: if the model is not a :class:`MaskFormer` on a GPU. At the first images, RuntimeError if the network
+            cannot be recorded, after which the process cannot go on.
     """
     if not isinstance(model, MaskFormer) or model.device.type != "cuda":
         raise ValueError(
@@ -118,9 +120,7 @@ class RecordedNetwork:
         )
         with torch.cuda.device(images.device), torch.random.fork_rng([images.device]), autocast:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            play: Any = torch.cuda.make_graphed_callables(
-                network.run, (images.clone(), *weights), allow_unused_input=True, pool=self._pool
-            )
+            play = _make_graphs(network.run, (images.clone(), *weights), self._pool)
         for buffer, before in buffers:  # the network ran a few times to warm up, which batch norms have counted
             buffer.copy_(before)
         torch.cuda.empty_cache()  # of what that took
@@ -129,6 +129,19 @@ class RecordedNetwork:
 
 def _nothing() -> None:
     return None
+
+
+def _make_graphs(run: Callable[..., tuple[Tensor, ...]], arguments: tuple[Tensor, ...], pool: Any) -> Any:
+    with warnings.catch_warnings():
+        # PyTorch before 2.15 warms up on one stream and records on another.
+        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
+        try:
+            return torch.cuda.make_graphed_callables(run, arguments, allow_unused_input=True, pool=pool)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"SOLVER.CUDA_GRAPHS: the network could not be recorded ({str(error).splitlines()[0]}). Perhaps there "
+                "is too little memory, or something in it waits for the GPU; set SOLVER.CUDA_GRAPHS to False."
+            ) from error
 
 
 class _Recording(NamedTuple):

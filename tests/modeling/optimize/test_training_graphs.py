@@ -197,6 +197,17 @@ def test_copies_are_their_own(model: MaskFormer) -> None:
     torch.testing.assert_close(total_loss(other, make_batch(), 0), total_loss(model, make_batch(), 0))
 
 
+def test_what_cannot_be_recorded(model: MaskFormer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore about it")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+    with pytest.raises(
+        RuntimeError, match=r"recorded \(CUDA error: .* capturing\)\. .* set SOLVER.CUDA_GRAPHS to False"
+    ):
+        total_loss(recorded(model), make_batch(), 0)
+
+
 def test_needs_a_gpu(model: MaskFormer) -> None:
     with pytest.raises(ValueError, match=r"SOLVER.CUDA_GRAPHS .* is a MaskFormer on 'cpu'"):
         record_training_graphs(model)
