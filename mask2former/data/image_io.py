@@ -1,5 +1,7 @@
 """Reading photographs and label PNGs, with one clear error for each way in which a file can be bad."""
 
+import functools
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 __all__ = ["image_size", "read_image", "read_label_image", "to_eight_bits", "verify_image"]
 
+_logger = logging.getLogger(__name__)
+
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSED = {5, 6, 7, 8}  # orientations that swap width and height
 # What a PNG has in it if it says how to turn it, in one of three ways, or has several frames.
@@ -25,7 +29,8 @@ def read_image(path: str | Path, image_format: str = "RGB", *, content: bytes | 
 
     Gray images become colour images of three equal channels. Images of 16 bits, 32 bits and floats have no fixed range
     (a 12-bit microscope writes 16-bit files), so each is stretched linearly from its 0.1 to its 99.9 percentile. NaN,
-    as maps have it where nothing was measured, does not count and becomes black.
+    as maps have it where nothing was measured, does not count and becomes black. Of several frames or pages it is the
+    first, with a warning.
 
     Args:
         path: Any file that Pillow opens.
@@ -153,8 +158,18 @@ def _opening(path: str | Path) -> Iterator[None]:
 
 def _load(path: str | Path, content: bytes | None = None) -> Image.Image:
     with _opened(path, content) as image:
+        # What a telephone adds to a JPEG, a preview or the dark part of a photograph, is no frame that anyone misses.
+        if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+            _warn_of_frames(str(path), frames)
         ImageOps.exif_transpose(image, in_place=True)  # reads it
         return image
+
+
+@functools.lru_cache(maxsize=10_000)
+def _warn_of_frames(path: str, frames: int) -> None:
+    _logger.warning(
+        f"{path}: has {frames} frames or pages, of which the first is read; write each to a file of its own."
+    )
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

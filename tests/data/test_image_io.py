@@ -210,6 +210,22 @@ def test_animated_pngs_are_what_pillow_makes_of_them(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.png", "a.jpg"])
+def test_the_first_of_several_frames(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    frames = [Image.new("L", (6, 4), grey) for grey in (10, 200)]
+    kind = "MPO" if name == "a.jpg" else None  # what telephones write, where nobody wants the second
+    frames[0].save(tmp_path / name, kind, save_all=True, append_images=frames[1:])
+    for _ in range(2):
+        assert abs(read_image(tmp_path / name).astype(int) - 10).max() <= 1
+    read_label_image(tmp_path / name)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == (
+        []
+        if kind
+        else [f"{tmp_path / name}: has 2 frames or pages, of which the first is read; write each to a file of its own."]
+    )
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 def test_sizes_are_of_turned_images(tmp_path: Path, suffix: str) -> None:
     path, exif = tmp_path / f"a.{suffix}", Image.Exif()
