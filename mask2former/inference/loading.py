@@ -31,8 +31,10 @@ def model_config(model: str | Path, weights: str | Path | None = None, opts: Seq
     Raises:
         FileNotFoundError: the model, its configuration or its weights are not there.
         OSError: it cannot be downloaded.
-        ValueError: it is no model.
+        ValueError: it is no model, or ``weights`` is empty.
     """
+    if weights == "":  # of a variable that is not set, perhaps
+        raise ValueError("weights is empty, which names no checkpoint; leave it out for those that go with the model.")
     path = Path(model).expanduser()
     if path.suffix.lower() in _CONFIG_SUFFIXES:
         if not path.is_file():

@@ -172,3 +172,8 @@ def test_an_exported_file_has_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").touch()
     with pytest.raises(ValueError, match=r"model\.onnx is an exported file, .*give the model that it was made of"):
         model_config(tmp_path / "model.onnx")
+
+
+def test_weights_that_are_empty() -> None:
+    with pytest.raises(ValueError, match="weights is empty, which names no checkpoint; leave it out"):
+        model_config("coco/panoptic/R50", weights="")
