@@ -15,7 +15,6 @@ from torch import nn
 
 from mask2former.data import build_dataset_mapper
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
-from mask2former.engine.cuda_graphs import use_graphs
 from mask2former.engine.data_loader import TrainLoader, build_train_loader, ignore_interrupts
 from mask2former.engine.hooks import (
     BestCheckpointer,
@@ -34,6 +33,7 @@ from mask2former.engine.random_state import derive_seed, seed_all
 from mask2former.engine.sharding import unsharded
 from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.train_loop import StepTrainer
+from mask2former.engine.training_graphs import use_graphs
 from mask2former.engine.wandb_logger import WandbLogger
 from mask2former.evaluation import build_evaluator
 from mask2former.modeling.optimize import prepare_for_training

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from detectron2.config import CfgNode
 
 from mask2former.data import Inspection
-from mask2former.engine.cuda_graphs import WITHOUT_GRAPHS
 from mask2former.own_data.crops import Crops, choose_crops
 from mask2former.own_data.machine import Machine, images_that_fit
 
@@ -168,7 +167,6 @@ class _Settings:
             self._undo_tiles()
         self._choose_queries(crops)
         self._choose_batch(fits(crops.side), crops.side)
-        self._choose_graphs()
 
     def _undo_tiles(self) -> None:
         """The base may be a model that sees pictures in tiles, and at their own size."""
@@ -218,10 +216,6 @@ class _Settings:
             float(f"{rate * batch / before:.3g}"),
             f"{rate:g} for {before} images a batch, scaled with the batch",
         )
-
-    def _choose_graphs(self) -> None:
-        if self.plan.machine.gpu and not any(map(self.value, WITHOUT_GRAPHS)):
-            self.choose("SOLVER.CUDA_GRAPHS", True, "crops have one size, and a GPU need not wait for Python")
 
     def choose_schedule(self) -> None:
         plan = self.plan

@@ -4,16 +4,19 @@ Launching the kernels of a step from Python takes longer than a GPU takes for th
 shapes depend on how many targets there are.
 """
 
+import gc
 import logging
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from ..mask_former import MaskFormer
 from ..query_masks import QueryMasks
@@ -30,10 +33,11 @@ Network = Callable[[Tensor], dict[str, Any]]
 def record_training_graphs(model: nn.Module) -> None:
     """Let the network of a model that is trained be recorded at the first images of a size, in place.
 
-    Losses and gradients are those of the same kernels launched one by one. Batches of four sizes are recorded. Those of
-    others run as before, and so does what is not training: evaluation, passes without gradients, and one that comes
-    before the backward pass of the one before it. Weights may change, and random numbers are drawn from PyTorch's
-    generator, on which recording has no effect.
+    Losses and gradients are those of the same kernels launched one by one. Four recordings are made, of batches of
+    different sizes for example. Other batches run as before, and so does what is not training: evaluation, passes
+    without gradients, and one that comes before the backward pass of the one before it. Weights may change, and random
+    numbers are drawn from PyTorch's generator, on which recording has no effect. Hooks on modules in the network run
+    while it is recorded, not when that is played.
 
     Args:
         model: on a GPU. Its parameters and checkpoints stay the same. Nothing in its network may wait for the GPU, as
@@ -47,6 +51,11 @@ def record_training_graphs(model: nn.Module) -> None:
         raise ValueError(
             "SOLVER.CUDA_GRAPHS records the network of a MaskFormer on a GPU, but the model is a "
             f"{type(model).__name__} on {next(model.parameters()).device.type!r}; set it to False."
+        )
+    if model.has_own("forward"):
+        _logger.warning(
+            f"SOLVER.CUDA_GRAPHS records what run_network does, which {type(model).__name__}.forward has to call: if "
+            "it does not, it is trained without graphs."
         )
     model.run_network = RecordedNetwork(model.run_network, model)
 
@@ -63,25 +72,30 @@ class RecordedNetwork:
         self._network = network
         self._model = model
         self._recordings: dict[Any, _Recording] = {}
+        self._constants: list[Any] = []  # what all recordings take for granted
         self._pool: Any = None  # of memory, for all recordings, which play one after the other
         self._pending: Callable[[], Any] = _nothing  # the backward pass that is still to come, if any
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._network, self._model)
 
+    @property
+    def __func__(self) -> Any:
+        """The method that this stands for, for ``MaskFormer.has_own``."""
+        return getattr(self._network, "__func__", None)
+
     def __call__(self, images: Tensor) -> dict[str, Any]:
-        """As ``network``. Results are overwritten by those of the next batch of that size."""
+        """As ``network``. Results are overwritten by those of the next batch of that size.
+
+        Raises:
+            RuntimeError: if the network cannot be recorded; in a second backward pass of the same results.
+        """
         # Outputs and activations that a backward pass needs are where this forward pass would write.
         if not (self._model.training and torch.is_grad_enabled()) or self._pending() is not None:
             return self._network(images)
-        weights = [*self._model.parameters(), *self._model.buffers()]
-        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-        key = (images.shape, images.dtype, autocast, *((x.data_ptr(), x.requires_grad) for x in weights))
-        if key not in self._recordings:
-            if len(self._recordings) == _MAX_RECORDINGS:
-                return self._network(images)
-            self._recordings[key] = self._record(images)
-        recording = self._recordings[key]
+        recording = self._find(images)
+        if recording is None:
+            return self._network(images)
         # PyTorch keeps a recording's gradients where it writes them, and the next time would write over those that are
         # to be added to.
         for parameter in self._model.parameters():
@@ -91,38 +105,58 @@ class RecordedNetwork:
         self._wait_for_backward(outputs)
         return recording.network.predictions(outputs)
 
-    def _wait_for_backward(self, outputs: Sequence[Tensor]) -> None:
-        node = outputs[0].grad_fn  # of all outputs
-        if node is not None:
-            self._pending = weakref.ref(node)  # without a backward pass, it goes with the outputs
-            node.register_prehook(self._end_pending)
+    def _find(self, images: Tensor) -> "_Recording | None":
+        """The recording for these images, made where there is none; None where there are too many."""
+        constants = list(_constants(self._model))
+        if constants != self._constants:
+            self._recordings.clear()
+            self._pool = None  # which PyTorch frees with the last recording
+            self._constants = constants
+        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        switches = [x.requires_grad for x in self._model.parameters()], [x.training for x in self._model.modules()]
+        key = images.shape, images.dtype, autocast, *map(tuple, switches)
+        if key not in self._recordings and len(self._recordings) < _MAX_RECORDINGS:
+            self._recordings[key] = self._record(images)
+        return self._recordings.get(key)
 
-    def _end_pending(self, _: Any) -> None:
-        self._pending = _nothing
+    def _wait_for_backward(self, outputs: Sequence[Tensor]) -> None:
+        node = next((x.grad_fn for x in outputs if x.grad_fn is not None), None)  # of all outputs
+        if node is None:
+            return
+        self._pending = pending = weakref.ref(node)  # without a backward pass, it goes with the outputs
+
+        def end(_: Any) -> None:
+            if self._pending is not pending:
+                raise RuntimeError(
+                    "SOLVER.CUDA_GRAPHS: this is a second backward pass of one forward pass, whose activations are "
+                    "gone; set it to False."
+                )
+            self._pending = _nothing
+
+        node.register_prehook(end)
 
     def _record(self, images: Tensor) -> "_Recording":
         _logger.info(f"SOLVER.CUDA_GRAPHS: recording the network for batches of {tuple(images.shape)}.")
         if len(self._recordings) == _MAX_RECORDINGS - 1:
             _logger.warning(
-                f"SOLVER.CUDA_GRAPHS: this is the last of {_MAX_RECORDINGS} sizes; batches of others are trained on "
-                "without graphs. Crops of one size (INPUT.CROP, INPUT.IMAGE_SIZE) need one recording."
+                f"SOLVER.CUDA_GRAPHS: this is the last of {_MAX_RECORDINGS} recordings. There is one for each size of "
+                "batches and each choice of what is trained; what comes besides is trained on without graphs."
             )
-        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        buffers = [(buffer, buffer._version, buffer.clone()) for buffer in self._model.buffers()]
         network = _TensorNetwork(self._network, self._model)
         # Not the parameters, but their memory: what accumulates the gradients of those, which DistributedDataParallel
         # keeps, belongs to another stream.
         weights = [x.detach().requires_grad_(x.requires_grad) for x in network.parameters()]
-        autocast = torch.autocast(
-            "cuda",
-            torch.get_autocast_dtype("cuda"),
-            enabled=torch.is_autocast_enabled("cuda"),
-            cache_enabled=False,  # weights are converted in each replay
-        )
-        with torch.cuda.device(images.device), torch.random.fork_rng([images.device]), autocast:
+        with torch.cuda.device(images.device), torch.random.fork_rng([images.device]):
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             play = _make_graphs(network.run, (images.clone(), *weights), self._pool)
-        for buffer, before in buffers:  # the network ran a few times to warm up, which batch norms have counted
-            buffer.copy_(before)
+        for (
+            buffer,
+            version,
+            before,
+        ) in buffers:  # the network ran a few times to warm up, which batch norms have counted
+            if buffer._version != version:
+                buffer.copy_(before)
         torch.cuda.empty_cache()  # of what that took
         return _Recording(play, network)
 
@@ -132,7 +166,9 @@ def _nothing() -> None:
 
 
 def _make_graphs(run: Callable[..., tuple[Tensor, ...]], arguments: tuple[Tensor, ...], pool: Any) -> Any:
-    with warnings.catch_warnings():
+    gc.collect()  # graphs of models that are gone cannot be destroyed while one is recorded
+    # Autocast is for the forward pass alone, which enters it by itself.
+    with torch.autocast("cuda", enabled=False), warnings.catch_warnings():
         # PyTorch before 2.15 warms up on one stream and records on another.
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
         try:
@@ -144,6 +180,14 @@ def _make_graphs(run: Callable[..., tuple[Tensor, ...]], arguments: tuple[Tensor
             ) from error
 
 
+def _constants(model: nn.Module) -> Iterator[Any]:
+    """Where weights are, and the state of those that no training changes, from which others are computed once."""
+    for module in model.modules():
+        yield from (x.data_ptr() for x in module.parameters(recurse=False))
+        is_constant = isinstance(module, FrozenBatchNorm2d)
+        yield from ((x.data_ptr(), is_constant and x._version) for x in module.buffers(recurse=False))
+
+
 class _Recording(NamedTuple):
     play: Callable[..., tuple[Tensor, ...]]
     """From images and the model's parameters to what ``network.forward`` gives."""
@@ -151,7 +195,7 @@ class _Recording(NamedTuple):
 
 
 class _TensorNetwork(nn.Module):
-    """A network that gives tensors alone, as CUDA graphs need it."""
+    """A network that gives tensors alone, as CUDA graphs need it, in the autocast of now."""
 
     def __init__(self, network: Network, model: nn.Module) -> None:
         super().__init__()
@@ -159,16 +203,25 @@ class _TensorNetwork(nn.Module):
         self.model = model  # its parameters are this module's
         self.spec: TreeSpec
         self.places: list[list[int]] = []
+        self.read: list[Tensor] = []
+        # Weights are converted in each replay, so conversions are not kept.
+        autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        self.autocast = torch.autocast("cuda", autocast[1], enabled=autocast[0], cache_enabled=False)
 
     def run(self, images: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         """What :meth:`forward` gives with other tensors for its parameters, in their order."""
         names = [name for name, _ in self.named_parameters()]
-        outputs: tuple[Tensor, ...] = functional_call(self, dict(zip(names, weights, strict=True)), (images,))
+        with self.autocast, _ReadTensors() as read:
+            outputs: tuple[Tensor, ...] = functional_call(self, dict(zip(names, weights, strict=True)), (images,))
+        # Position encodings, for example, which may be dropped where they are kept, but not before the recording.
+        self.read = list(read.tensors.values())
         return outputs
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """What :meth:`predictions` needs. The per-pixel embedding, which many masks share, is there once."""
         leaves, self.spec = tree_flatten(self.network(images))
+        if others := [type(x).__name__ for x in leaves if not isinstance(x, Tensor)]:
+            raise RuntimeError(f"its predictions are not tensors alone, but also {', '.join(others)}")
         parts = [(x.embeddings, x.features) if isinstance(x, QueryMasks) else (x,) for x in leaves]
         tensors = {id(part): part for of_leaf in parts for part in of_leaf}
         places = {name: place for place, name in enumerate(tensors)}
@@ -181,3 +234,22 @@ class _TensorNetwork(nn.Module):
         leaves = [QueryMasks(*of_leaf) if len(of_leaf) > 1 else of_leaf[0] for of_leaf in parts]
         predictions: dict[str, Any] = tree_unflatten(leaves, self.spec)
         return predictions
+
+
+class _ReadTensors(TorchDispatchMode):
+    """Collects the tensors that are read inside of it but were not made there, one of each memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: dict[int, Tensor] = {}
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read, given = ([x for x in tree_leaves(y) if isinstance(x, Tensor)] for y in ((args, kwargs), result))
+        for tensor in read:
+            memory = tensor.untyped_storage().data_ptr()
+            if memory not in self._made:
+                self.tensors.setdefault(memory, tensor)
+        self._made.update({x.untyped_storage().data_ptr() for x in given} - self.tensors.keys())
+        return result

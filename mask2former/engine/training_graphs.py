@@ -1,11 +1,17 @@
 """``SOLVER.CUDA_GRAPHS``, and what does not go together with it."""
 
+import logging
+
 from detectron2.config import CfgNode
+from detectron2.layers.batch_norm import NaiveSyncBatchNorm
+from detectron2.utils import comm
 from torch import nn
 
 from mask2former.modeling.optimize import record_training_graphs
 
 __all__ = ["WITHOUT_GRAPHS", "use_graphs"]
+
+_logger = logging.getLogger(__name__)
 
 # Keys that turn on what waits for the GPU inside the network, or moves its weights.
 WITHOUT_GRAPHS = (
@@ -18,8 +24,10 @@ WITHOUT_GRAPHS = (
 def use_graphs(cfg: CfgNode, model: nn.Module) -> None:
     """Let the network of a model that is trained be recorded, in place, if the configuration asks for it.
 
+    On a CPU nothing is recorded, so that a configuration serves there too.
+
     Raises:
-        ValueError: if it also asks for what does not go together with that, or the model has no such network on a GPU.
+        ValueError: if it also asks for what does not go together with that, or the model has no such network.
     """
     if not cfg.SOLVER.CUDA_GRAPHS:
         return
@@ -31,4 +39,14 @@ def use_graphs(cfg: CfgNode, model: nn.Module) -> None:
             raise ValueError(
                 f"SOLVER.CUDA_GRAPHS is True and {key} {value}, which do not go together: turn one of them off."
             )
+    # They wait for other processes, which may have recorded the size of this batch already.
+    waiting = any(isinstance(module, (nn.SyncBatchNorm, NaiveSyncBatchNorm)) for module in model.modules())
+    if waiting and comm.get_world_size() > 1:
+        raise ValueError(
+            "SOLVER.CUDA_GRAPHS is True, but the model has synchronised batch norms, which do not go together in "
+            "several processes: set it to False, or MODEL.RESNETS.NORM to 'FrozenBN' or 'BN'."
+        )
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        _logger.info(f"SOLVER.CUDA_GRAPHS: training is on {cfg.MODEL.DEVICE!r}, so there are none.")
+        return
     record_training_graphs(model)
