@@ -150,11 +150,8 @@ class RecordedNetwork:
         with torch.cuda.device(images.device), torch.random.fork_rng([images.device]):
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             play = _make_graphs(network.run, (images.clone(), *weights), self._pool)
-        for (
-            buffer,
-            version,
-            before,
-        ) in buffers:  # the network ran a few times to warm up, which batch norms have counted
+        # The network ran a few times to warm up, which batch norms have counted.
+        for buffer, version, before in buffers:
             if buffer._version != version:
                 buffer.copy_(before)
         torch.cuda.empty_cache()  # of what that took
