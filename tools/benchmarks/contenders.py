@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "THEIRS",
     "Clock",
     "Contender",
+    "Marks",
     "add_arguments",
     "device_name",
     "our_config",
@@ -159,6 +160,28 @@ class Clock:
         if self._device == "cuda":
             torch.cuda.synchronize()
         return self._read()
+
+
+class Marks:
+    """When parts of a turn ended: ``mark(name)`` in it, and the times ``at[name]``."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.at: dict[str, float] = {}
+        self._clock = clock
+        self._silent = False
+
+    def __call__(self, name: str) -> None:
+        if not self._silent:
+            self.at[name] = self._clock()
+
+    def time_without(self, turn: Callable[[], object]) -> float:
+        """Seconds of one more turn, which waits for no mark."""
+        self._silent = True
+        begin = self._clock()
+        turn()
+        seconds = self._clock() - begin
+        self._silent = False
+        return seconds
 
 
 def our_config(backbone: str, device: str, options: Sequence[str] = ()) -> Any:

@@ -29,6 +29,7 @@ from contenders import (
     QUERIES,
     THEIRS,
     Clock,
+    Marks,
     add_arguments,
     device_name,
     our_config,
@@ -170,13 +171,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """A contender's process: "flops" counts the network's, "image" times the parts of an image."""
     torch.manual_seed(0)
     clock = Clock(arguments.clock, arguments.device)
-    marks: dict[str, float] = {}
-    marking = True
-
-    def mark(name: str) -> None:
-        if marking:
-            marks[name] = clock()
-
+    mark = Marks(clock)
     make = make_theirs if arguments.serve.startswith(THEIRS) else make_ours
     network, run = make(arguments, mark)
     height, width = arguments.size
@@ -189,13 +184,9 @@ def serve(arguments: argparse.Namespace) -> None:
             continue
         begin = clock()
         run(image)
-        seconds = durations({"begin": begin, **marks, "end": clock()})
-        if arguments.device == "cuda":  # for which every mark waits: the whole image once more, without
-            marking = False
-            begin = clock()
-            run(image)
-            seconds["whole image"] = clock() - begin
-            marking = True
+        seconds = durations({"begin": begin, **mark.at, "end": clock()})
+        if arguments.device == "cuda":  # for which every mark waits
+            seconds["whole image"] = mark.time_without(lambda: run(image))
         print(json.dumps(seconds), flush=True)
 
 

@@ -24,6 +24,7 @@ from contenders import (
     OURS,
     THEIRS,
     Clock,
+    Marks,
     add_arguments,
     device_name,
     our_config,
@@ -110,13 +111,7 @@ def serve(arguments: argparse.Namespace) -> None:
     """A contender's process: "step" times the parts of one, "memory" tells the peak so far, "launches" counts."""
     torch.manual_seed(0)
     clock = Clock(arguments.clock, arguments.device)
-    marks: dict[str, float] = {}
-    marking = True
-
-    def mark(name: str) -> None:
-        if marking:
-            marks[name] = clock()
-
+    mark = Marks(clock)
     make = make_theirs if arguments.serve.startswith(THEIRS) else make_ours
     model, run = make(arguments)
     model.criterion.register_forward_pre_hook(lambda *_: mark("network"))
@@ -142,15 +137,11 @@ def serve(arguments: argparse.Namespace) -> None:
         else:
             begin = clock()
             step()
-            times = [begin, *(marks[part] for part in PARTS[:-1])]
+            times = [begin, *(mark.at[part] for part in PARTS[:-1])]
             seconds = {part: end - start for part, start, end in zip(PARTS, times, times[1:], strict=False)}
             seconds["step"] = times[-1] - begin
-            if arguments.device == "cuda":  # for which every mark waits: one more step without
-                marking = False
-                begin = clock()
-                step()
-                seconds["step"] = clock() - begin
-                marking = True
+            if arguments.device == "cuda":  # for which every mark waits
+                seconds["step"] = mark.time_without(step)
             print(json.dumps(seconds), flush=True)
 
 
