@@ -39,6 +39,9 @@ def use_graphs(cfg: CfgNode, model: nn.Module) -> None:
             raise ValueError(
                 f"SOLVER.CUDA_GRAPHS is True and {key} {value}, which do not go together: turn one of them off."
             )
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        _logger.info(f"SOLVER.CUDA_GRAPHS: training is on {cfg.MODEL.DEVICE!r}, so there are none.")
+        return
     # They wait for other processes, which may have recorded the size of this batch already.
     waiting = any(isinstance(module, (nn.SyncBatchNorm, NaiveSyncBatchNorm)) for module in model.modules())
     if waiting and comm.get_world_size() > 1:
@@ -46,7 +49,4 @@ def use_graphs(cfg: CfgNode, model: nn.Module) -> None:
             "SOLVER.CUDA_GRAPHS is True, but the model has synchronised batch norms, which do not go together in "
             "several processes: set it to False, or MODEL.RESNETS.NORM to 'FrozenBN' or 'BN'."
         )
-    if not cfg.MODEL.DEVICE.startswith("cuda"):
-        _logger.info(f"SOLVER.CUDA_GRAPHS: training is on {cfg.MODEL.DEVICE!r}, so there are none.")
-        return
     record_training_graphs(model)

@@ -4,7 +4,7 @@ import pytest
 from detectron2.utils import comm
 from torch import nn
 
-from mask2former.engine import Trainer, load_config
+from mask2former.engine import Trainer, load_config, training_graphs
 from mask2former.engine.training_graphs import WITHOUT_GRAPHS, use_graphs
 
 GRAPHS = ["SOLVER.CUDA_GRAPHS", "True"]
@@ -18,20 +18,26 @@ def test_what_does_not_go_together(key):
         use_graphs(cfg, nn.Linear(2, 2))
 
 
+def on_a_gpu():
+    cfg = load_config(opts=GRAPHS).clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cuda"  # which a configuration that is loaded has only where there is one
+    return cfg
+
+
 def test_norms_that_wait_for_other_processes(monkeypatch):
-    cfg, model = load_config(opts=[*GRAPHS, "MODEL.DEVICE", "cpu"]), nn.Sequential(nn.SyncBatchNorm(2))
-    use_graphs(cfg, model)
+    recorded, model = [], nn.Sequential(nn.SyncBatchNorm(2))
+    monkeypatch.setattr(training_graphs, "record_training_graphs", recorded.append)
+    use_graphs(on_a_gpu(), model)
+    assert recorded == [model]
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="synchronised batch norms"):
-        use_graphs(cfg, model)
+        use_graphs(on_a_gpu(), model)
 
 
 def test_other_models_on_a_gpu():
-    cfg = load_config(opts=GRAPHS).clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cuda"
     with pytest.raises(ValueError, match="the model is a Linear on 'cpu'"):
-        use_graphs(cfg, nn.Linear(2, 2))
+        use_graphs(on_a_gpu(), nn.Linear(2, 2))
 
 
 def test_the_trainer_looks_at_it(toy_config):

@@ -84,6 +84,8 @@ def test_training_by_graphs(tiny_cfg: CfgNode, dtype: torch.dtype, backbone: str
         least = max(gradient.norm() for gradient in expected.values()) / 50  # near float16's smallest numbers
         for name, gradient in expected.items():
             assert (found[name] - gradient).norm() <= tolerance * (gradient.norm() + least), name
+        for (name, buffer), other in zip(plain.named_buffers(), graphed.buffers(), strict=True):  # of batch norms
+            torch.testing.assert_close(other, buffer, atol=tolerance, rtol=tolerance, msg=name)
         optimizer.step()
         with torch.no_grad():  # the least difference would choose other random points
             for ours, theirs in zip(graphed.parameters(), plain.parameters(), strict=True):

@@ -33,11 +33,12 @@ Network = Callable[[Tensor], dict[str, Any]]
 def record_training_graphs(model: nn.Module) -> None:
     """Let the network of a model that is trained be recorded at the first images of a size, in place.
 
-    Losses and gradients are those of the same kernels launched one by one. Four recordings are made, of batches of
-    different sizes for example. Other batches run as before, and so does what is not training: evaluation, passes
-    without gradients, and one that comes before the backward pass of the one before it. Weights may change, and random
-    numbers are drawn from PyTorch's generator, on which recording has no effect. Hooks on modules in the network run
-    while it is recorded, not when that is played.
+    Losses and gradients are those of the same kernels launched one by one, but that under autocast a weight which is
+    used several times is converted each time. Four recordings are made, of batches of different sizes for example.
+    Others run as before, and so does what is not training: evaluation, passes without gradients, and one that comes
+    before the backward pass of the one before it. Weights may change, and random numbers are drawn from PyTorch's
+    generator, on which recording has no effect. Hooks on modules in the network run while it is recorded, not when that
+    is played.
 
     Args:
         model: on a GPU. Its parameters and checkpoints stay the same. Nothing in its network may wait for the GPU, as
@@ -93,28 +94,33 @@ class RecordedNetwork:
         # Outputs and activations that a backward pass needs are where this forward pass would write.
         if not (self._model.training and torch.is_grad_enabled()) or self._pending() is not None:
             return self._network(images)
-        recording = self._find(images)
+        modules = list(self._model.modules())
+        # As Module.parameters() gives them, in a fraction of its time.
+        parameters = list(dict.fromkeys(x for module in modules for x in module._parameters.values() if x is not None))
+        recording = self._find(images, modules, parameters)
         if recording is None:
             return self._network(images)
         # PyTorch keeps a recording's gradients where it writes them, and the next time would write over those that are
         # to be added to.
-        for parameter in self._model.parameters():
+        for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()
-        outputs = recording.play(images, *self._model.parameters())
+        outputs = recording.play(images, *parameters)
         self._wait_for_backward(outputs)
         return recording.network.predictions(outputs)
 
-    def _find(self, images: Tensor) -> "_Recording | None":
+    def _find(
+        self, images: Tensor, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter]
+    ) -> "_Recording | None":
         """The recording for these images, made where there is none; None where there are too many."""
-        constants = list(_constants(self._model))
+        constants = [*(x.data_ptr() for x in parameters), *_state_of_buffers(modules)]
         if constants != self._constants:
             self._recordings.clear()
             self._pool = None  # which PyTorch frees with the last recording
             self._constants = constants
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-        switches = [x.requires_grad for x in self._model.parameters()], [x.training for x in self._model.modules()]
-        key = images.shape, images.dtype, autocast, *map(tuple, switches)
+        switches = [*(x.requires_grad for x in parameters), *(x.training for x in modules)]
+        key = images.shape, images.dtype, autocast, *switches
         if key not in self._recordings and len(self._recordings) < _MAX_RECORDINGS:
             self._recordings[key] = self._record(images)
         return self._recordings.get(key)
@@ -142,7 +148,8 @@ class RecordedNetwork:
                 f"SOLVER.CUDA_GRAPHS: this is the last of {_MAX_RECORDINGS} recordings. There is one for each size of "
                 "batches and each choice of what is trained; what comes besides is trained on without graphs."
             )
-        buffers = [(buffer, buffer._version, buffer.clone()) for buffer in self._model.buffers()]
+        changing = [x for x in self._model.modules() if not isinstance(x, FrozenBatchNorm2d)]
+        buffers = [(buffer, buffer.clone()) for module in changing for buffer in module.buffers(recurse=False)]
         network = _TensorNetwork(self._network, self._model)
         # Not the parameters, but their memory: what accumulates the gradients of those, which DistributedDataParallel
         # keeps, belongs to another stream.
@@ -151,9 +158,8 @@ class RecordedNetwork:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             play = _make_graphs(network.run, (images.clone(), *weights), self._pool)
         # The network ran a few times to warm up, which batch norms have counted.
-        for buffer, version, before in buffers:
-            if buffer._version != version:
-                buffer.copy_(before)
+        for buffer, before in buffers:
+            buffer.copy_(before)
         torch.cuda.empty_cache()  # of what that took
         return _Recording(play, network)
 
@@ -177,12 +183,13 @@ def _make_graphs(run: Callable[..., tuple[Tensor, ...]], arguments: tuple[Tensor
             ) from error
 
 
-def _constants(model: nn.Module) -> Iterator[Any]:
-    """Where weights are, and the state of those that no training changes, from which others are computed once."""
-    for module in model.modules():
-        yield from (x.data_ptr() for x in module.parameters(recurse=False))
+def _state_of_buffers(modules: Sequence[nn.Module]) -> Iterator[int]:
+    """Where they are, and which values those have that no training changes, from which weights are computed once."""
+    for module in modules:
         is_constant = isinstance(module, FrozenBatchNorm2d)
-        yield from ((x.data_ptr(), is_constant and x._version) for x in module.buffers(recurse=False))
+        for buffer in module._buffers.values():
+            if buffer is not None:
+                yield from (buffer.data_ptr(), buffer._version if is_constant else 0)
 
 
 class _Recording(NamedTuple):
@@ -234,7 +241,10 @@ class _TensorNetwork(nn.Module):
 
 
 class _ReadTensors(TorchDispatchMode):
-    """Collects the tensors that are read inside of it but were not made there, one of each memory."""
+    """Collects the tensors that are read inside of it but were not made there, one of each memory.
+
+    Those that a backward pass alone reads, as attributes of an autograd function's context, are not among them.
+    """
 
     def __init__(self) -> None:
         super().__init__()

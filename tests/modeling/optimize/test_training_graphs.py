@@ -254,8 +254,11 @@ def test_batch_norms_do_not_count_the_recording(model: MaskFormer) -> None:
     model.backbone.forward = lambda images: run(model.backbone.norm(images))
     graphed = model
     graphed.run_network = RecordedNetwork(graphed.run_network, graphed)  # type: ignore[method-assign]
+    once = copy.deepcopy(model.backbone.norm)
     total_loss(graphed, make_batch(), 0)
     assert graphed.backbone.norm.num_batches_tracked == 1
+    once(model._normalise_and_pad(make_batch()).tensor)
+    torch.testing.assert_close(graphed.backbone.norm.running_mean, once.running_mean)
 
 
 def test_copies_are_their_own(model: MaskFormer) -> None:
