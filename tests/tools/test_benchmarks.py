@@ -88,6 +88,7 @@ def test_beside_transformers(script: str, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # five minutes of work, but it may get little of a machine
 def test_everything(tmp_path: Path) -> None:
     for name in ("hotcoco", "transformers"):
         pytest.importorskip(name)
