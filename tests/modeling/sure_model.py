@@ -10,9 +10,16 @@ from detectron2.structures import Instances
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.structures import SegmentMasks
 
-__all__ = ["INFERENCE", "build", "make_batch"]
+__all__ = ["INFERENCE", "SWIN", "build", "make_batch"]
 
 # Changes of the configuration below MODEL; {} is the model as it is.
+SWIN: dict[str, Any] = {
+    "BACKBONE.NAME": "D2SwinTransformer",
+    "SWIN.EMBED_DIM": 16,
+    "SWIN.DEPTHS": [2, 2, 1, 1],
+    "SWIN.NUM_HEADS": [1, 2, 2, 4],
+    "SWIN.DROP_PATH_RATE": 0.0,
+}
 INFERENCE: dict[str, dict[str, Any]] = {
     "plain": {},
     "by size": {"MASK_FORMER.TEST.BATCH_BY_SIZE": True},

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import optimize_for_inference, prepare_for_training, record_training_graphs
 from mask2former.ops.masks import has_native_masks
-from tests.modeling.sure_model import INFERENCE, build, make_batch
+from tests.modeling.sure_model import INFERENCE, SWIN, build, make_batch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -19,10 +19,9 @@ GPU = "cuda"
 # What each backbone changes in the configuration; {} is that of the tests.
 BACKBONES: dict[str, dict[str, object]] = {
     "resnet": {},
-    "swin": {"BACKBONE.NAME": "D2SwinTransformer", "SWIN.EMBED_DIM": 16, "SWIN.DEPTHS": [2, 2, 1, 1],
-             "SWIN.NUM_HEADS": [1, 2, 2, 4], "SWIN.DROP_PATH_RATE": 0.3},
+    "swin": {**SWIN, "SWIN.DROP_PATH_RATE": 0.3},
     "timm": {"BACKBONE.NAME": "TimmBackbone", "TIMM.NORM": "BN"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

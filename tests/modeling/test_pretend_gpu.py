@@ -14,19 +14,18 @@ from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import optimize_for_inference
 from mask2former.modeling.postprocessing import instance, panoptic, semantic
 from mask2former.ops import _library, masks
-from tests.modeling.sure_model import INFERENCE, build, make_batch
+from tests.modeling.sure_model import INFERENCE, SWIN, build, make_batch
 from tests.pretend_gpu import GPU, pretend_gpu
 
 # What each variant changes; {} is the model of the tests.
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "void": {"MASK_FORMER.IGNORE_VOID": True},
-    "swin": {"BACKBONE.NAME": "D2SwinTransformer", "SWIN.EMBED_DIM": 16, "SWIN.DEPTHS": [2, 2, 1, 1],
-             "SWIN.NUM_HEADS": [1, 2, 2, 4], "SWIN.DROP_PATH_RATE": 0.0},
+    "swin": SWIN,
     "whole masks": {"MASK_FORMER.MATCHING_COST_ON": "masks", "MASK_FORMER.MASK_LOSS_ON": "masks"},
     "focal loss": {"MASK_FORMER.MASK_LOSS": "focal"},
     "checkpointing": {"MASK_FORMER.ACTIVATION_CHECKPOINTING": ["pixel_decoder", "transformer_decoder"]},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)

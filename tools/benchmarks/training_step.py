@@ -4,7 +4,8 @@
     python tools/benchmarks/training_step.py --contenders ours "ours, bfloat16" --size 1024 1024 --batch 1
 
 Every contender runs in a process of its own. They take turns, one step each, so that whatever else the machine does
-falls on all of them; figures are medians. A step goes from images and targets to updated weights, by AdamW. Both have
+falls on all of them; figures are medians. A step goes from images and targets to updated weights, by AdamW; a GPU is
+waited for after each part, but not in the step as a whole, which is another one. Both have
 the same random targets, here as the mappers give them and there as floats, leave the backbone's batch norms as they
 are, and drop no paths. Convolutions are prepared here as the trainer does it. Weights are random. What launches are,
 `launches.py` says.

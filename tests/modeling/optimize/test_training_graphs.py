@@ -16,14 +16,7 @@ from mask2former.modeling.optimize import frozen_batch_norm
 from mask2former.modeling.optimize.kept_positions import KeptPositionEmbedding, keep_position_encodings
 from mask2former.modeling.optimize.layers import use_folded_batch_norms
 from mask2former.modeling.optimize.training_graphs import RecordedNetwork, record_training_graphs
-from tests.modeling.sure_model import build, make_batch
-
-SWIN = {
-    "BACKBONE.NAME": "D2SwinTransformer",
-    "SWIN.EMBED_DIM": 16,
-    "SWIN.DEPTHS": [2, 2, 1, 1],
-    "SWIN.NUM_HEADS": [1, 2, 2, 4],
-}
+from tests.modeling.sure_model import SWIN, build, make_batch
 
 
 def make_graphs(
