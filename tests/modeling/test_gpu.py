@@ -3,10 +3,12 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import CfgNode
+from torch.nn.parallel import DistributedDataParallel
 
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import optimize_for_inference, prepare_for_training, record_training_graphs
@@ -90,6 +92,30 @@ def test_training_by_graphs(tiny_cfg: CfgNode, dtype: torch.dtype, backbone: str
             for ours, theirs in zip(graphed.parameters(), plain.parameters(), strict=True):
                 ours.copy_(theirs)
     assert len(graphed.run_network._recordings) == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_graphs_under_ddp(tiny_cfg: CfgNode, static: bool, tmp_path: Path) -> None:
+    """Which holds on to what accumulates gradients, on a stream of its own."""
+    torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        models = [_trained(tiny_cfg, {}) for _ in range(2)]
+        record_training_graphs(models[1])
+        parallel = [DistributedDataParallel(x, [0], broadcast_buffers=False, static_graph=static) for x in models]
+        for step in range(4):
+            for model in parallel:
+                torch.manual_seed(step)
+                model.zero_grad()
+                if step > 1 and not static:
+                    with model.no_sync():
+                        torch.stack(list(model(make_batch()[1:]).values())).sum().backward()
+                torch.stack(list(model(make_batch()).values())).sum().backward()
+            for (name, expected), found in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+                assert (expected.grad is None) == (found.grad is None), name
+                if expected.grad is not None and found.grad is not None:
+                    assert (found.grad - expected.grad).norm() <= 1e-3 * (expected.grad.norm() + 1e-3), name
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
