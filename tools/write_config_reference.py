@@ -9,7 +9,6 @@ tools/detectron2_keys.json.
 
 import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import ast
-import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from mask2former import add_maskformer2_config
+from mask2former.engine.config_files import find_value
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "configuration.md"
@@ -80,7 +80,7 @@ def our_keys() -> Iterator[Key]:
     """
     cfg = default_config()
     for key in read_comments(SOURCE.read_text("utf-8")):
-        value = functools.reduce(lambda node, part: node[part], key.name.split("."), cfg)
+        value = find_value(cfg, key.name)
         if isinstance(value, CfgNode) and not value.is_new_allowed():
             continue
         if not key.meaning:

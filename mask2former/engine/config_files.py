@@ -1,5 +1,6 @@
 """Reading YAML configurations as data: nothing in a file is run."""
 
+import functools
 import io
 import re
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import IO, Any
 import yaml
 from detectron2.config import CfgNode
 
-__all__ = ["merge_opts", "merge_yaml"]
+__all__ = ["find_value", "merge_opts", "merge_yaml"]
 
 # The one expression in official configurations, sizes to train at: "[int(x * 0.1 * 1024) for x in range(5, 21)]"
 _MULTIPLES = re.compile(r"\[int\(x \* (\d+\.\d+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]")
@@ -48,6 +49,11 @@ def merge_opts(cfg: CfgNode, opts: Sequence[Any]) -> None:
         cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError, ValueError) as e:
         raise ValueError(f"{_reason(e)} (docs/configuration.md lists the keys)") from e
+
+
+def find_value(cfg: CfgNode, key: str) -> Any:
+    """The value of a key such as "SOLVER.BASE_LR"."""
+    return functools.reduce(lambda node, part: node[part], key.split("."), cfg)
 
 
 def _reason(error: Exception) -> object:

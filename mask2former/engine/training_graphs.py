@@ -7,6 +7,7 @@ from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from torch import nn
 
+from mask2former.engine.config_files import find_value
 from mask2former.modeling.optimize import record_training_graphs
 
 __all__ = ["WITHOUT_GRAPHS", "use_graphs"]
@@ -32,10 +33,7 @@ def use_graphs(cfg: CfgNode, model: nn.Module) -> None:
     if not cfg.SOLVER.CUDA_GRAPHS:
         return
     for key in WITHOUT_GRAPHS:
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if value:
+        if value := find_value(cfg, key):
             raise ValueError(
                 f"SOLVER.CUDA_GRAPHS is True and {key} {value}, which do not go together: turn one of them off."
             )

@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from mask2former.engine import load_config
-from mask2former.engine.config_files import merge_opts
+from mask2former.engine.config_files import find_value, merge_opts
 from mask2former.own_data.base import Base
 from mask2former.own_data.config_file import write_config
 from mask2former.own_data.data import OwnData
@@ -84,12 +84,10 @@ def _read_opts(cfg: CfgNode, opts: Sequence[str]) -> dict[str, Any]:
     merge_opts(merged, opts)
     values = {}
     for key in opts[::2]:
-        node: Any = merged
-        for part in key.split("."):
-            node = node[part]
-        values[key] = list(node) if isinstance(node, tuple) else node
-        if key in _AT_LEAST_1 and node < 1:
-            raise ValueError(f"{key} is {node}, expected at least 1.")
+        value = find_value(merged, key)
+        values[key] = list(value) if isinstance(value, tuple) else value
+        if key in _AT_LEAST_1 and value < 1:
+            raise ValueError(f"{key} is {value}, expected at least 1.")
     return values
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from detectron2.config import CfgNode
 
 from mask2former.data import Inspection
+from mask2former.engine.config_files import find_value
 from mask2former.own_data.crops import Crops, choose_crops
 from mask2former.own_data.machine import Machine, images_that_fit
 
@@ -121,10 +122,7 @@ class _Settings:
 
     def base(self, key: str) -> Any:
         """What the base has."""
-        node: Any = self.plan.base
-        for part in key.split("."):
-            node = node[part]
-        return node
+        return find_value(self.plan.base, key)
 
     def choose_task(self) -> None:
         plan, task = self.plan, self.plan.task

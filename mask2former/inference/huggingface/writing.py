@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from mask2former.data.dataset_mappers import dataset_mapper_class
+from mask2former.engine.config_files import find_value
 from mask2former.inference.huggingface.keys import (
     FIXED,
     FIXED_RESNET,
@@ -129,6 +129,6 @@ def _class_names(cfg: CfgNode) -> list[str]:
 def _check(cfg: CfgNode, values: Mapping[str, Any]) -> None:
     """Refuse settings that would not be understood there."""
     for key, expected in values.items():
-        found = reduce(lambda node, part: node[part], key.split("."), cfg)
+        found = find_value(cfg, key)
         if found != expected:
             raise ValueError(f"{key} is {found!r}; Hugging Face's Mask2Former can only be {expected!r}.")
