@@ -6,11 +6,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
+from torch import Tensor, nn
 
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.structures import SegmentMasks
 
-__all__ = ["INFERENCE", "SWIN", "build", "make_batch"]
+__all__ = ["INFERENCE", "SWIN", "build", "make_batch", "total_loss"]
 
 # Changes of the configuration below MODEL; {} is the model as it is.
 SWIN: dict[str, Any] = {
@@ -64,3 +65,7 @@ def make_batch() -> list[dict[str, Any]]:
             }
         )
     return batch
+
+
+def total_loss(model: nn.Module, batch: list[dict[str, Any]]) -> Tensor:
+    return torch.stack(list(model(batch).values())).sum()

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import optimize_for_inference, prepare_for_training, record_training_graphs
 from mask2former.ops.masks import has_native_masks
-from tests.modeling.sure_model import INFERENCE, SWIN, build, make_batch
+from tests.modeling.sure_model import INFERENCE, SWIN, build, make_batch, total_loss
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -55,7 +55,7 @@ def test_results_are_those_of_the_cpu(tiny_cfg: CfgNode, variant: str) -> None:
 def test_a_step_of_training(tiny_cfg: CfgNode, dtype: torch.dtype) -> None:
     model = build(tiny_cfg, {}).train().to(GPU)
     with torch.autocast(GPU, dtype=dtype, enabled=dtype != torch.float32):
-        loss = torch.stack(list(model(make_batch()).values())).sum()
+        loss = total_loss(model, make_batch())
     loss.backward()
     assert loss.isfinite()
     # In half precision they may overflow, for there is no scale here.
@@ -77,7 +77,7 @@ def test_training_by_graphs(tiny_cfg: CfgNode, dtype: torch.dtype, backbone: str
             model.zero_grad()
             for batch in (make_batch(), make_batch()[1:]):
                 with torch.autocast(GPU, dtype=dtype, enabled=dtype != torch.float32):
-                    losses.append(1e-3 * torch.stack(list(model(batch).values())).sum())  # float16 must not overflow
+                    losses.append(1e-3 * total_loss(model, batch))  # float16 must not overflow
                 losses[-1].backward()
         torch.testing.assert_close(losses[2:], losses[:2], atol=0, rtol=tolerance)
         expected, found = ({n: p.grad for n, p in x.named_parameters() if p.grad is not None} for x in (plain, graphed))
@@ -108,8 +108,8 @@ def test_graphs_under_ddp(tiny_cfg: CfgNode, static: bool, tmp_path: Path) -> No
                 model.zero_grad()
                 if step > 1 and not static:
                     with model.no_sync():
-                        torch.stack(list(model(make_batch()[1:]).values())).sum().backward()
-                torch.stack(list(model(make_batch()).values())).sum().backward()
+                        total_loss(model, make_batch()[1:]).backward()
+                total_loss(model, make_batch()).backward()
             for (name, expected), found in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
                 assert (expected.grad is None) == (found.grad is None), name
                 if expected.grad is not None and found.grad is not None:
@@ -123,7 +123,7 @@ def test_graphs_keep_what_they_read(tiny_cfg: CfgNode, backbone: str) -> None:
     """An evaluation of many sizes takes the place of the position encodings and masks that were kept."""
     plain, graphed = (_trained(tiny_cfg, {**BACKBONES[backbone], "SWIN.DROP_PATH_RATE": 0.0}) for _ in range(2))
     record_training_graphs(graphed)
-    torch.stack(list(graphed(make_batch()).values())).sum().backward()
+    total_loss(graphed, make_batch()).backward()
     with torch.no_grad():
         for width in range(32, 32 * 24, 32):
             graphed.eval()([{"image": torch.rand(3, 64, width)}])
@@ -134,7 +134,7 @@ def test_graphs_keep_what_they_read(tiny_cfg: CfgNode, backbone: str) -> None:
     for model in (plain, graphed):
         torch.manual_seed(0)
         model.zero_grad()
-        losses.append(torch.stack(list(model(make_batch()).values())).sum())
+        losses.append(total_loss(model, make_batch()))
         losses[-1].backward()
     torch.testing.assert_close(losses[1], losses[0], atol=0, rtol=1e-4)
     assert all(x.isnan().all() for x in junk)
@@ -148,7 +148,7 @@ def test_random_numbers_of_graphs(tiny_cfg: CfgNode) -> None:
     losses = []
     for seed in (0, 0, 1, 0):
         torch.manual_seed(seed)
-        losses.append(torch.stack(list(model(make_batch()).values())).sum())
+        losses.append(total_loss(model, make_batch()))
         losses[-1].backward()
     torch.testing.assert_close(losses[1], losses[0])
     torch.testing.assert_close(losses[3], losses[0])

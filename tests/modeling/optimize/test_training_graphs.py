@@ -16,7 +16,7 @@ from mask2former.modeling.optimize import frozen_batch_norm
 from mask2former.modeling.optimize.kept_positions import KeptPositionEmbedding, keep_position_encodings
 from mask2former.modeling.optimize.layers import use_folded_batch_norms
 from mask2former.modeling.optimize.training_graphs import RecordedNetwork, record_training_graphs
-from tests.modeling.sure_model import SWIN, build, make_batch
+from tests.modeling.sure_model import SWIN, build, make_batch, total_loss
 
 
 def make_graphs(
@@ -80,9 +80,9 @@ def count_recordings(model: MaskFormer) -> int:
     return len(model.run_network._recordings)
 
 
-def total_loss(model: MaskFormer, batch: list[dict[str, Any]], seed: int) -> Tensor:
+def seeded_loss(model: MaskFormer, batch: list[dict[str, Any]], seed: int) -> Tensor:
     torch.manual_seed(seed)
-    return torch.stack(list(model(batch).values())).sum()
+    return total_loss(model, batch)
 
 
 def assert_same_gradients(model: nn.Module, expected: nn.Module) -> None:
@@ -102,7 +102,7 @@ def test_steps_are_those_without_graphs(model: MaskFormer) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for step in range(3):
         batch = make_batch()[step % 2 :]
-        losses = [total_loss(x, batch, step) for x in (model, graphed)]
+        losses = [seeded_loss(x, batch, step) for x in (model, graphed)]
         torch.testing.assert_close(losses[1], losses[0])
         for loss, each in zip(losses, (model, graphed), strict=True):
             each.zero_grad()
@@ -120,19 +120,19 @@ def test_gradients_add_up(model: MaskFormer) -> None:
     graphed = recorded(model)
     for each in (model, graphed):
         for seed in range(3):
-            total_loss(each, make_batch(), seed).backward()
+            seeded_loss(each, make_batch(), seed).backward()
     assert_same_gradients(graphed, model)
 
 
 def test_two_passes_before_a_backward_pass(model: MaskFormer) -> None:
     graphed = recorded(model)
     for each in (model, graphed):
-        (total_loss(each, make_batch(), 0) + total_loss(each, make_batch()[::-1], 1)).backward()
+        (seeded_loss(each, make_batch(), 0) + seeded_loss(each, make_batch()[::-1], 1)).backward()
     assert_same_gradients(graphed, model)
 
 
 def test_two_backward_passes_of_one_forward_pass(model: MaskFormer) -> None:
-    loss = total_loss(recorded(model), make_batch(), 0)
+    loss = seeded_loss(recorded(model), make_batch(), 0)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="a second backward pass of one forward pass"):
         loss.backward()
@@ -140,7 +140,7 @@ def test_two_backward_passes_of_one_forward_pass(model: MaskFormer) -> None:
 
 def test_a_pass_without_a_backward_pass_is_forgotten(model: MaskFormer) -> None:
     graphed = recorded(model)
-    total_loss(graphed, make_batch(), 0)
+    seeded_loss(graphed, make_batch(), 0)
     assert graphed.run_network._pending() is None  # type: ignore[attr-defined]
 
 
@@ -160,9 +160,8 @@ def test_four_sizes(model: MaskFormer, caplog: pytest.LogCaptureFixture) -> None
             batch[0]["image"] = torch.rand(3, 64, width)
             batch[0]["instances"] = batch[0]["instances"][:0]
             batch[0]["instances"].gt_masks = torch.zeros(0, 64, width, dtype=torch.bool)
-            del batch[0]["ignore_mask"]
             batch[0]["ignore_mask"] = torch.zeros(64, width, dtype=torch.bool)
-            total_loss(graphed, batch, 0).backward()
+            seeded_loss(graphed, batch, 0).backward()
     assert count_recordings(graphed) == 4
     assert len(caplog.records) == 1
 
@@ -171,10 +170,10 @@ def test_weights_elsewhere_are_recorded_anew(model: MaskFormer) -> None:
     graphed = recorded(model)
     weight = graphed.sem_seg_head.predictor.query_feat.weight
     for _ in range(6):
-        total_loss(graphed, make_batch(), 0).backward()
+        seeded_loss(graphed, make_batch(), 0).backward()
         weight.data = 2 * weight.data
     model.load_state_dict(graphed.state_dict())
-    torch.testing.assert_close(total_loss(graphed, make_batch(), 0), total_loss(model, make_batch(), 0))
+    torch.testing.assert_close(seeded_loss(graphed, make_batch(), 0), seeded_loss(model, make_batch(), 0))
     assert count_recordings(graphed) == 1
 
 
@@ -182,11 +181,11 @@ def test_other_statistics_of_frozen_batch_norms(model: MaskFormer) -> None:
     """From which weights are computed once."""
     graphed = recorded(model)
     use_folded_batch_norms(graphed)
-    total_loss(graphed, make_batch(), 0).backward()
+    seeded_loss(graphed, make_batch(), 0).backward()
     other = {name: 1.5 * x for name, x in model.state_dict().items() if name.endswith("norm.weight")}
     for each in (model, graphed):
         each.load_state_dict(other, strict=False)
-    torch.testing.assert_close(total_loss(graphed, make_batch(), 0), total_loss(model, make_batch(), 0))
+    torch.testing.assert_close(seeded_loss(graphed, make_batch(), 0), seeded_loss(model, make_batch(), 0))
     assert other
     assert count_recordings(graphed) == 1
 
@@ -198,7 +197,7 @@ def test_what_a_recording_reads_stays(tiny_cfg: CfgNode, changes: dict[str, Any]
     keep_position_encodings(graphed)
     use_folded_batch_norms(graphed)
     graphed.run_network = RecordedNetwork(graphed.run_network, graphed)
-    total_loss(graphed, make_batch(), 0).backward()
+    seeded_loss(graphed, make_batch(), 0).backward()
     kept: list[Tensor] = []
     for module in graphed.modules():
         if isinstance(module, KeptPositionEmbedding):
@@ -216,9 +215,9 @@ def test_what_a_recording_reads_stays(tiny_cfg: CfgNode, changes: dict[str, Any]
 
 def test_switches_are_recorded_apart(model: MaskFormer) -> None:
     graphed = recorded(model)
-    total_loss(graphed, make_batch(), 0).backward()
+    seeded_loss(graphed, make_batch(), 0).backward()
     graphed.backbone.eval()
-    total_loss(graphed, make_batch(), 0).backward()
+    seeded_loss(graphed, make_batch(), 0).backward()
     assert count_recordings(graphed) == 2
     assert not graphed.has_own("run_network")
 
@@ -227,17 +226,17 @@ def test_other_predictions_than_tensors(model: MaskFormer) -> None:
     run = model.run_network
     model.run_network = RecordedNetwork(lambda images: {**run(images), "number": 3}, model)
     with pytest.raises(RuntimeError, match="not tensors alone, but also int"):
-        total_loss(model, make_batch(), 0)
+        seeded_loss(model, make_batch(), 0)
 
 
 def test_freezing_is_seen(model: MaskFormer) -> None:
     graphed = recorded(model)
     for each in (model, graphed):
         each.backbone.requires_grad_(False)
-        total_loss(each, make_batch(), 0).backward()
+        seeded_loss(each, make_batch(), 0).backward()
         each.zero_grad()
         each.backbone.requires_grad_(True)
-        total_loss(each, make_batch(), 1).backward()
+        seeded_loss(each, make_batch(), 1).backward()
     assert_same_gradients(graphed, model)
 
 
@@ -248,7 +247,7 @@ def test_batch_norms_do_not_count_the_recording(model: MaskFormer) -> None:
     graphed = model
     graphed.run_network = RecordedNetwork(graphed.run_network, graphed)  # type: ignore[method-assign]
     once = copy.deepcopy(model.backbone.norm)
-    total_loss(graphed, make_batch(), 0)
+    seeded_loss(graphed, make_batch(), 0)
     assert graphed.backbone.norm.num_batches_tracked == 1
     once(model._normalise_and_pad(make_batch()).tensor)
     torch.testing.assert_close(graphed.backbone.norm.running_mean, once.running_mean)
@@ -256,13 +255,13 @@ def test_batch_norms_do_not_count_the_recording(model: MaskFormer) -> None:
 
 def test_copies_are_their_own(model: MaskFormer) -> None:
     graphed = recorded(model)
-    total_loss(graphed, make_batch(), 0).backward()
+    seeded_loss(graphed, make_batch(), 0).backward()
     other = copy.deepcopy(graphed)
     with torch.no_grad():
         other.sem_seg_head.predictor.query_feat.weight.mul_(2)
     model.load_state_dict(other.state_dict())
     assert count_recordings(other) == 0
-    torch.testing.assert_close(total_loss(other, make_batch(), 0), total_loss(model, make_batch(), 0))
+    torch.testing.assert_close(seeded_loss(other, make_batch(), 0), seeded_loss(model, make_batch(), 0))
 
 
 def test_what_cannot_be_recorded(model: MaskFormer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +272,7 @@ def test_what_cannot_be_recorded(model: MaskFormer, monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         RuntimeError, match=r"recorded \(CUDA error: .* capturing\)\. .* set SOLVER.CUDA_GRAPHS to False"
     ):
-        total_loss(recorded(model), make_batch(), 0)
+        seeded_loss(recorded(model), make_batch(), 0)
 
 
 def test_needs_a_gpu(model: MaskFormer) -> None:
