@@ -1,5 +1,6 @@
 """Starting one process, several on this machine's GPUs or CPU, or joining the world that torchrun made."""
 
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -39,10 +40,11 @@ def launch(
         return
     check_num_gpus(num_gpus_per_machine)
     check_address(num_machines, dist_url)
-    if not torch.cuda.is_available():
-        _launch_on_cpu(main, num_gpus_per_machine, num_machines, machine_rank, dist_url, args)
+    if num_gpus_per_machine * num_machines == 1:
+        main(*args)
         return
-    launch_on_gpus(main, num_gpus_per_machine, num_machines, machine_rank, dist_url, args)
+    start = launch_on_gpus if torch.cuda.is_available() else _launch_on_cpu
+    start(_run_and_leave, num_gpus_per_machine, num_machines, machine_rank, dist_url, (main, args))
 
 
 def check_num_gpus(number: int) -> None:
@@ -82,7 +84,9 @@ def _join_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    _run_in_world(main, local_size, args)
+    comm.create_local_process_group(local_size)
+    comm.synchronize()
+    _run_and_leave(main, args)
 
 
 def _launch_on_cpu(
@@ -94,9 +98,6 @@ def _launch_on_cpu(
     args: tuple[Any, ...],
 ) -> None:
     world_size = processes * num_machines
-    if world_size == 1:
-        main(*args)
-        return
     if url is None or url == "auto":
         url = f"tcp://127.0.0.1:{_free_port()}"
     mp.start_processes(
@@ -117,14 +118,23 @@ def _cpu_worker(
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     rank = machine_rank * processes + local_rank
     dist.init_process_group("gloo", init_method=url, world_size=world_size, rank=rank)
-    _run_in_world(main, processes, args)
-
-
-def _run_in_world(main: Callable[..., Any], local_size: int, args: tuple[Any, ...]) -> None:
-    comm.create_local_process_group(local_size)
+    comm.create_local_process_group(processes)
     comm.synchronize()
     main(*args)
-    comm.synchronize()  # where one process is gone, those that still wait for it may end in an abort
+
+
+def _run_and_leave(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Call ``main(*args)``, then leave the world so that no thread of a process group is left.
+
+    Gloo's threads free the tensors that they have sent. One that comes to it while the interpreter ends aborts the
+    process; they end with the last reference to their group, of which Detectron2 and a model in a cycle keep some.
+    """
+    main(*args)
+    comm.synchronize()  # the store is in the first process, which the others may still ask
+    comm._get_global_gloo_group.cache_clear()
+    comm._LOCAL_PROCESS_GROUP = None
+    comm.create_local_process_group.cache_clear()
+    gc.collect()
     dist.destroy_process_group()
 
 
