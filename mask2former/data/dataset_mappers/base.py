@@ -16,7 +16,7 @@ from ..augmentation import PadToMultiple, build_crop_recipe, build_lsj_recipe, b
 from ..image_io import read_image
 from ..label_map import LabelMap, move_labels, unflipped
 
-__all__ = ["MaskFormerDatasetMapper", "build_transform_gen"]
+__all__ = ["LargeScaleJittering", "MaskFormerDatasetMapper", "build_transform_gen"]
 
 # Annotations in a dataset dict: read here, not passed on to the model.
 _ANNOTATION_KEYS = ("annotations", "segments_info", "pan_seg_file_name", "sem_seg_file_name")
@@ -180,6 +180,17 @@ class MaskFormerDatasetMapper:
                 f"{self.num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES is {self.num_classes}). Set that key to the "
                 f"number of classes of the data, or the value of unlabelled pixels (now {self.ignore_label}) right."
             )
+
+
+class LargeScaleJittering(MaskFormerDatasetMapper):
+    """What the ``coco_*_lsj`` mappers do otherwise, each with its own targets."""
+
+    augmentations_argument = "tfm_gens"
+    pads_to_multiple = False
+
+    @classmethod
+    def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:
+        return build_lsj_recipe(cfg)
 
 
 def build_transform_gen(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:

@@ -4,14 +4,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
 from ..annotation_masks import Part, draw_annotation
-from ..augmentation import build_lsj_recipe
 from ..label_map import LabelMap, move_labels
 from ..panoptic_png import read_segment_labels
-from .base import MaskFormerDatasetMapper, build_transform_gen
+from .base import LargeScaleJittering, MaskFormerDatasetMapper, build_transform_gen
 
 __all__ = ["COCOInstanceNewBaselineDatasetMapper", "MaskFormerInstanceDatasetMapper", "build_transform_gen"]
 
@@ -53,15 +51,8 @@ class MaskFormerInstanceDatasetMapper(MaskFormerDatasetMapper):
         return np.array(classes, dtype=np.int64), torch.from_numpy(masks)
 
 
-class COCOInstanceNewBaselineDatasetMapper(MaskFormerInstanceDatasetMapper):
+class COCOInstanceNewBaselineDatasetMapper(LargeScaleJittering, MaskFormerInstanceDatasetMapper):
     """The same with large-scale jittering."""
-
-    augmentations_argument = "tfm_gens"
-    pads_to_multiple = False
-
-    @classmethod
-    def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:
-        return build_lsj_recipe(cfg)
 
 
 def _background_without_crowds(dataset_dict: dict[str, Any], size: tuple[int, int]) -> LabelMap:

@@ -3,13 +3,10 @@
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 
-from ..augmentation import build_lsj_recipe
 from ..label_map import LabelMap
 from ..panoptic_png import read_segment_labels
-from .base import MaskFormerDatasetMapper, build_transform_gen
+from .base import LargeScaleJittering, MaskFormerDatasetMapper, build_transform_gen
 
 __all__ = ["COCOPanopticNewBaselineDatasetMapper", "MaskFormerPanopticDatasetMapper", "build_transform_gen"]
 
@@ -24,12 +21,5 @@ class MaskFormerPanopticDatasetMapper(MaskFormerDatasetMapper):
         return LabelMap(read_segment_labels(dataset_dict, size, labels), np.array(classes, dtype=np.int64))
 
 
-class COCOPanopticNewBaselineDatasetMapper(MaskFormerPanopticDatasetMapper):
+class COCOPanopticNewBaselineDatasetMapper(LargeScaleJittering, MaskFormerPanopticDatasetMapper):
     """The same with large-scale jittering."""
-
-    augmentations_argument = "tfm_gens"
-    pads_to_multiple = False
-
-    @classmethod
-    def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:
-        return build_lsj_recipe(cfg)

@@ -3,14 +3,11 @@
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 
-from ..augmentation import build_lsj_recipe
 from ..image_io import read_label_image
 from ..label_map import LabelMap, replace_labels
 from ..panoptic_png import check_label_size
-from .base import MaskFormerDatasetMapper
+from .base import LargeScaleJittering, MaskFormerDatasetMapper
 
 __all__ = ["COCOSemanticNewBaselineDatasetMapper", "MaskFormerSemanticDatasetMapper"]
 
@@ -50,12 +47,5 @@ class MaskFormerSemanticDatasetMapper(MaskFormerDatasetMapper):
         return {"sem_seg": np.where(classes < 0, self.ignore_label, classes)}
 
 
-class COCOSemanticNewBaselineDatasetMapper(MaskFormerSemanticDatasetMapper):
+class COCOSemanticNewBaselineDatasetMapper(LargeScaleJittering, MaskFormerSemanticDatasetMapper):
     """The same with large-scale jittering."""
-
-    augmentations_argument = "tfm_gens"
-    pads_to_multiple = False
-
-    @classmethod
-    def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:
-        return build_lsj_recipe(cfg)
