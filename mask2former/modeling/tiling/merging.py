@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ..postprocessing.mask_iou import pairwise_iou
@@ -72,16 +74,11 @@ def merge_pieces(pieces: Sequence[Piece], tiles: Sequence[Tile], thing_classes: 
     windows = [tile.window(pieces[0].logits.device) for tile in tiles]
     owners = _owners(tiles, windows)
     labels = [int(piece.probabilities[:-1].argmax()) for piece in pieces]
-    groups = _Groups(len(pieces))
-    for label in set(labels).difference(thing_classes):
-        members = [index for index, other in enumerate(labels) if other == label]
-        for index in members[1:]:
-            groups.join(members[0], index)
     things = [index for index, label in enumerate(labels) if label in thing_classes]
-    for a, b in _agreeing_pairs(pieces, tiles, labels, things):
-        groups.join(a, b)
+    joined = list(_agreeing_pairs(pieces, tiles, labels, things))
+    joined += [(labels.index(label), index) for index, label in enumerate(labels) if label not in thing_classes]
     merged = []
-    for members in groups:
+    for members in _groups(len(pieces), joined):
         group = [pieces[index] for index in members]
         is_stuff = labels[members[0]] not in thing_classes
         if len(group) > 1 or is_stuff or owners[_centre(group[0], tiles)] == group[0].tile:
@@ -89,27 +86,12 @@ def merge_pieces(pieces: Sequence[Piece], tiles: Sequence[Tile], thing_classes: 
     return merged
 
 
-class _Groups:
-    """Disjoint sets of the numbers from 0."""
-
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
-
-    def root(self, index: int) -> int:
-        while self._parent[index] != index:
-            self._parent[index] = self._parent[self._parent[index]]
-            index = self._parent[index]
-        return index
-
-    def join(self, a: int, b: int) -> None:
-        first, second = sorted((self.root(a), self.root(b)))
-        self._parent[second] = first
-
-    def __iter__(self) -> Iterator[list[int]]:
-        groups: dict[int, list[int]] = defaultdict(list)
-        for index in range(len(self._parent)):
-            groups[self.root(index)].append(index)
-        return iter(groups.values())
+def _groups(count: int, joined: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The numbers below ``count`` in groups, each with all that pairs link, in the order of their first member."""
+    first, second = np.array(joined, dtype=np.int64).reshape(-1, 2).T
+    links = coo_array((np.ones(len(joined)), (first, second)), shape=(count, count))
+    number, group_of = connected_components(links, directed=False)
+    return [np.flatnonzero(group_of == group).tolist() for group in range(number)]
 
 
 def _agreeing_pairs(
