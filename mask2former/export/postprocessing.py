@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..modeling.postprocessing import masks_to_boxes
+
 __all__ = ["instances_of_batch", "panoptic_of_batch", "semantic_of_batch"]
 
 Size = tuple[int, int]
@@ -109,7 +111,7 @@ def instances_of_batch(
         binary.append(inside)
     result = torch.cat(binary, dim=1)
     scores = scores * torch.cat(mask_scores, dim=1) * allowed_classes[classes]
-    return scores, classes, _boxes(result), result
+    return scores, classes, masks_to_boxes(result), result
 
 
 def _to_size(masks: Tensor, padded_size: Size, size: Size) -> Tensor:
@@ -153,16 +155,3 @@ def _number_segments(accepted: Tensor, labels: Tensor, is_thing: Tensor) -> Tens
     opens = accepted & (first == order)
     numbers = opens.long().cumsum(1)
     return numbers.gather(1, first) * accepted
-
-
-def _boxes(masks: Tensor) -> Tensor:
-    """Tight boxes (N, R, 4) float32 as (x0, y0, x1, y1) pixel edges of masks (N, R, H, W) bool; zeros where empty."""
-    edges = []
-    for profile in (masks.any(dim=2), masks.any(dim=3)):  # (N, R, W), (N, R, H)
-        length = profile.shape[-1]
-        index = torch.arange(length, device=masks.device)
-        first = torch.where(profile, index, length).amin(-1)
-        last = torch.where(profile, index + 1, 0).amax(-1)
-        edges += [torch.minimum(first, last), last]
-    x0, x1, y0, y1 = edges
-    return torch.stack([x0, y0, x1, y1], dim=-1).float()

@@ -118,16 +118,16 @@ def _queries_and_classes(
 
 
 def masks_to_boxes(masks: Tensor) -> Tensor:
-    """Tight boxes of masks (N, H, W) bool: (N, 4) float32 as (x0, y0, x1, y1) pixel edges; zeros for an empty mask."""
-    boxes = []
-    for profile in (masks.any(dim=1), masks.any(dim=2)):  # (N, W), (N, H)
-        length = profile.shape[1]
+    """Tight boxes (..., 4) float32, (x0, y0, x1, y1) pixel edges, of masks (..., H, W) bool; zeros for an empty one."""
+    edges = []
+    for profile in (masks.any(dim=-2), masks.any(dim=-1)):  # (..., W), (..., H)
+        length = profile.shape[-1]
         index = torch.arange(length, device=masks.device)
-        first = torch.where(profile, index, length).amin(dim=1)
-        last = torch.where(profile, index + 1, 0).amax(dim=1)
-        boxes += [torch.minimum(first, last), last]
-    x0, x1, y0, y1 = boxes
-    return torch.stack([x0, y0, x1, y1], dim=1).float()
+        first = torch.where(profile, index, length).amin(dim=-1)
+        last = torch.where(profile, index + 1, 0).amax(dim=-1)
+        edges += [torch.minimum(first, last), last]
+    x0, x1, y0, y1 = edges
+    return torch.stack([x0, y0, x1, y1], dim=-1).float()
 
 
 def _binarise(mask_pred: Tensor, queries: Tensor, geometry: MaskGeometry) -> tuple[Tensor, Tensor, Tensor]:
