@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
 from ..modeling.mask_former import MaskFormer
@@ -44,26 +44,17 @@ def compare_with_model(exported: ExportedModel, model: MaskFormer, batches: Sequ
     return worst
 
 
-def _raw(model: MaskFormer, batch: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Class logits, mask logits and the size that the batch is padded to."""
-    images = ImageList.from_tensors(list((batch - model.pixel_mean) / model.pixel_std), model.size_divisibility).tensor
-    outputs = model.sem_seg_head(model.backbone(images))
-    return outputs["pred_logits"].float(), outputs["pred_masks"].float(), (images.shape[-2], images.shape[-1])
-
-
 def _predictions(model: MaskFormer, batch: Tensor) -> list[tuple[Tensor, Tensor, MaskGeometry]]:
     """For each image what the functions of post-processing take first."""
-    logits, masks, padded_size = _raw(model, batch)
-    size = (batch.shape[-2], batch.shape[-1])
-    geometry = MaskGeometry(padded_size=padded_size, image_size=size, output_size=size)
-    return [(logits[i], masks[i], geometry) for i in range(len(batch))]
+    found = model.predict_queries([{"image": image} for image in batch])
+    return [(prediction.class_logits, prediction.mask_logits.float(), prediction.geometry) for prediction in found]
 
 
 def _compare_raw(model: MaskFormer, batch: Tensor, found: dict[str, Tensor]) -> dict[str, float]:
-    logits, masks, _ = _raw(model, batch)
+    logits, masks, _ = zip(*_predictions(model, batch), strict=True)
     return {
-        "class logits": _relative(found["pred_logits"], logits),
-        "mask logits": _relative(found["pred_masks"], masks),
+        "class logits": _relative(found["pred_logits"], torch.stack(logits)),
+        "mask logits": _relative(found["pred_masks"], torch.stack(masks)),
     }
 
 
