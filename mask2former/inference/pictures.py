@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mask2former.data.datasets.files import IMAGE_SUFFIXES
 from mask2former.data.image_io import read_image, to_eight_bits
 
-__all__ = ["PICTURE_SUFFIXES", "Picture", "find_pictures", "is_single", "iterate_sources", "open_picture"]
+__all__ = ["Picture", "find_pictures", "is_single", "iterate_sources", "open_picture"]
 
-PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _WRONG_TYPE = (
     "a picture has dtype {}, expected uint8 (0 to 255). Scale it to that range: floats in 0..1, for example, with "
     "(image * 255).round().astype('uint8')."
@@ -142,7 +142,7 @@ def _checked(array: np.ndarray) -> np.ndarray:
 
 
 def _pictures_among(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    return sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def _why_nothing(path: Path) -> str:

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_util
 
+from mask2former.data.datasets.files import IMAGE_SUFFIXES
 from mask2former.evaluation.run_lengths import encode_mask
-from mask2former.inference.pictures import PICTURE_SUFFIXES
 from mask2former.visualization import Task, class_name
 
 __all__ = [
@@ -54,9 +54,9 @@ class ResultFiles:
     @classmethod
     def at(cls, output: Path, picture: Path) -> "ResultFiles":
         """``output`` is the drawing's file (a name that ends as pictures do), or a folder for it."""
-        if not output.is_dir() and output.suffix.lower() in PICTURE_SUFFIXES:
+        if not output.is_dir() and output.suffix.lower() in IMAGE_SUFFIXES:
             return cls.of_drawing(output)
-        suffix = picture.suffix if picture.suffix.lower() in PICTURE_SUFFIXES else ".png"
+        suffix = picture.suffix if picture.suffix.lower() in IMAGE_SUFFIXES else ".png"
         return cls.of_drawing(output / (picture.stem + suffix))
 
     @property
@@ -78,7 +78,7 @@ def plan_outputs(pictures: Sequence[Path], output: Path) -> list[ResultFiles]:
     Raises:
         ValueError: a result would overwrite a picture that is to be read, or several are to go to one file.
     """
-    if len(pictures) > 1 and not output.is_dir() and output.suffix.lower() in PICTURE_SUFFIXES:
+    if len(pictures) > 1 and not output.is_dir() and output.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"{output} is one file, but there are {len(pictures)} pictures; give a folder as --output")
     taken: set[Path] = set()
     numbers: dict[Path, int] = {}
