@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from detectron2.config import CfgNode
 
@@ -11,10 +11,9 @@ from mask2former.data import Inspection
 from mask2former.engine.config_files import find_value
 from mask2former.own_data.crops import Crops, choose_crops
 from mask2former.own_data.machine import Machine, images_that_fit
+from mask2former.visualization import Task
 
-__all__ = ["Choice", "Plan", "Task", "choose_settings", "main_metric", "task_of"]
-
-Task = Literal["panoptic", "instance", "semantic"]
+__all__ = ["Choice", "Plan", "choose_settings", "main_metric", "task_of"]
 
 _METRICS: dict[Task, str] = {"panoptic": "panoptic_seg/PQ", "instance": "segm/AP", "semantic": "sem_seg/mIoU"}
 _LARGEST_BATCH = {True: 16, False: 4}  # on a GPU, and on a CPU, where more takes longer than it helps

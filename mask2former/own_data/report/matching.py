@@ -8,7 +8,7 @@ import pycocotools.mask as mask_util
 
 from mask2former.evaluation.sem_seg_evaluation import confusion_matrix
 from mask2former.own_data.report.segments import Segments
-from mask2former.own_data.settings import Task
+from mask2former.visualization import Task
 
 __all__ = ["ClassQuality", "Matches", "class_qualities", "match_segments", "sum_confusion"]
 

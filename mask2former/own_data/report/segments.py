@@ -11,7 +11,7 @@ from mask2former.data.panoptic_png import read_segment_labels
 from mask2former.evaluation import SavedPredictions
 from mask2former.evaluation.run_lengths import encode_mask
 from mask2former.evaluation.sem_seg_evaluation import read_class_map
-from mask2former.own_data.settings import Task
+from mask2former.visualization import Task
 
 __all__ = ["Segments", "predicted_segments", "true_segments"]
 

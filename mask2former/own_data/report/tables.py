@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mask2former.own_data.report.matching import ClassQuality
-from mask2former.own_data.settings import Task
+from mask2former.visualization import Task
 
 __all__ = ["class_table", "confusion_table", "percent", "table"]
 

@@ -10,7 +10,7 @@ from mask2former.own_data.report.page import PairOfPictures, pictures, section
 from mask2former.own_data.report.pictures import draw_pair
 from mask2former.own_data.report.segments import Segments, predicted_segments, true_segments
 from mask2former.own_data.report.tables import class_table, confusion_table
-from mask2former.own_data.settings import Task
+from mask2former.visualization import Task
 
 __all__ = ["validation_sections"]
 

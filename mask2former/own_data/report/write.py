@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask2former.data import Inspection
 from mask2former.engine import load_config
+from mask2former.inference.request import tasks_of
 from mask2former.own_data.prepare import read_inspection
 from mask2former.own_data.report.charts import line_chart
 from mask2former.own_data.report.curves import Series, read_curves
@@ -15,7 +16,8 @@ from mask2former.own_data.report.evaluate import evaluate_best, read_results
 from mask2former.own_data.report.page import page, section, tiles
 from mask2former.own_data.report.tables import percent, table
 from mask2former.own_data.report.validation import validation_sections
-from mask2former.own_data.settings import Task, main_metric
+from mask2former.own_data.settings import main_metric
+from mask2former.visualization import Task
 
 __all__ = ["REPORT_FILE", "write_report"]
 
@@ -41,7 +43,7 @@ def write_report(output: Path, *, evaluate: bool = True) -> Path:
     if cfg.DATASETS.TEST and (evaluate or read_results(output) is None):
         evaluate_best(output, cfg)
     known = read_inspection(output)
-    task = known["task"] if known else _task_of(cfg)
+    task: Task = known["task"] if known else next(iter(tasks_of(cfg)), "semantic")
     results = read_results(output) if cfg.DATASETS.TEST else None
     curves = read_curves(output / "metrics.json", cfg.SOLVER.MAX_ITER)
     sections = [tiles(_facts(cfg, task, known, results, curves)), section("Course", _charts(curves, task))]
@@ -53,11 +55,6 @@ def write_report(output: Path, *, evaluate: bool = True) -> Path:
     path = output / REPORT_FILE
     path.write_text(page(f"Training in {output.absolute().name}", sections), "utf-8")
     return path
-
-
-def _task_of(cfg: CfgNode) -> Task:
-    test = cfg.MODEL.MASK_FORMER.TEST
-    return "panoptic" if test.PANOPTIC_ON else "instance" if test.INSTANCE_ON else "semantic"
 
 
 def _facts(
