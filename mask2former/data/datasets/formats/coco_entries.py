@@ -111,7 +111,7 @@ def read_images(
     chosen = set(choose_images([*names, *result.left_out.values()], list_file, path))
     wanted = {image_id: entry for image_id, entry in known.items() if entry["file_name"] in chosen}
     if list_file is not None:
-        faults.found = [fault for fault in faults.found if fault.image in chosen]
+        faults.keep(chosen)
     file_names = [entry["file_name"] for entry in wanted.values()]
     sizes = verify_images([folder / name for name in file_names], file_names, faults)
     for image_id, entry in known.items():

@@ -1,6 +1,6 @@
 """What is wrong with a data set: collected, so that all of it can be told at once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,6 +64,10 @@ class Faults:
             yield
         except (ValueError, FileNotFoundError) as error:
             self.add(file, str(error), place, image)
+
+    def keep(self, images: Container[str]) -> None:
+        """Forget what is not of these images."""
+        self.found = [fault for fault in self.found if fault.image is not None and fault.image in images]
 
     def raise_any(self) -> None:
         """Raise DataError if there are faults: for what nothing can be done without."""

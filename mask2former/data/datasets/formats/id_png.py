@@ -83,7 +83,7 @@ class IdPngSource:
         names = {path.relative_to(self.images).as_posix(): stem for stem, path in images.items()}
         chosen = {name: names[name] for name in choose_images(names, list_file, self.images)}
         if list_file is not None:
-            faults.found = [fault for fault in faults.found if fault.image in chosen]
+            faults.keep(chosen)
         columns = [(folder, _by_stem(folder, MASK_SUFFIXES, faults)) for folder in self._mask_folders()]
         matched = {}
         for name, stem in chosen.items():

@@ -65,7 +65,7 @@ class LabelmeSource:
         files = {path.relative_to(self.images).as_posix(): path for path in find_files(self.images, IMAGE_SUFFIXES)}
         names = choose_images(files, list_file, self.images)
         if list_file is not None:
-            result.faults.found = [fault for fault in result.faults.found if fault.image in set(names)]
+            result.faults.keep(set(names))
         told = {fault.image for fault in result.faults.found}
         for name in names:
             if name not in annotated and name not in told:
