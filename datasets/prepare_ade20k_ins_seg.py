@@ -36,7 +36,7 @@ def prepare(job: Job) -> None:
     for name in present(splits, "Unpack ADEChallengeData2016.zip and annotations_instance.tar there."):
         images, instances = splits[name]
         target = root / f"ade20k_instance_{name}.json"
-        if job.missing([target], lambda path: path):
+        if job.must_make(target):
             converted = job.map(partial(convert, images), match_files(images, [instances]), f"Making {target}")
             with whole_file(target) as unfinished:
                 write_instances_json(

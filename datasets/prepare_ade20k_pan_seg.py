@@ -56,7 +56,7 @@ def prepare(job: Job) -> None:
     for name in present(splits, "Unpack ADEChallengeData2016.zip and annotations_instance.tar there."):
         target = root / f"ade20k_panoptic_{name}"
         json_file = target.with_suffix(".json")
-        if job.missing([json_file], lambda path: path):
+        if job.must_make(json_file):
             files = match_files(splits[name][0], splits[name][1:])
             images, annotations = zip(*job.map(partial(convert, target), files, f"Writing {target}"), strict=True)
             write_json(json_file, {"images": images, "annotations": annotations, "categories": read_table("ade20k")})

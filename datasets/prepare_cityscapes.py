@@ -71,7 +71,7 @@ def prepare(job: Job) -> None:
         job.map(write_train_ids, job.missing(polygons, train_ids_of), f"Writing *_labelTrainIds.png of {name}")
         target = root / f"cityscapes_panoptic_{name}"
         json_file = target.with_suffix(".json")
-        if job.missing([json_file], lambda path: path):
+        if job.must_make(json_file):
             sources = sorted((root / name).glob("*/*_gtFine_instanceIds.png"))
             if not sources:
                 raise FileNotFoundError(f"{root / name}: has no */*_gtFine_instanceIds.png. Unpack gtFine anew.")

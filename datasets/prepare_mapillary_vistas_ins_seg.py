@@ -36,7 +36,7 @@ def prepare(job: Job) -> None:
     inputs = {name: [files["panoptic_json"]] for name, (_, files) in parts.items()}
     for name in present(inputs, "Unpack Mapillary Vistas there."):
         version, files = parts[name]
-        if job.missing([files["json_file"]], lambda path: path):
+        if job.must_make(files["json_file"]):
             make(job, version, files)
 
 

@@ -87,7 +87,7 @@ def prepare(job: Job) -> None:
     for name, count in SPLITS.items():
         images = job.root / "shapes" / name / "images"
         files = [images / f"{number:04}.png" for number in range(count)]
-        job.map(write_scene, job.missing(files, lambda file: file), f"Drawing {images.parent}")
+        job.map(write_scene, list(filter(job.must_make, files)), f"Drawing {images.parent}")
 
 
 if __name__ == "__main__":

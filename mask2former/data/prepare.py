@@ -40,9 +40,13 @@ class Job:
     workers: int
     overwrite: bool = False
 
+    def must_make(self, output: Path) -> bool:
+        """Whether a file is not there, or is to be made again."""
+        return self.overwrite or not output.exists()
+
     def missing(self, tasks: Iterable[Task], output: Callable[[Task], Path]) -> list[Task]:
         """The tasks whose output has to be made."""
-        return [task for task in tasks if self.overwrite or not output(task).exists()]
+        return [task for task in tasks if self.must_make(output(task))]
 
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task], description: str) -> list[Result]:
         """``[function(task) for task in tasks]`` in processes, with a progress bar on a terminal.
