@@ -16,7 +16,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from mask2former.engine.config_files import merge_opts
+from mask2former.engine.config_files import with_opts
 from mask2former.export import is_exported
 from mask2former.inference import InstanceResult, PanopticResult, PanopticSegment, Result, Segmenter, SemanticResult
 from mask2former.inference.exported import open_exported
@@ -88,11 +88,8 @@ def load(
     options = [*(["MODEL.DEVICE", device] if device else []), *_optimization_keys(optimize), *opts]
     if not isinstance(model, CfgNode):
         return Segmenter(model_config(model, weights, options))
-    cfg = model.clone()
-    cfg.defrost()
-    merge_opts(cfg, [*([] if weights is None else ["MODEL.WEIGHTS", str(weights)]), *options])
-    cfg.freeze()
-    return Segmenter(cfg)
+    weights_key = [] if weights is None else ["MODEL.WEIGHTS", str(weights)]
+    return Segmenter(with_opts(model, [*weights_key, *options]))
 
 
 def _refuse(path: Path, **arguments: Any) -> None:

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from mask2former.data.dataset_mappers import dataset_mapper_class
+from mask2former.engine.config_files import with_opts
 from mask2former.engine.random_state import derive_seed, isolated_rng
 from mask2former.visualization import class_name, draw_ground_truth, is_thing_class, save_drawings
 
@@ -91,11 +92,7 @@ def for_data_sets(cfg: CfgNode, names: tuple[str, ...]) -> CfgNode:
         if name not in registered:
             alike = ", ".join(get_close_matches(name, registered, n=5, cutoff=0))
             raise ValueError(f"there is no data set {name!r}; of {len(registered)}, the closest are {alike}.")
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATASETS.TRAIN = names
-    cfg.freeze()
-    return cfg
+    return with_opts(cfg, ["DATASETS.TRAIN", names])
 
 
 def _describe(example: dict[str, Any], metadata: Any) -> str:

@@ -9,7 +9,7 @@ from typing import IO, Any
 import yaml
 from detectron2.config import CfgNode
 
-__all__ = ["find_value", "merge_opts", "merge_yaml"]
+__all__ = ["find_value", "merge_opts", "merge_yaml", "with_opts"]
 
 # The one expression in official configurations, sizes to train at: "[int(x * 0.1 * 1024) for x in range(5, 21)]"
 _MULTIPLES = re.compile(r"\[int\(x \* (\d+\.\d+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]")
@@ -49,6 +49,15 @@ def merge_opts(cfg: CfgNode, opts: Sequence[Any]) -> None:
         cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError, ValueError) as e:
         raise ValueError(f"{_reason(e)} (docs/configuration.md lists the keys)") from e
+
+
+def with_opts(cfg: CfgNode, opts: Sequence[Any]) -> CfgNode:
+    """A frozen copy of ``cfg`` with ``KEY VALUE`` pairs merged, as by :func:`merge_opts`."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    merge_opts(cfg, opts)
+    cfg.freeze()
+    return cfg
 
 
 def find_value(cfg: CfgNode, key: str) -> Any:

@@ -15,6 +15,7 @@ from torch import nn
 
 from mask2former.data import build_dataset_mapper
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
+from mask2former.engine.config_files import with_opts
 from mask2former.engine.data_loader import TrainLoader, build_train_loader, ignore_interrupts
 from mask2former.engine.hooks import (
     BestCheckpointer,
@@ -128,7 +129,7 @@ class Trainer(DefaultTrainer):
         seed = state_dict.get("seed", self.cfg.SEED)
         if seed != self.cfg.SEED:
             logger.info(f"The run goes on with the seed it began with, {seed}.")
-            self.cfg = _replace_seed(self.cfg, seed)
+            self.cfg = with_opts(self.cfg, ["SEED", seed])
             self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
 
     @classmethod
@@ -183,12 +184,4 @@ def _with_seed(cfg: CfgNode) -> CfgNode:
         return cfg
     seed = comm.shared_random_seed()
     logger.info(f"SEED was not set: using {seed}.")
-    return _replace_seed(cfg, seed)
-
-
-def _replace_seed(cfg: CfgNode, seed: int) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SEED = seed
-    cfg.freeze()
-    return cfg
+    return with_opts(cfg, ["SEED", seed])

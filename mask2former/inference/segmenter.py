@@ -19,6 +19,7 @@ from torch import nn
 from mask2former.data.augmentation import build_test_augmentations
 from mask2former.data.class_metadata import metadata_of_config
 from mask2former.engine import SegmentorWithTTA
+from mask2former.engine.config_files import with_opts
 from mask2former.inference.pictures import Picture, is_single, iterate_sources, open_picture
 from mask2former.inference.request import Options, Request, build_request, tasks_of
 from mask2former.inference.result import Result
@@ -74,7 +75,7 @@ class Segmenter:
         """
         if cfg.INPUT.FORMAT not in ("RGB", "BGR", "L"):
             raise ValueError(f'INPUT.FORMAT is "{cfg.INPUT.FORMAT}", expected "RGB", "BGR" or "L"')
-        self.cfg = _batching_by_size(cfg)
+        self.cfg = with_opts(cfg, ["MODEL.MASK_FORMER.TEST.BATCH_BY_SIZE", True])
         self.model: Any = _build(self.cfg) if model is None else model
         self.metadata = metadata_of_config(cfg) if metadata is None else metadata
         self.default_tasks = tasks_of(cfg)[:1]
@@ -261,14 +262,6 @@ class Segmenter:
 def _build(cfg: CfgNode) -> nn.Module:
     model = prepare_for_inference(cfg, load_whole_model(build_model(cfg), cfg.MODEL.WEIGHTS))
     return SegmentorWithTTA(cfg, model).eval() if cfg.TEST.AUG.ENABLED else model
-
-
-def _batching_by_size(cfg: CfgNode) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.MASK_FORMER.TEST.BATCH_BY_SIZE = True
-    cfg.freeze()
-    return cfg
 
 
 def _reorder(rgb: np.ndarray, image_format: str) -> np.ndarray:
