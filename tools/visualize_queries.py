@@ -89,24 +89,20 @@ def propose(model: Any, sample: dict[str, Any], layers: Sequence[int]) -> dict[i
     Raises:
         ValueError: if there is no prediction of a layer.
     """
-    images = model._normalise_and_pad([sample])
     predictor = model.sem_seg_head.predictor
     # Of the decoder alone, not of its layers: all predictions are returned, and there is no dropout.
     training = mock.patch.object(predictor, "training", True)
-    with training, mock.patch.object(predictor, "deep_supervision", True):
-        outputs = model.sem_seg_head(model.backbone(images.tensor))
-    predictions = [*outputs["aux_outputs"], outputs]
+    outputs: list[dict[str, Any]] = []
+    listening = model.sem_seg_head.register_forward_hook(lambda head, inputs, output: outputs.append(output))
+    with training, mock.patch.object(predictor, "deep_supervision", True), listening:
+        (last,) = model.predict_queries([sample])
+    predictions = [*outputs[0]["aux_outputs"], outputs[0]]
     # Without learnable query features the first prediction is the first layer's.
     by_layer = dict(enumerate(predictions, start=0 if predictor.query_feat is not None else 1))
     missing = [layer for layer in layers if layer not in by_layer]
     if missing:
         raise ValueError(f"there are no predictions of the layers {missing}; the model has them of {sorted(by_layer)}.")
-    geometry = MaskGeometry(
-        padded_size=tuple(images.tensor.shape[-2:]),
-        image_size=images.image_sizes[0],
-        output_size=(sample["height"], sample["width"]),
-    )
-    return {layer: _best(by_layer[layer], geometry) for layer in layers}
+    return {layer: _best(by_layer[layer], last.geometry) for layer in layers}
 
 
 def _best(prediction: dict[str, Tensor], geometry: MaskGeometry) -> tuple[np.ndarray, np.ndarray]:
