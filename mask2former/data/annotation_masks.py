@@ -9,7 +9,7 @@ from detectron2.data import transforms as T
 
 from .label_map import move_labels
 
-__all__ = ["Part", "draw_annotation"]
+__all__ = ["Part", "draw_annotation", "encode_annotation"]
 
 Polygons = list[np.ndarray]
 
@@ -46,6 +46,19 @@ def draw_annotation(
     if mask.shape != size:
         raise ValueError(f"a mask is {mask.shape} (height, width), its image is {size}")
     return move_labels(transforms, (mask != 0).astype(np.uint8)).astype(bool), (slice(None), slice(None))
+
+
+def encode_annotation(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """The compressed RLE of polygons that were checked; an RLE, which has to be compressed, stays as it is.
+
+    Args:
+        segmentation: A list of polygons [x0, y0, x1, y1, ...], or an RLE dict.
+        size: Height and width of the image.
+    """
+    if isinstance(segmentation, list):
+        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+    rle: dict[str, Any] = segmentation
+    return rle
 
 
 def _polygons(segmentation: list[Any]) -> Polygons:

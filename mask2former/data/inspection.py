@@ -9,6 +9,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 from tabulate import tabulate
 
+from .annotation_masks import encode_annotation
+
 __all__ = ["ClassCount", "Inspection", "inspect_records"]
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -113,8 +115,8 @@ def inspect_records(records: Sequence[dict[str, Any]], metadata: Any) -> Inspect
     """Count what dataset dicts hold.
 
     Args:
-        records: With "height", "width" and "annotations" (masks in any of COCO's forms) or "segments_info" with "area"
-            and "bbox".
+        records: With "height", "width" and "annotations" (masks as polygons or as compressed RLE) or "segments_info"
+            with "area" and "bbox".
         metadata: Detectron2's.
     """
     panoptic = any("segments_info" in record for record in records)
@@ -164,15 +166,8 @@ def _segments(record: dict[str, Any]) -> Iterable[dict[str, Any]]:
         return
     size = record["height"], record["width"]
     for annotation in record["annotations"]:
-        segmentation = annotation["segmentation"]
-        rle = (
-            mask_util.merge(mask_util.frPyObjects(segmentation, *size)) if _is_polygons(segmentation) else segmentation
-        )
+        rle = encode_annotation(annotation["segmentation"], size)
         yield {**annotation, "area": int(mask_util.area(rle)), "bbox": mask_util.toBbox(rle).tolist()}
-
-
-def _is_polygons(segmentation: Any) -> bool:
-    return isinstance(segmentation, list)
 
 
 def _spread(values: np.ndarray) -> tuple[int, int, int]:

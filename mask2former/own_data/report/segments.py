@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 
+from mask2former.data.annotation_masks import encode_annotation
 from mask2former.data.label_map import encode_label_map
 from mask2former.data.panoptic_png import read_segment_labels
 from mask2former.evaluation import SavedPredictions
@@ -52,8 +52,7 @@ def true_segments(record: Record, task: Task, metadata: Any) -> Segments:
     found = Segments()
     if "annotations" in record:
         for annotation in record["annotations"]:
-            mask = annotation["segmentation"]
-            mask = mask_util.merge(mask_util.frPyObjects(mask, *size)) if isinstance(mask, list) else mask
+            mask = encode_annotation(annotation["segmentation"], size)
             found.add(mask, annotation["category_id"], crowd=bool(annotation.get("iscrowd", 0)))
         return found
     infos = record["segments_info"]
