@@ -102,22 +102,7 @@ def read_own_data(given: Given, val_given: Given | None, val_fraction: float, *,
         parts = {"own_train": replace(whole, records=train), "own_val": replace(whole, records=val)}
     _check_classes(list(parts.values()))
     inspections = {name: part.inspect() for name, part in parts.items()}
-    if inspections["own_train"].most_segments == 0:
-        raise DataError([*faults, Fault(entry["IMAGES"], "no image shows anything to learn; annotate some of them.")])
-    if lonely := _only_class(inspections["own_train"]):
-        message = f"all that is labelled is of the class {lonely}, so there is nothing to tell apart."
-        if entry["FORMAT"] == "id_png":
-            message += (
-                " If its PNGs have 0 and 255: 255 is unlabelled there, so give a table of colours as --classes, with "
-                "lines such as 0 0 0 background and 255 255 255 object."
-            )
-        raise DataError([*faults, Fault(entry["CLASSES"] if "CLASSES" in entry else entry["IMAGES"], message)])
-    if "own_val" in inspections and inspections["own_val"].most_segments == 0:
-        message = (
-            "no image for validation shows anything, so there is nothing to judge a model by; annotate some, or name "
-            "others (--val-data)."
-        )
-        raise DataError([*faults, Fault(parts["own_val"].entry["IMAGES"], message)])
+    _check_something_to_learn(parts, inspections, faults)
     return OwnData(
         entries={name: part.entry | ({"SKIP_BAD": True} if faults else {}) for name, part in parts.items()},
         images={name: part.names() for name, part in parts.items()},
@@ -140,6 +125,29 @@ def _check_classes(parts: Sequence[_Part]) -> None:
                 f"training has the classes {', '.join(parts[0].classes)}, and validation {', '.join(part.classes)}. "
                 "Both need the same, in the same order."
             )
+
+
+def _check_something_to_learn(
+    parts: dict[str, _Part], inspections: dict[str, Inspection], faults: Sequence[Fault]
+) -> None:
+    """Raise DataError, with the faults found before, if there is nothing to learn or to judge a model by."""
+    entry = parts["own_train"].entry
+    if inspections["own_train"].most_segments == 0:
+        raise DataError([*faults, Fault(entry["IMAGES"], "no image shows anything to learn; annotate some of them.")])
+    if lonely := _only_class(inspections["own_train"]):
+        message = f"all that is labelled is of the class {lonely}, so there is nothing to tell apart."
+        if entry["FORMAT"] == "id_png":
+            message += (
+                " If its PNGs have 0 and 255: 255 is unlabelled there, so give a table of colours as --classes, with "
+                "lines such as 0 0 0 background and 255 255 255 object."
+            )
+        raise DataError([*faults, Fault(entry["CLASSES"] if "CLASSES" in entry else entry["IMAGES"], message)])
+    if "own_val" in inspections and inspections["own_val"].most_segments == 0:
+        message = (
+            "no image for validation shows anything, so there is nothing to judge a model by; annotate some, or name "
+            "others (--val-data)."
+        )
+        raise DataError([*faults, Fault(parts["own_val"].entry["IMAGES"], message)])
 
 
 def _only_class(inspection: Inspection) -> str | None:
