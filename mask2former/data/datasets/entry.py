@@ -10,7 +10,7 @@ from .formats.coco_instances import CocoInstanceSource
 from .formats.coco_panoptic import CocoPanopticSource
 from .formats.id_png import IdPngSource
 from .formats.labelme import LabelmeSource
-from .formats.palette import read_palette
+from .formats.palette import VOID, read_palette
 from .formats.source import Source
 from .formats.yolo import YoloSource
 from .own import CustomDataset
@@ -29,8 +29,6 @@ _KEYS: dict[str, tuple[set[str], set[str]]] = {
 _ALWAYS = {"LIST", "SKIP_BAD"}
 # What FORMAT may be.
 FORMATS = tuple(_KEYS)
-
-_VOID = "void"  # the name of unlabelled pixels in CLASS_NAMES and BACKGROUND
 
 
 def parse_entry(name: str, entry: Any) -> CustomDataset:
@@ -97,7 +95,7 @@ def _parse_id_png(where: str, entry: Mapping[str, Any]) -> IdPngSource:
 def _parse_color_png(where: str, entry: Mapping[str, Any]) -> IdPngSource:
     palette = read_palette(resolve(str(entry["PALETTE"])))
     categories = _categories_of(palette.names, _things(where, entry, palette.names), palette.colors)
-    void = tuple(value for value, name in enumerate(palette.names) if name == _VOID)
+    void = tuple(value for value, name in enumerate(palette.names) if name == VOID)
     images, classes = resolve(str(entry["IMAGES"])), resolve(str(entry["CLASSES"]))
     return IdPngSource(images, _path(entry, "INSTANCES"), classes, categories, void, palette)
 
@@ -114,13 +112,13 @@ def _classes_of_instances(where: str, entry: Mapping[str, Any]) -> tuple[Categor
         )
     background = str(entry.get("BACKGROUND", "background"))
     thing = Category(1, names[0], isthing=True)
-    return (thing,) if background == _VOID else (thing, Category(2, background, isthing=False))
+    return (thing,) if background == VOID else (thing, Category(2, background, isthing=False))
 
 
 def _classes_of_map(where: str, entry: Mapping[str, Any]) -> tuple[tuple[Category, ...], tuple[int, ...]]:
     """The classes and the values of unlabelled pixels."""
     if "BACKGROUND" in entry:
-        raise ValueError(f'{where}.BACKGROUND: CLASSES say it themselves; name it in CLASS_NAMES, or "{_VOID}" there.')
+        raise ValueError(f'{where}.BACKGROUND: CLASSES say it themselves; name it in CLASS_NAMES, or "{VOID}" there.')
     if "CLASS_NAMES" not in entry:
         raise ValueError(
             f"{where}: lacks CLASS_NAMES, which CLASSES need: the names of the values 0, 1, 2, ..., in a list or in a "
@@ -131,9 +129,9 @@ def _classes_of_map(where: str, entry: Mapping[str, Any]) -> tuple[tuple[Categor
     ignore = entry.get("IGNORE_VALUE", 255 if len(names) <= 255 else 65535)
     if not isinstance(ignore, int) or not 0 <= ignore <= 65535:
         raise ValueError(f"{where}.IGNORE_VALUE: is {ignore!r}, expected a pixel value.")
-    if ignore < len(names) and names[ignore] != _VOID:
+    if ignore < len(names) and names[ignore] != VOID:
         raise ValueError(f"{where}.IGNORE_VALUE: is {ignore}, which CLASS_NAMES call {names[ignore]!r}.")
-    void = tuple(value for value, name in enumerate(names) if name == _VOID)
+    void = tuple(value for value, name in enumerate(names) if name == VOID)
     return _categories_of(names, things), (*void, ignore)
 
 
@@ -157,7 +155,7 @@ def _categories_of(
     return tuple(
         Category(value + 1, name, isthing=name in things, color=colors[value] if colors else None)
         for value, name in enumerate(names)
-        if name != _VOID
+        if name != VOID
     )
 
 
@@ -168,6 +166,6 @@ def _class_names(where: str, names: Any) -> list[str]:
         raise ValueError(f"{where}.CLASS_NAMES: is {names!r}, expected a list of names, or a text file of them.")
     names = [str(name) for name in names]
     for name in names:
-        if name != _VOID and names.count(name) > 1:
+        if name != VOID and names.count(name) > 1:
             raise ValueError(f"{where}.CLASS_NAMES: has {name!r} more than once.")
     return names

@@ -10,9 +10,9 @@ from ...image_io import read_image
 from .faults import Faults
 from .json_files import read_text
 
-__all__ = ["Palette", "looks_like_palette", "read_palette"]
+__all__ = ["VOID", "Palette", "looks_like_palette", "read_palette"]
 
-_VOID = "void"
+VOID = "void"  # the name of unlabelled pixels, also in CLASS_NAMES and BACKGROUND
 _COLOR = r"(?P<red>\d{1,3})[\s,;]+(?P<green>\d{1,3})[\s,;]+(?P<blue>\d{1,3})"
 _LINES = (
     re.compile(rf"(?P<name>[^:]+):\s*{_COLOR}\s*(:.*)?"),  # CVAT: road:128,64,128:parts:actions
@@ -74,11 +74,11 @@ def read_palette(path: Path) -> Palette:
             name, color = _parse(line)
             if color in entries:
                 raise ValueError(f"{name!r} has the colour {color} of {entries[color]!r}.")
-            if name != _VOID and name in entries.values():
+            if name != VOID and name in entries.values():
                 raise ValueError(f"{name!r} occurs more than once.")
             entries[color] = name
     faults.raise_any()
-    if not set(entries.values()) - {_VOID}:
+    if not set(entries.values()) - {VOID}:
         faults.add(path, "has no class, expected lines such as '128 64 128 road'.")
         faults.raise_any()
     return Palette(tuple(entries.values()), tuple(entries))
