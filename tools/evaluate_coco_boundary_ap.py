@@ -9,15 +9,13 @@
 
 import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import argparse
-import contextlib
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.utils.logger import create_small_table
-from pycocotools.coco import COCO
 
+from mask2former.evaluation.average_precision import read_annotations
 from mask2former.evaluation.boundary_evaluation import boundary_ap
 
 
@@ -28,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--dt-json-file", required=True, type=Path, help="results, with masks as run lengths")
     parser.add_argument("--max-detections", type=int, default=100, help="of an image and class (default: 100)")
     args = parser.parse_args(argv)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(args.gt_json_file))
+    truth = read_annotations(str(args.gt_json_file))
     metrics = boundary_ap(truth, json.loads(args.dt_json_file.read_text()), args.max_detections)
     print(create_small_table(metrics))
     return metrics

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 
 from mask2former.evaluation.backend import use_hotcoco
 
-__all__ = ["CocoComparison", "mean_precision", "without_boxes"]
+__all__ = ["CocoComparison", "mean_precision", "read_annotations", "without_boxes"]
 
 
 class CocoComparison:
@@ -74,6 +74,12 @@ class CocoComparison:
             with contextlib.redirect_stdout(stdout if show else sys.stdout):
                 evaluation.summarize()
         return evaluation
+
+
+def read_annotations(json_file: str) -> COCO:
+    """Read COCO's annotations, without what pycocotools prints of it."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(json_file)
 
 
 def without_boxes(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

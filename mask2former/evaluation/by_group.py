@@ -1,7 +1,5 @@
 """Metrics of parts of a data set, from predictions that an evaluation has saved."""
 
-import contextlib
-import io
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -9,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from pycocotools.coco import COCO
 
-from mask2former.evaluation.average_precision import CocoComparison
+from mask2former.evaluation.average_precision import CocoComparison, read_annotations
 from mask2former.evaluation.panoptic_evaluation import match_segments, sum_pq, summarize_pq
 from mask2former.evaluation.saved_predictions import find_predictions
 from mask2former.evaluation.sem_seg_evaluation import saved_confusions, summarize_miou
@@ -62,9 +59,7 @@ def evaluate_groups(
 
 
 def _mask_ap(results: list[dict[str, Any]], metadata: Metadata, groups: Groups, max_detections: int) -> Metrics:
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(metadata.json_file)
-    comparison = CocoComparison(truth, results, "segm")
+    comparison = CocoComparison(read_annotations(metadata.json_file), results, "segm")
     return {group: _group_ap(comparison, image_ids, max_detections) for group, image_ids in groups.items()}
 
 

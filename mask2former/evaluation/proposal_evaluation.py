@@ -1,7 +1,5 @@
 """Average recall of class-agnostic mask proposals, such as those of each decoder layer (Figure 3)."""
 
-import contextlib
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
-from mask2former.evaluation.average_precision import CocoComparison
+from mask2former.evaluation.average_precision import CocoComparison, read_annotations
 from mask2former.evaluation.run_lengths import encode_mask
 
 __all__ = ["NUM_PROPOSALS", "ProposalEvaluator", "average_recall"]
@@ -39,8 +37,7 @@ class ProposalEvaluator(DatasetEvaluator):
                 f"data set {dataset_name!r} names no file of COCO annotations (metadata json_file), which average "
                 "recall is of; choose another DATASETS.TEST."
             )
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._truth = COCO(PathManager.get_local_path(json_file))
+        self._truth = read_annotations(PathManager.get_local_path(json_file))
         self.reset()
 
     def reset(self) -> None:
