@@ -86,8 +86,9 @@ class LabelmeSource:
         found: dict[str, tuple[Path, dict[str, Any]]] = {}
         for path in find_files(self.annotations, (".json",)):
             # What cannot be read is most likely of the image of the same name.
-            image: str | None = path.relative_to(self.annotations).with_suffix("").as_posix()
-            image = next((f"{image}{s}" for s in IMAGE_SUFFIXES if (self.images / f"{image}{s}").is_file()), image)
+            stem = path.relative_to(self.annotations).with_suffix("").as_posix()
+            names = [stem + suffix for suffix in sorted(IMAGE_SUFFIXES)]
+            image = next((name for name in names if (self.images / name).is_file()), stem)
             with faults.catch(path, image=image):
                 content = _read_labelme(path)
                 name = self._image_of(path, content)
