@@ -154,7 +154,8 @@ def _look_for_own_methods(model: MaskFormer, postprocessing: PostProcessing) -> 
     if own := list(filter(model.has_own, ("run_network", "predict_queries"))):
         raise ValueError(
             f"{name} has its own {' and '.join(own)}, but what is exported is the backbone, the head and the rules of "
-            "MaskFormer, so results would differ; move what it does into the backbone or the head."
+            "MaskFormer, so results would differ; move what it does into the backbone or the head, or, if it comes of "
+            "optimize_for_inference (optimize=), export the model as it is without."
         )
     results = ("forward", "postprocess", "semantic_inference", "panoptic_inference", "instance_inference")
     inside = ("forward", "postprocess", f"{postprocessing}_inference")

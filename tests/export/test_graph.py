@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 
 from mask2former.export import ExportGraph
 from mask2former.modeling import MaskFormer
+from mask2former.modeling.optimize import optimize_for_inference
 from tests.modeling.conftest import make_tiny_cfg
 
 EVERYTHING = ("none", "semantic", "panoptic", "instance")
@@ -34,6 +35,11 @@ def _with_own(model: MaskFormer, name: str) -> MaskFormer:
 def test_another_network_is_refused(model: MaskFormer, name: str, postprocessing: Any) -> None:
     with pytest.raises(ValueError, match=rf"Mine has its own {name}, .* into the backbone or the head"):
         ExportGraph(_with_own(model, name), postprocessing)
+
+
+def test_an_optimised_model_is_refused(model: MaskFormer) -> None:
+    with pytest.raises(ValueError, match=r"of optimize_for_inference \(optimize=\), export the model as it is without"):
+        ExportGraph(optimize_for_inference(model))
 
 
 @pytest.mark.parametrize(

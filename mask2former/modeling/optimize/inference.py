@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,7 +11,7 @@ from ...ops.linear import has_native_float32
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
 from .bfloat16 import cpu_has_bfloat16, store_in_bfloat16
-from .cuda_graphs import record_graphs
+from .cuda_graphs import Network, record_graphs
 from .fused_blocks import fuse_blocks
 from .joint_keys import join_keys
 from .kept_positions import keep_position_encodings
@@ -39,7 +38,8 @@ def optimize_for_inference(
     and the sum before it are part of the convolution. Position encodings are kept for the next image of that size.
 
     Args:
-        model: in evaluation mode, on its device. It stays as it is; weights that need no change are shared with it.
+        model: in evaluation mode, on its device. It stays as it is; weights that need no change are shared with it, so
+            that the copy is of no use once the model is trained on: make another then.
         dtype: "bfloat16" computes convolutions and matrix products in it, by autocast; results are then not the same.
         compile_mode: "default" passes backbone and head through ``torch.compile`` together; "reduce-overhead", for GPUs
             and images of few sizes, also records a CUDA graph for each (:func:`record_graphs`). Both take a minute or
@@ -51,6 +51,7 @@ def optimize_for_inference(
     """
     _check(model, dtype, compile_mode)
     fast = _copy_sharing_tensors(model)
+    fast.__dict__.pop("run_network", None)  # of a model that is recorded in training, or optimised
     use_plain_layers(fast)  # of a trained model: what follows which convolution is seen by PyTorch's function for them
     fold_batch_norms(fast, lambda: fast.sem_seg_head(fast.backbone(_small_image(fast))))
     fold_mask_features(fast.sem_seg_head)
@@ -68,13 +69,10 @@ def optimize_for_inference(
     elif has_native_float32(_small_image(fast)):
         use_faster_layers(fast, trained=False)
     keep_position_encodings(fast, getattr(torch, dtype))
-    network = _network(fast.backbone, fast.sem_seg_head, dtype)
-    if compile_mode != "none":
-        # A CUDA graph has one size. Otherwise sizes become symbols when the second one comes.
-        has_graphs = compile_mode == "reduce-overhead"
-        network = torch.compile(network, fullgraph=True, dynamic=False if has_graphs else None)
-        network = record_graphs(network) if has_graphs else network
-    fast.run_network = network  # type: ignore[method-assign,assignment]  # in this copy alone
+    fast.criterion = None  # nothing that has been folded could be trained
+    # The method of another object with the same modules, so that the model is freed when its last user is gone.
+    network = OptimizedNetwork(copy.copy(fast).run_network, dtype, compile_mode)
+    fast.run_network = network  # type: ignore[method-assign]  # in this copy alone
     return fast
 
 
@@ -115,13 +113,35 @@ def _constant(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight.detach(), requires_grad=False)
 
 
-def _network(backbone: nn.Module, head: nn.Module, dtype: Dtype) -> Callable[[Tensor], dict[str, Any]]:
-    if dtype == "float32":
-        return lambda images: head(backbone(images))
+class OptimizedNetwork:
+    """What ``MaskFormer.run_network`` becomes. Copies run the copied modules, and compile and record anew.
 
+    Args:
+        network: normalised, padded images (N, 3, H, W) to predictions.
+        dtype: as in :func:`optimize_for_inference`.
+        compile_mode: likewise.
+    """
+
+    def __init__(self, network: Network, dtype: Dtype, compile_mode: Compile) -> None:
+        self._arguments = network, dtype, compile_mode
+        self._network = network if dtype == "float32" else _in_bfloat16(network)
+        if compile_mode != "none":
+            # A CUDA graph has one size. Otherwise sizes become symbols when the second one comes.
+            has_graphs = compile_mode == "reduce-overhead"
+            compiled = torch.compile(self._network, fullgraph=True, dynamic=False if has_graphs else None)
+            self._network = record_graphs(compiled) if has_graphs else compiled
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
+
+    def __call__(self, images: Tensor) -> dict[str, Any]:
+        """As ``network``."""
+        return self._network(images)
+
+
+def _in_bfloat16(network: Network) -> Network:
     def run(images: Tensor) -> dict[str, Any]:
         with torch.autocast(images.device.type, dtype=torch.bfloat16):
-            outputs: dict[str, Any] = head(backbone(images))
-            return outputs
+            return network(images)
 
     return run

@@ -1,4 +1,6 @@
 import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import optimize_for_inference
-from mask2former.modeling.optimize.inference import _network
+from mask2former.modeling.optimize.inference import Compile, Dtype
 
 
 @pytest.fixture(params=["resnet", "resnet_bn", "timm", "timm_bn", "swin"])
@@ -154,12 +156,11 @@ def test_compiles_to_one_graph(tiny_cfg: CfgNode, backbone: str, dynamic: bool) 
     fast = optimize_for_inference(build(tiny_cfg))
     torch._dynamo.reset()
     counter = CompileCounter()
-    network = _network(fast.backbone, fast.sem_seg_head, "float32")
-    compiled = torch.compile(network, backend=counter, fullgraph=True, dynamic=dynamic)
+    compiled = torch.compile(fast.run_network, backend=counter, fullgraph=True, dynamic=dynamic)
     with torch.no_grad():
         for size in ((96, 128), (160, 64)) if dynamic else ((96, 128),):
             images = image(*size)
-            assert_same(compiled(images), network(images), 1e-4)
+            assert_same(compiled(images), fast.run_network(images), 1e-4)
     assert counter.frame_count == 1
 
 
@@ -181,3 +182,45 @@ def test_models_that_cannot_be_optimised(tiny_cfg: CfgNode) -> None:
         optimize_for_inference(nn.Linear(1, 1))
     with pytest.raises(ValueError, match=r"training mode.* call model.eval\(\) first"):
         optimize_for_inference(build(tiny_cfg).train())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_have_weights_of_their_own(
+    tiny_cfg: CfgNode, dtype: Dtype, copy_of: Callable[[MaskFormer], MaskFormer]
+) -> None:
+    fast, images = optimize_for_inference(build(tiny_cfg), dtype=dtype), image(64, 64)
+    expected = fast.run_network(images)["pred_logits"]
+    copied = copy_of(fast)
+    assert torch.equal(copied.run_network(images)["pred_logits"], expected)
+    copied.sem_seg_head.predictor.class_embed.bias.add_(1)
+    assert not torch.equal(copied.run_network(images)["pred_logits"], expected)
+    assert torch.equal(fast.run_network(images)["pred_logits"], expected)
+
+
+class _Darker(MaskFormer):
+    """Does something of its own to what the network takes."""
+
+    def run_network(self, images: Tensor) -> dict[str, Any]:
+        return super().run_network(images / 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "compile_mode"), [("float32", "none"), ("bfloat16", "none"), ("float32", "default")])
+def test_network_of_a_subclass_is_run(
+    tiny_cfg: CfgNode, dtype: Dtype, compile_mode: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    model, images = build(tiny_cfg), image(64, 64)
+    model.__class__ = _Darker
+    fast = optimize_for_inference(model, dtype=dtype, compile_mode=compile_mode)
+    logits = fast.run_network(images)["pred_logits"]
+    assert_same({"pred_logits": logits}, {"pred_logits": model.run_network(images)["pred_logits"]}, 0.1)
+    assert not torch.equal(logits, fast.run_network(images * 2)["pred_logits"])
+
+
+def test_an_optimised_model_is_not_trained(tiny_cfg: CfgNode) -> None:
+    fast = optimize_for_inference(build(tiny_cfg)).train()
+    with pytest.raises(ValueError, match=r"no criterion and cannot be trained; call model.eval\(\) to segment"):
+        fast([{"image": torch.zeros(3, 64, 64)}])
