@@ -40,7 +40,8 @@ def export_graph(graph: ExportGraph, path: str | Path, export_format: ExportForm
     if export_format == "aoti" and Path(path).suffix != ".pt2":
         raise ValueError(f"AOTInductor packages end in .pt2, but the output is {path}; name it {Path(path).stem}.pt2.")
     sample = _sample(graph, info.input_type)
-    with torch.no_grad():
+    # Not in the autocast of who calls, which formats take in part.
+    with torch.no_grad(), torch.autocast(sample.device.type, enabled=False):
         _WRITERS[export_format](graph, sample, Path(path), info)
 
 

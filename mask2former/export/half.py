@@ -31,8 +31,9 @@ class HalfPrecisionNetwork(nn.Module):
         self.predictor: nn.Module = head.predictor.half()
         self.transformer_in_feature: str = head.transformer_in_feature
         for module in self.predictor.modules():
-            if not list(module.parameters()) and not list(module.children()):
-                # Position encodings are computed in float32 and would make float32 of all that they are added to.
+            if not list(module.parameters()):
+                # Position encodings are computed in float32, or kept in it by a model that was trained, and would make
+                # float32 of all that they are added to.
                 module.register_forward_hook(_to_half)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

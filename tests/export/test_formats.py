@@ -223,6 +223,16 @@ def test_what_cannot_be_exported(build: Build, tmp_path: Path) -> None:
         ExportGraph(model, "panoptic")
 
 
+def test_autocast_of_who_exports_is_not_in_the_file(build: Build, tmp_path: Path) -> None:
+    cfg, model = build("resnet")
+    info = ExportInfo.from_config(cfg, model, postprocessing="none", input_type="uint8", precision="float32")
+    graph, batch = ExportGraph(model), torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        export_graph(graph, tmp_path / "model.pt", "torchscript", info)
+    with torch.no_grad():
+        torch.testing.assert_close(load_exported(tmp_path / "model.pt")(batch)["pred_masks"], graph(batch)[1])
+
+
 def test_input_type_of_numbers(build: Build) -> None:
     """Bytes and floats of the same values are one picture."""
     _, model = build("resnet")

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from mask2former.export import ExportGraph
+from mask2former.modeling.optimize import prepare_for_training
 from tests.modeling.conftest import make_tiny_cfg
 
 
@@ -40,3 +41,11 @@ def test_results_are_those_of_float32(kind: str) -> None:
     for found, expected in zip(half, exact, strict=True):
         assert found.dtype == torch.float32
         assert float((found - expected).abs().max() / expected.abs().max()) < 0.05
+
+
+def test_a_model_that_was_trained() -> None:
+    model, images = build_model(make_tiny_cfg()).eval(), torch.randint(256, (2, 3, 64, 96))
+    with torch.no_grad():
+        expected = ExportGraph(model, half=True)(images)
+        found = ExportGraph(prepare_for_training(model), half=True)(images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
