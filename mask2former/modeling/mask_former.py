@@ -99,8 +99,10 @@ class MaskFormer(nn.Module):
         self.metadata = metadata
         self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
         self.sem_seg_postprocess_before_inference = sem_seg_postprocess_before_inference or panoptic_on or instance_on
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        # Whole numbers in a configuration are floating point here, as weights are.
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            per_channel = torch.tensor(values, dtype=torch.get_default_dtype()).view(-1, 1, 1)
+            self.register_buffer(name, per_channel, persistent=False)
         self.semantic_on = semantic_on
         self.panoptic_on = panoptic_on
         self.instance_on = instance_on
@@ -352,8 +354,11 @@ class MaskFormer(nn.Module):
                     f"image {entry.get('file_name', '')} has shape {tuple(entry['image'].shape)}, expected "
                     f"({len(self.pixel_mean)}, H, W); read it with INPUT.FORMAT and move channels first."
                 )
+        # In the weights' precision, which double precision, as NumPy makes it, would exceed.
         images = [
-            (entry["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+            ((entry["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std).to(
+                self.pixel_std.dtype
+            )
             for entry in batched_inputs
         ]
         return ImageList.from_tensors(images, self.size_divisibility)

@@ -201,6 +201,27 @@ def test_inference_in_half_precision(tiny_cfg: CfgNode, dtype: torch.dtype) -> N
     assert half["panoptic_seg"][0].shape == (50, 70)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("std", [[58.0, 57.0, 57.0], [58, 57, 57]])
+def test_images_of_any_type(tiny_cfg: CfgNode, std: list[float]) -> None:
+    tiny_cfg.MODEL.PIXEL_STD = std
+    model = build_model(tiny_cfg).eval()
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    expected = model([{"image": image.float()}])[0]["sem_seg"]
+    for dtype in (torch.uint8, torch.int16, torch.float64):
+        assert torch.equal(model([{"image": image.to(dtype)}])[0]["sem_seg"], expected)
+
+
+@torch.no_grad()
+def test_inference_in_double_precision(tiny_cfg: CfgNode) -> None:
+    model = build_model(tiny_cfg).eval()
+    images = torch.randn(1, 3, 64, 64)
+    expected = model.run_network(images)["pred_logits"]
+    found = model.double().run_network(images.double())["pred_logits"]
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-4)
+
+
 def test_only_what_is_on_is_given(tiny_cfg: CfgNode) -> None:
     test = tiny_cfg.MODEL.MASK_FORMER.TEST
     for on, name in (("SEMANTIC_ON", "sem_seg"), ("INSTANCE_ON", "instances"), ("PANOPTIC_ON", "panoptic_seg")):

@@ -135,14 +135,26 @@ class MSDeformAttnPixelDecoder(TopDownPath):
         Returns:
             The per-pixel embedding (N, mask_dim, H / 4, W / 4), the coarsest refined map, and the
             ``num_feature_levels`` coarsest maps (N, conv_dim, H_l, W_l), coarse to fine.
+
+        Raises:
+            ValueError: if the weights are in half precision, but for bfloat16 under autocast.
         """
         device_type = next(iter(features.values())).device.type
         # float16 overflows here, so half precision is bfloat16 or none; the official release runs in float32.
         use_autocast = (
             torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) is torch.bfloat16
         )
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=use_autocast):
-            return self._decode(features if use_autocast else {k: v.float() for k, v in features.items()})
+        dtype = next(self.parameters()).dtype
+        if dtype == torch.float16 or (dtype == torch.bfloat16 and not use_autocast):
+            raise ValueError(
+                f"the pixel decoder's weights are {dtype}, but it computes in float32; leave the model in float32 "
+                "(model.float()) and run it under torch.autocast, which converts what can be, or, for inference, load "
+                'it with optimize="bfloat16".'
+            )
+        if use_autocast:
+            return self._decode(features)
+        with torch.autocast(device_type, enabled=False):
+            return self._decode({k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in features.items()})
 
     def _decode(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         projected = [

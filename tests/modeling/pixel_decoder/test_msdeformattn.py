@@ -173,3 +173,17 @@ def test_more_maps_than_there_are_is_an_error(tiny_cfg: CfgNode) -> None:
     tiny_cfg.MODEL.MASK_FORMER.NUM_FEATURE_LEVELS = 5
     with pytest.raises(ValueError, match="NUM_FEATURE_LEVELS is 5, but the pixel decoder makes 4 maps"):
         build(tiny_cfg)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision(tiny_cfg: CfgNode, dtype: torch.dtype) -> None:
+    decoder, features = build(tiny_cfg).to(dtype), {name: x.to(dtype) for name, x in make_features().items()}
+    with pytest.raises(ValueError, match=rf"weights are {dtype}, but it computes in float32; leave the model in float"):
+        decoder.forward_features(features)
+
+
+@torch.no_grad()
+def test_weights_in_bfloat16_under_autocast(tiny_cfg: CfgNode) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert build(tiny_cfg).bfloat16().forward_features(make_features())[0].dtype == torch.bfloat16
