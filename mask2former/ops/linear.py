@@ -68,8 +68,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
     """``relu(layer(x))``, (..., C) to (..., K); without gradients on a GPU, or in bfloat16 on a CPU, rounded once."""
-    if type(layer) not in (nn.Linear, FasterLinear):
-        # Not in place: before PyTorch 2.15, a sharded layer would not see that its backward pass begins.
+    if type(layer) not in (nn.Linear, FasterLinear) or _has_hooks(layer):
+        # Not in place, which hooks of a backward pass forbid. Before PyTorch 2.15, a sharded layer would not see that
+        # its backward pass begins.
         return F.relu(layer(x))
     known = cast(nn.Linear, layer)
     if takes_bfloat16(x):
@@ -80,6 +81,11 @@ def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
         return torch._addmm_activation(bias, rows, weight.t()).unflatten(0, x.shape[:-1])
     result: Tensor = layer(x).relu_()
     return result
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    """Whether something is to happen when it is called, as to weights that are pruned."""
+    return bool(layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks)
 
 
 def without_base(x: Tensor) -> Tensor:

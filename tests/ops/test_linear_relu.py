@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from mask2former.ops.linear import linear_relu
 
@@ -18,6 +19,22 @@ def test_on_a_cpu(bias: bool) -> None:
     layer.zero_grad()
     F.relu(layer(x)).sum().backward()
     torch.testing.assert_close(found, layer.weight.grad)
+
+
+@torch.no_grad()
+def test_hooks_run_in_bfloat16_too() -> None:
+    layer, x = nn.Linear(8, 4), torch.randn(5, 8)
+    prune.l1_unstructured(layer, "weight", 0.5)
+    layer.weight_orig.copy_(torch.randn(4, 8))  # the weights follow when the layer is called
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(linear_relu(layer, x), F.relu(layer(x)))
+
+
+def test_hooks_of_a_backward_pass() -> None:
+    layer, gradients = nn.Linear(8, 4), []
+    layer.register_full_backward_hook(lambda *arguments: gradients.append(arguments))
+    linear_relu(layer, torch.randn(5, 8)).sum().backward()
+    assert len(gradients) == 1
 
 
 @pytest.mark.gpu
