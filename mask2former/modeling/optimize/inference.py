@@ -46,8 +46,8 @@ def optimize_for_inference(
             so at first use.
 
     Raises:
-        ValueError: if the model is not a :class:`MaskFormer` or in training mode, an argument is none of these, or
-            there is no GPU for CUDA graphs.
+        ValueError: if the model is not a :class:`MaskFormer`, in training mode or with weights of convolutions that are
+            no parameters, an argument is none of these, or there is no GPU for CUDA graphs.
     """
     _check(model, dtype, compile_mode)
     fast = _copy_sharing_tensors(model)
@@ -84,6 +84,13 @@ def _check(model: nn.Module, dtype: str, compile_mode: str) -> None:
         )
     if model.training:
         raise ValueError("the model is in training mode, in which none can be optimised; call model.eval() first.")
+    computed = [k for k, x in model.named_modules() if isinstance(x, nn.Conv2d) and "weight" not in x._parameters]
+    if computed:
+        raise ValueError(
+            f"the weights of {computed[0]} are computed anew for each image, as pruning and parametrizations do it, "
+            "so no batch norm can become part of them; make them permanent first, by torch.nn.utils.prune.remove or "
+            "torch.nn.utils.parametrize.remove_parametrizations."
+        )
     for name, value, known in (("DTYPE", dtype, get_args(Dtype)), ("COMPILE", compile_mode, get_args(Compile))):
         if value not in known:
             raise ValueError(f"MODEL.INFERENCE.{name} is {value!r}, expected one of {', '.join(known)}.")
@@ -106,7 +113,7 @@ def _copy_sharing_tensors(model: MaskFormer) -> MaskFormer:
 
 def _small_image(model: MaskFormer) -> Tensor:
     side = 2 * max(model.size_divisibility, 32)
-    return torch.zeros(1, len(model.pixel_mean), side, side, device=model.device)
+    return model.pixel_mean.new_zeros(1, len(model.pixel_mean), side, side)
 
 
 def _constant(weight: Tensor) -> nn.Parameter:

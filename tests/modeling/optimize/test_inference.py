@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.modeling.mask_former import MaskFormer
@@ -175,6 +176,22 @@ def test_compiles_to_one_graph(tiny_cfg: CfgNode, backbone: str, dynamic: bool) 
 def test_what_cannot_be(tiny_cfg: CfgNode, options: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         optimize_for_inference(build(tiny_cfg), **options)
+
+
+@pytest.mark.parametrize("change", [lambda x: prune.l1_unstructured(x, "weight", 0.5), parametrizations.weight_norm])
+def test_weights_that_are_computed_cannot_be_folded(
+    tiny_cfg: CfgNode, change: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = build(tiny_cfg)
+    change(model.backbone.stem.conv1)
+    with pytest.raises(ValueError, match=r"weights of backbone.stem.conv1 are computed .* permanent first, by torch"):
+        optimize_for_inference(model)
+
+
+@torch.no_grad()
+def test_model_in_double_precision(tiny_cfg: CfgNode) -> None:
+    model, images = build(tiny_cfg).double(), image().double()
+    assert_same(optimize_for_inference(model).run_network(images), model.run_network(images), 1e-6)
 
 
 def test_models_that_cannot_be_optimised(tiny_cfg: CfgNode) -> None:
