@@ -19,8 +19,8 @@ def fold_mask_features(head: nn.Module) -> bool:
         head: with a pixel decoder and a Transformer decoder.
 
     Returns:
-        Whether it was done. It is not where the convolution is not 1x1, or someone else reads what it gives, as a part
-        from outside of this package may.
+        Whether it was done. It is not where the convolution is not 1x1, that layer is quantised, or someone else reads
+        what the convolution gives, as a part from outside of this package may.
     """
     if not all(_is_ours(part) for part in (head, *head.children())):
         return False
@@ -31,6 +31,8 @@ def fold_mask_features(head: nn.Module) -> bool:
     if not isinstance(conv, nn.Conv2d) or conv.kernel_size != (1, 1) or network is None:
         return False
     last = network.layers[-1]
+    if not isinstance(last, nn.Linear):
+        return False
     weight = conv.weight.detach().flatten(1)  # (C_out, C_in)
     bias = torch.zeros_like(weight[:, 0]) if conv.bias is None else conv.bias.detach()
     columns = torch.cat([weight, bias[:, None]], dim=1)

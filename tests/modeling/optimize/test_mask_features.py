@@ -55,3 +55,13 @@ def test_parts_of_ones_own_keep_what_they_call_by_the_same_names(tiny_cfg: CfgNo
     own.__class__ = type("Own", (type(own),), {"__module__": "somebodys.project"})
     assert not fold_mask_features(model.sem_seg_head)
     assert isinstance(model.sem_seg_head.pixel_decoder.mask_features, nn.Conv2d)
+
+
+@torch.no_grad()
+def test_another_last_layer_stays(tiny_cfg: CfgNode) -> None:
+    """As one in 8 bits, whose weights are no matrix."""
+    model = build(tiny_cfg)
+    layers = model.sem_seg_head.predictor.mask_embed.layers
+    layers[-1] = nn.Sequential(layers[-1])
+    assert not fold_mask_features(model.sem_seg_head)
+    assert isinstance(model.sem_seg_head.pixel_decoder.mask_features, nn.Conv2d)
