@@ -17,7 +17,7 @@ from mask2former import Segmenter
 from mask2former.inference.loading import model_config
 from mask2former.inference.pictures import find_pictures
 from mask2former.inference.result_files import plan_outputs, plan_video_outputs
-from mask2former.inference.runs import complain, save_pictures, save_video
+from mask2former.inference.runs import complain, print_any_name, save_pictures, save_video
 from mask2former.inference.video import VideoWriter, frame_rate, open_video
 
 __all__ = ["get_parser", "main"]
@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 where something could not be done; each such thing has one line on stderr.
     """
     args = get_parser().parse_args(argv)
+    print_any_name()
     try:
         _complete(args)
         run, all_found = _plan_pictures(args) if args.input else (_plan_video(args), True)

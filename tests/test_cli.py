@@ -17,6 +17,7 @@ from mask2former import cli
 from mask2former.inference.convert import convert_weights
 from mask2former.inference.video import VideoWriter, open_video, read_frames
 from tests.colour_model import _colours, config_file, picture, save, weights  # noqa: F401
+from tests.small_disk import disk_of
 from tests.tiny_model import tiny_config  # noqa: F401
 
 Save = Callable[..., Path]
@@ -150,18 +151,37 @@ class TestPredict:
             (line,) = capsys.readouterr().err.splitlines()
             assert line.startswith(f"error: {output}: cannot be made a folder for results")
 
-    def test_a_full_disk_has_one_line(
+    @pytest.mark.parametrize("full", ["a.png", "a_ids.png", "a.json"])
+    def test_a_full_disk_has_one_line_and_leaves_no_half_of_a_file(
+        self,
+        full: str,
+        run: Callable[..., int],
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        assert run(save("a.png"), "--output", tmp_path / "out") == 0
+        sizes = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
+        with disk_of(sizes[full] - 1):
+            capsys.readouterr()
+            assert run(save("a.png"), "--output", tmp_path / "again") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        # The first that is written of those that are as large.
+        failed = next(name for name in ("a.png", "a_ids.png", "a.json") if sizes[name] >= sizes[full])
+        assert line.startswith(f"error: {tmp_path / 'again' / failed}: cannot be written (File too large); is there")
+        assert not (tmp_path / "again" / failed).exists()
+
+    def test_names_that_are_not_utf8(
         self,
         run: Callable[..., int],
         save: Save,  # noqa: F811
         tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        given = save("a.png")
-        monkeypatch.setattr(cv2, "imwrite", lambda *_: False)
-        assert run(given, "--output", tmp_path / "out") == 1
-        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'out' / 'a.png'}: cannot be written")
+        given = save("a.png").rename(tmp_path / "\udcff.png")
+        assert run(given, "--output", tmp_path / "out") == 0
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"\udcff.png", "\udcff.json", "\udcff_ids.png"}
+        assert capsys.readouterr().out.startswith(r"\udcff.png: 3 segments -> ")
 
 
 class TestTrainAndEval:

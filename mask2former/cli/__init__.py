@@ -8,7 +8,7 @@ from mask2former.cli.models import add_benchmark, add_convert, add_demo, add_exp
 from mask2former.cli.predict import add_predict
 from mask2former.cli.train import add_eval, add_train
 from mask2former.engine.run import INTERRUPTED
-from mask2former.inference.runs import complain
+from mask2former.inference.runs import complain, print_any_name
 
 __all__ = ["get_parser", "main"]
 
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 after Ctrl-C.
     """
     args = get_parser().parse_args(argv)
+    print_any_name()
     try:
         result: int = args.run(args)
     except KeyboardInterrupt:

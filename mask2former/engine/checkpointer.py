@@ -13,7 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
 
-from mask2former.engine.durable_files import remove_leftovers, replace_file
+from mask2former.durable_files import remove_leftovers, replace_file
 from mask2former.engine.sharding import gather, is_sharded, scatter_like
 from mask2former.modeling.checkpoint_compat import convert_checkpoint
 from mask2former.weights import find_weights, read_checkpoint, to_tensors

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mask2former.engine.durable_files import replace_file
+from mask2former.durable_files import replace_file
 from mask2former.engine.random_state import derive_seed, seed_all
 
 __all__ = [

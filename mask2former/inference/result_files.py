@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from mask2former.data.datasets.files import IMAGE_SUFFIXES
+from mask2former.durable_files import write_file
 from mask2former.evaluation.run_lengths import encode_mask
 from mask2former.visualization import Task, class_name
 
@@ -180,7 +181,7 @@ def save_results(
                 files.json.name,
             )
     record["segments"] = describe_segments(predictions, task, metadata)
-    files.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_file(files.json, (json.dumps(record, indent=1) + "\n").encode())
     return len(record["segments"])
 
 
@@ -215,8 +216,9 @@ def id_map(predictions: Mapping[str, Any], task: Task) -> np.ndarray:
 
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write (H, W, 3) uint8 BGR, or (H, W) uint8 or uint16, in the format that the name says."""
-    if not cv2.imwrite(str(path), image):
-        raise OSError(f"{path}: cannot be written; is there space, and may you write there?")
+    # Not its imwrite, which does not see that a small file found no room, and crashes at names that are not UTF-8.
+    _, encoded = cv2.imencode(path.suffix, image)
+    write_file(path, encoded.tobytes())
 
 
 def _segments(predictions: Mapping[str, Any], task: Task) -> Iterator[tuple[dict[str, Any], np.ndarray]]:

@@ -1,5 +1,6 @@
 """What commands do: many pictures or frames, into files, with a progress bar."""
 
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,13 @@ from mask2former.inference.result_files import plan_outputs
 from mask2former.inference.segmenter import Segmenter
 from mask2former.inference.video import VideoWriter
 
-__all__ = ["complain", "save_pictures", "save_video", "segment_frames", "segment_pictures"]
+__all__ = ["complain", "print_any_name", "save_pictures", "save_video", "segment_frames", "segment_pictures"]
+
+
+def print_any_name() -> None:
+    """Let stdout take names of files that it has no characters for, as stderr does, rather than end the program."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook has another one
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def complain(message: object) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mask2former.durable_files import write_file
 from mask2former.own_data.settings import Choice
 
 __all__ = ["write_config"]
@@ -31,7 +32,7 @@ def write_config(path: Path, base: str, choices: Sequence[Choice], header: str) 
             node = node.setdefault(parent, {})
         node[leaf] = choice
     lines = [*_comment(header, ""), f"_BASE_: {_inline(base)}", *_lines(tree, "")]
-    path.write_text("\n".join(lines) + "\n", "utf-8")
+    write_file(path, ("\n".join(lines) + "\n").encode())
 
 
 def _lines(tree: dict[str, Any], indent: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from mask2former.durable_files import write_file
 from mask2former.engine import load_config
 from mask2former.engine.config_files import find_value, merge_opts
 from mask2former.own_data.base import Base
@@ -45,11 +46,12 @@ def prepare_output(
         All keys that the configuration file has, those of the user and of the data included.
 
     Raises:
+        OSError: A file cannot be written.
         ValueError: Of ``opts``: a key is unknown, or a value is wrong.
     """
     given = _read_opts(base.cfg, opts)
     output.mkdir(parents=True, exist_ok=True)
-    (output / _BASE_FILE).write_text(base.cfg.dump(), "utf-8")
+    write_file(output / _BASE_FILE, base.cfg.dump().encode())
     cfg = load_config(str(output / _BASE_FILE), opts)  # knows whether there is a GPU
     plan = Plan(
         base=base.cfg,
@@ -67,8 +69,9 @@ def prepare_output(
     own = [Choice(key, value, "given on the command line") for key, value in given.items()]
     choices = [*_data_choices(output, data), *choose_settings(plan), *own]
     choices.append(Choice("OUTPUT_DIR", str(output.absolute()), "checkpoints, logs and the report"))
-    write_config(output / CONFIG_FILE, _BASE_FILE, choices, _HEADER.format(path=output / CONFIG_FILE))
     _write_inspection(output, data, plan, choices)
+    # The last, for where it is, a training can go on.
+    write_config(output / CONFIG_FILE, _BASE_FILE, choices, _HEADER.format(path=output / CONFIG_FILE))
     return choices
 
 
@@ -96,7 +99,7 @@ def _data_choices(output: Path, data: OwnData) -> list[Choice]:
     entries = {}
     for name, entry in data.entries.items():
         file = output.absolute() / f"{name.removeprefix('own_')}.txt"
-        file.write_text("".join(f"{image}\n" for image in data.images[name]), "utf-8")
+        write_file(file, "".join(f"{image}\n" for image in data.images[name]).encode())
         entries[name] = entry | {"LIST": str(file)}
     test = [name for name in entries if name == "own_val"]
     return [
@@ -115,4 +118,4 @@ def _write_inspection(output: Path, data: OwnData, plan: Plan, choices: Sequence
         "left_out": [str(fault) for fault in data.faults],
         "settings": [asdict(choice) for choice in choices if choice.key not in hidden],
     }
-    (output / _INSPECTION_FILE).write_text(json.dumps(content, indent=1), "utf-8")
+    write_file(output / _INSPECTION_FILE, json.dumps(content, indent=1).encode())

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mask2former.durable_files import replace_file
+
 __all__ = [
     "file_in_folder",
     "read_checkpoint",
@@ -143,24 +145,27 @@ def write_weights(weights: Mapping[str, Tensor], path: str | Path, **more: Any) 
 
     Raises:
         ModuleNotFoundError: ``.safetensors`` needs the package of that name.
-        OSError: nothing can be written there.
+        OSError: it cannot be written; a file that was there stays.
         ValueError: the type of file is another, or it has none of these numbers.
     """
     path = Path(path)
     if path.suffix == ".pth":
-        with path.open("wb") as file:  # which fails with an OSError; PyTorch does not
-            torch.save({"model": dict(weights), **more}, file)
+        saved = io.BytesIO()  # not the file itself: PyTorch turns its errors into others
+        torch.save({"model": dict(weights), **more}, saved)
+        content = saved.getvalue()
     elif path.suffix == ".pkl":
         if unknown := [name for name, tensor in weights.items() if tensor.dtype == torch.bfloat16]:
             raise ValueError(f"{path}: NumPy has no bfloat16, which {unknown[0]} is; write .pth or .safetensors.")
         arrays = {name: tensor.numpy(force=True) for name, tensor in weights.items()}
-        path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Mask2Former", **more}))
+        content = pickle.dumps({"model": arrays, "__author__": "Mask2Former", **more})
     elif path.suffix == ".safetensors":
         contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
         # Not its save_file, whose files nobody else may read.
-        path.write_bytes(_safetensors(path).torch.save(contiguous, metadata={"format": "pt"}))
+        content = _safetensors(path).torch.save(contiguous, metadata={"format": "pt"})
     else:
         raise ValueError(f"{path}: cannot write weights of type {path.suffix!r}, only .pth, .pkl and .safetensors.")
+    with replace_file(path) as file:
+        file.write(content)
 
 
 def _safetensors(path: str | Path) -> ModuleType:

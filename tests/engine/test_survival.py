@@ -2,11 +2,9 @@
 
 import json
 import logging
-import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from torch import nn
 
 from mask2former.engine import Trainer
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
+from tests.small_disk import disk_of
 
 
 class Counter:
@@ -47,17 +46,6 @@ def resume(folder: Path, size: int = 4, weights: str = "") -> tuple[int, float]:
     nn.init.constant_(model.weight, -1)
     Mask2FormerCheckpointer(model, str(folder), trainer=counter).resume_or_load(weights)
     return counter.value, model.weight[0, 0].item()
-
-
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """Lets no file grow over ``size`` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def names(folder: Path) -> set[str]:

@@ -25,6 +25,7 @@ from mask2former.own_data.base import find_base
 from tests.brick_data import FORMATS, NAMES, make_pictures, write_data
 from tests.engine.test_train_net import parse
 from tests.engine.test_wandb_logger import FakeWandb
+from tests.small_disk import disk_of
 
 Run = Callable[..., int]
 
@@ -267,6 +268,20 @@ def test_validation_that_shows_nothing(train: Run, tmp_path: Path, capsys: pytes
     write_data(tmp_path / "val", "coco_instance", [picture for picture in pictures if not picture.boxes])
     assert train("--data", tmp_path / "own/coco.json", "--val-data", tmp_path / "val/coco.json") == 1
     assert "val/images: no image for validation shows anything" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = data_words(tmp_path / "own", write_data(tmp_path / "own", "coco_instance", make_pictures(6)))
+    assert cli.main(["inspect", *words]) == 0
+    out = tmp_path / "out"
+    with disk_of(2000):
+        assert train(*words) == 1
+    assert f"error: {out / 'base.yaml'}: cannot be written (File too large)" in capsys.readouterr().err
+    assert not (out / "base.yaml").exists()
+    (out / "inspection.json").mkdir()
+    assert train(*words) == 1
+    assert f"error: {out / 'inspection.json'}: cannot be written (Is a directory)" in capsys.readouterr().err
+    assert not (out / "own_data.yaml").exists()  # with which --resume would go on
 
 
 def test_masks_of_0_and_255(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from mask2former.weights.files import (
     read_weights,
     write_weights,
 )
+from tests.small_disk import disk_of
 
 
 class Malicious:
@@ -179,3 +180,15 @@ def test_written_files_are_like_any_other(tmp_path: Path, suffix: str) -> None:
     assert (tmp_path / f"model{suffix}").stat().st_mode == (tmp_path / "other").stat().st_mode
     with pytest.raises(FileNotFoundError, match=f"absent/model{suffix}"):
         write_weights(weights, tmp_path / "absent" / f"model{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
+def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    path = tmp_path / f"model{suffix}"
+    write_weights({"weight": torch.ones(2)}, path)
+    with disk_of(1000), pytest.raises(OSError, match=rf"File too large: '.*/model\{suffix}'"):
+        write_weights({"weight": torch.ones(1000)}, path)
+    assert read_weights(str(path))["weight"].tolist() == [1, 1]
+    assert list(tmp_path.iterdir()) == [path]

@@ -32,17 +32,40 @@ def cache_folder(name: str, settings: Any, files: Iterable[Path]) -> Path:
 
     Returns:
         A folder below ``$MASK2FORMER_CACHE/datasets`` (default ``~/.cache/mask2former/datasets``).
+
+    Raises:
+        OSError: There is no home folder.
     """
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     digest = hashlib.sha256(json.dumps([_VERSION, repr(settings), states]).encode()).hexdigest()
-    root = Path(os.environ.get("MASK2FORMER_CACHE", "~/.cache/mask2former")).expanduser()
+    try:
+        root = Path(os.environ.get("MASK2FORMER_CACHE", "~/.cache/mask2former")).expanduser()
+    except RuntimeError as error:
+        raise OSError("there is no home folder to keep data sets in; let $MASK2FORMER_CACHE name a folder.") from error
     return root / "datasets" / f"{name}-{digest[:12]}"
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:
-    """Let ``build`` fill ``folder``, unless it is there: complete or not at all, and by one process at a time."""
+    """Let ``build`` fill ``folder``, unless it is there: complete or not at all, and by one process at a time.
+
+    Raises:
+        OSError: It cannot be written, or is one of ``build``.
+    """
     if folder.is_dir():
         return
+    try:
+        _build_alone(folder, build)
+    except OSError as error:
+        place = Path(error.filename or folder)  # of a full disk Python names no file
+        if error.errno is None or not (place.is_relative_to(folder.parent) or folder.is_relative_to(place)):
+            raise
+        raise OSError(
+            f"{folder}: cannot be written ({error.strerror}); make room there, or let $MASK2FORMER_CACHE name another "
+            "folder, in which you may write."
+        ) from error
+
+
+def _build_alone(folder: Path, build: Callable[[Path], None]) -> None:
     with file_lock(str(folder)):
         if folder.is_dir():  # another process was faster
             return

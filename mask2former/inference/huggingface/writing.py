@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from mask2former.data.dataset_mappers import dataset_mapper_class
+from mask2former.durable_files import write_file
 from mask2former.engine.config_files import find_value
 from mask2former.inference.huggingface.keys import (
     FIXED,
@@ -48,7 +49,7 @@ def write_folder(cfg: CfgNode, weights: Mapping[str, Tensor], folder: Path) -> i
     theirs = to_huggingface(weights)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("config.json", config), ("preprocessor_config.json", preprocessing)):
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_file(folder / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     write_weights(theirs, folder / "model.safetensors")
     return len(theirs)
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
-from mask2former.engine.durable_files import replace_file
+from mask2former.durable_files import replace_file
 from mask2former.inference.many.shards import Shard, digest_shards
 from mask2former.inference.many.worker import Settings
 from mask2former.weights import find_weights, hash_file

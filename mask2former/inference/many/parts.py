@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from mask2former.engine.durable_files import replace_file, sync
+from mask2former.durable_files import replace_file, sync
 
 __all__ = ["MOST_LOSSES", "RESULTS_FILE", "Parts", "read_results", "write_json_lines"]
 

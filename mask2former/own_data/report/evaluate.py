@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from mask2former.durable_files import write_file
 from mask2former.engine import Trainer
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 
@@ -40,7 +41,7 @@ def evaluate_best(output: Path, cfg: CfgNode) -> dict[str, Any]:
     iteration = torch.load(checkpoint, map_location="cpu", weights_only=True).get("iteration", -1)
     step = min(iteration + 1, cfg.SOLVER.MAX_ITER)  # after the last one, Detectron2 writes how many there were
     content = {"checkpoint": checkpoint.name, "step": step, "results": results}
-    (output / RESULTS_FILE).write_text(json.dumps(content, indent=1))
+    write_file(output / RESULTS_FILE, json.dumps(content, indent=1).encode())
     return content
 
 

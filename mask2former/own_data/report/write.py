@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask2former.data import Inspection
+from mask2former.durable_files import write_file
 from mask2former.engine import load_config
 from mask2former.inference.request import tasks_of
 from mask2former.own_data.prepare import read_inspection
@@ -53,7 +54,7 @@ def write_report(output: Path, *, evaluate: bool = True) -> Path:
         sections += validation_sections(output / "inference", records, metadata, task, results["results"])
     sections += _data_sections(known) if known else []
     path = output / REPORT_FILE
-    path.write_text(page(f"Training in {output.absolute().name}", sections), "utf-8")
+    write_file(path, page(f"Training in {output.absolute().name}", sections).encode())
     return path
 
 

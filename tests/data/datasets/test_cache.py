@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mask2former.data.datasets.cache import build_once, cache_folder, run_parallel
+from tests.small_disk import disk_of
 
 
 def build_slowly(folder: Path, made: Path) -> None:
@@ -45,6 +46,35 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.lock"]
     build_once(tmp_path / "a", lambda unfinished: (unfinished / "whole").touch())
     assert (tmp_path / "a" / "whole").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    def build(unfinished: Path) -> None:
+        with (unfinished / "a").open("wb") as file:
+            file.write(bytes(1001))
+
+    message = r"%s: cannot be written \((%s)\); make room there, or let \$MASK2FORMER_CACHE name another folder"
+    with disk_of(1000), pytest.raises(OSError, match=message % (tmp_path / "a", "File too large")):
+        build_once(tmp_path / "a", build)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.lock"]
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "datasets" / "a"
+    with pytest.raises(OSError, match=message % (below, "Not a directory|File exists")):
+        build_once(below, build)
+
+
+def test_errors_of_the_build_itself_stay(tmp_path: Path) -> None:
+    def build(_: Path) -> None:
+        (tmp_path / "pictures" / "absent").open()
+
+    with pytest.raises(FileNotFoundError, match=r"absent'$"):
+        build_once(tmp_path / "cache" / "a", build)
+
+
+def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASK2FORMER_CACHE", "~nobody-at-all/cache")
+    with pytest.raises(OSError, match=r"no home folder .*; let \$MASK2FORMER_CACHE name a folder"):
+        cache_folder("a", (), [])
 
 
 def test_folders_follow_files_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["remove_leftovers", "replace_file", "sync"]
+__all__ = ["remove_leftovers", "replace_file", "sync", "write_file"]
 
 _UNFINISHED = ".part"
 
@@ -15,8 +15,9 @@ _UNFINISHED = ".part"
 def replace_file(path: Path) -> Iterator[BinaryIO]:
     """Give a file to write, which takes the place of ``path`` once everything is on the disk.
 
-    If the block or the disk fails, the unfinished file is removed, and ``path`` stays as it was. One process at a time
-    may write a path; what a killed one left is for :func:`remove_leftovers`.
+    If the block or the disk fails, the unfinished file is removed, and ``path`` stays as it was; an ``OSError`` that
+    names no file then names ``path``. One process at a time may write a path; what a killed one left is for
+    :func:`remove_leftovers`.
     """
     unfinished = path.with_name(path.name + _UNFINISHED)
     try:
@@ -25,10 +26,32 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # of a full disk Python says nothing else
+            error.filename = str(path)
         raise
     sync(path.parent)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write one of many files, sooner than :func:`replace_file`: it does not wait for the disk, nor keep an old file.
+
+    Raises:
+        OSError: it could not be written, and what was is removed.
+    """
+    try:
+        with open(path, "wb") as file:
+            try:
+                file.write(content)
+                file.flush()
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror}); is there space, and may you write there?"
+        ) from error
 
 
 def remove_leftovers(folder: Path, *patterns: str) -> None:

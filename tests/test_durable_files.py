@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mask2former.engine.durable_files import remove_leftovers, replace_file
+from mask2former.durable_files import remove_leftovers, replace_file, write_file
+from tests.small_disk import disk_of
 
 
 def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -60,3 +61,30 @@ def test_only_leftovers_of_the_named_files_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     remove_leftovers(tmp_path, "*.pth", "last")
     assert {file.name for file in tmp_path.iterdir()} == {"model_1.pth", "video.mp4.part"}
+
+
+def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with disk_of(1000), pytest.raises(OSError, match=r"File too large: '.*/a\.txt'"), replace_file(path) as file:
+        file.write(bytes(1001))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [11, 100_000])  # one that Python writes when the file is closed, and one at once
+def test_a_full_disk_leaves_no_half_of_a_file(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_file(path, b"0123456789")
+    assert path.read_bytes() == b"0123456789"
+    message = r"a\.txt: cannot be written \(File too large\); is there space, and may you write there\?"
+    with disk_of(10), pytest.raises(OSError, match=message):
+        write_file(path, bytes(size))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_may_not_be_written_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(OSError, match=r"a\.txt: cannot be written \(Is a directory\)"):
+        write_file(tmp_path / "a.txt", b"")
+    assert (tmp_path / "a.txt").is_dir()
