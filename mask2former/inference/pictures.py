@@ -2,6 +2,7 @@
 
 import glob
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def find_pictures(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     pictures: dict[Path, None] = {}
     complaints = []
     for given in inputs:
-        path = Path(given).expanduser()
+        path = Path(os.path.expanduser(given))  # not Path.expanduser, which ends at a file called ~a.png
         if path.is_dir():
             found = _pictures_among(path.iterdir())
         elif path.exists():
@@ -67,7 +68,7 @@ def find_pictures(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
 def is_single(source: Any) -> bool:
     """Whether a source is one picture, and not a folder, a pattern or a collection."""
     if isinstance(source, str | Path):
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         return path.is_file() or not (path.is_dir() or glob.has_magic(str(path)))
     return isinstance(source, Image.Image | np.ndarray | torch.Tensor)
 
@@ -105,7 +106,7 @@ def open_picture(source: Any) -> Picture:
         TypeError: the source is of no such kind.
     """
     if isinstance(source, str | Path):
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         return Picture(np.ascontiguousarray(read_image(path)), path)
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "")  # empty where it was not read from a file of a name

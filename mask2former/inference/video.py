@@ -32,6 +32,8 @@ def open_video(source: str | int) -> cv2.VideoCapture:
     Raises:
         ValueError: OpenCV cannot read it.
     """
+    if isinstance(source, str):
+        _check_name(source)
     video = cv2.VideoCapture(source)
     if not video.isOpened():
         what = f"camera {source}" if isinstance(source, int) else source
@@ -74,6 +76,13 @@ def _take(iterator: Iterator[_Item]) -> tuple[_Item] | None:
     return None
 
 
+def _check_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # at which OpenCV crashes
+        raise ValueError(f"{name}: the name of a video must be text in UTF-8; rename it") from error
+
+
 class VideoWriter:
     """Writes frames of one size to a file; a context manager, which raises an ``OSError`` where frames were lost."""
 
@@ -85,6 +94,7 @@ class VideoWriter:
         """
         if path.suffix.lower() not in _CODECS:
             raise ValueError(f"{path}: cannot write a video of type {path.suffix!r}, only {', '.join(_CODECS)}")
+        _check_name(str(path))
         self.path = path
         self.num_frames = 0
         self._rate = rate

@@ -15,6 +15,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 import mask2former as m2f
+from mask2former.inference.pictures import find_pictures
 from mask2former.inference.request import Options, build_request
 from mask2former.inference.segmenter import _reorder
 from mask2former.inference.video import VideoWriter, open_video
@@ -129,6 +130,21 @@ class TestPictures:
         (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-100])
         with Image.open(tmp_path / "cut.jpg") as opened, pytest.raises(ValueError, match=r"cut\.jpg: cannot be read"):
             colours.predict(opened)
+
+    def test_names_that_look_like_a_home_folder(
+        self,
+        colours: m2f.Segmenter,
+        save: Save,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        save("~backup.png")
+        monkeypatch.chdir(tmp_path)
+        assert colours.predict("~backup.png").size == (48, 64)
+        assert find_pictures(["~backup.png", "~nobody/a.png"]) == (
+            [Path("~backup.png")],
+            ["~nobody/a.png: no such file"],
+        )
 
     def test_empty_folder(self, colours: m2f.Segmenter, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()

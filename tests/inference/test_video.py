@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mask2former.inference.video import VideoWriter, frame_rate, is_video, open_video, prefetch, read_frames
+from tests.small_disk import disk_of
 
 
 class TestVideo:
@@ -33,19 +34,21 @@ class TestVideo:
 
     @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
     def test_full_disk(self, tmp_path: Path, suffix: str) -> None:
-        resource = pytest.importorskip("resource")
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         frames = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
         writer = VideoWriter(tmp_path / f"clip{suffix}", 10)
         writer.write(frames[0])
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        with disk_of(10_000):
             for frame in frames[1:]:
                 writer.write(frame)
             with pytest.raises(OSError, match=f"clip{suffix}: not all of its 20 frames could be written; make space"):
                 writer.__exit__(None, None, None)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    def test_names_at_which_opencv_crashes(self) -> None:
+        message = r"\.mp4: the name of a video must be text in UTF-8; rename it"
+        with pytest.raises(ValueError, match=message):
+            open_video("\udcff.mp4")
+        with pytest.raises(ValueError, match=message):
+            VideoWriter(Path("\udcff.mp4"), 10)
 
     def test_what_is_a_video(self, tmp_path: Path) -> None:
         assert all(is_video(source) for source in ("a.MP4", Path("a.mkv"), "rtsp://camera/1", 0, cv2.VideoCapture()))
