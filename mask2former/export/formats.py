@@ -1,12 +1,17 @@
 """Writing a graph in one of four formats, each with its :class:`ExportInfo` inside."""
 
+import io
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from mask2former.durable_files import replace_file
 
 from .graph import INPUT_NAME, MAX_BATCH, MAX_SIZE, MIN_SIZE, OUTPUT_NAMES, ExportGraph, InputType
 from .info import INFO_KEY, ExportInfo
@@ -33,6 +38,7 @@ def export_graph(graph: ExportGraph, path: str | Path, export_format: ExportForm
         info: what the file says about itself.
 
     Raises:
+        OSError: it cannot be written; a file that was there stays.
         ValueError: if the format is unknown, or the file's name does not suit it.
     """
     if export_format not in get_args(ExportFormat):
@@ -66,7 +72,7 @@ def _export_program(graph: ExportGraph, sample: Tensor) -> torch.export.Exported
 
 
 def _write_onnx(graph: ExportGraph, sample: Tensor, path: Path, info: ExportInfo) -> None:
-    _require_onnx()
+    onnx = _require_onnx()
     program = torch.onnx.export(
         _export_program(graph, sample),
         (sample,),
@@ -78,7 +84,8 @@ def _write_onnx(graph: ExportGraph, sample: Tensor, path: Path, info: ExportInfo
     )
     assert program is not None
     program.model.metadata_props[INFO_KEY] = info.to_json()
-    program.save(path)
+    with replace_file(path) as file:
+        onnx.save(program.model_proto, file)
 
 
 def _write_torchscript(graph: ExportGraph, sample: Tensor, path: Path, info: ExportInfo) -> None:
@@ -87,11 +94,19 @@ def _write_torchscript(graph: ExportGraph, sample: Tensor, path: Path, info: Exp
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
         traced = torch.jit.trace(graph, (sample,), check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={INFO_KEY: info.to_json()})
+        _write(path, partial(torch.jit.save, traced, _extra_files={INFO_KEY: info.to_json()}))
 
 
 def _write_torch_export(graph: ExportGraph, sample: Tensor, path: Path, info: ExportInfo) -> None:
-    torch.export.save(_export_program(graph, sample), path, extra_files={INFO_KEY: info.to_json()})
+    program = _export_program(graph, sample)
+    _write(path, partial(torch.export.save, program, extra_files={INFO_KEY: info.to_json()}))
+
+
+def _write(path: Path, save: Callable[[io.BytesIO], None]) -> None:
+    content = io.BytesIO()  # not the file itself: PyTorch turns its errors into others
+    save(content)
+    with replace_file(path) as file:
+        file.write(content.getbuffer())
 
 
 def _write_aoti(graph: ExportGraph, sample: Tensor, path: Path, info: ExportInfo) -> None:
@@ -112,9 +127,10 @@ _WRITERS: dict[ExportFormat, Callable[[ExportGraph, Tensor, Path, ExportInfo], N
 }
 
 
-def _require_onnx() -> None:
+def _require_onnx() -> ModuleType:
     try:
-        import onnx  # noqa: F401
+        import onnx
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(f"exporting ONNX needs {e.name}: pip install 'mask2former[export]'.") from e
+    return onnx

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mask2former.durable_files import replace_file
+
 from .graph import INPUT_NAME
 from .info import INFO_KEY, ExportInfo
 
@@ -115,7 +117,8 @@ def _copy_info(source: Path, target: Path, precision: str) -> None:
     info = dataclasses.replace(ExportInfo.from_json(texts.get(INFO_KEY), source), precision=precision)
     model = onnx.load(target)
     onnx.helper.set_model_props(model, {INFO_KEY: info.to_json()})
-    onnx.save(model, target)
+    with replace_file(target) as file:
+        onnx.save(model, file)
 
 
 @contextlib.contextmanager

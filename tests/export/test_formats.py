@@ -23,6 +23,7 @@ from mask2former.export import (
     load_exported,
 )
 from mask2former.modeling import MaskFormer
+from tests.small_disk import disk_of
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -240,3 +241,17 @@ def test_input_type_of_numbers(build: Build) -> None:
     batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 64, 64), dtype=np.uint8))
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(graph(batch), graph(batch.float()), strict=True))
+
+
+@pytest.mark.parametrize("export_format", ["onnx", "torchscript", "torch_export"])
+def test_a_full_disk_leaves_the_file_that_was_there(export_format: ExportFormat, build: Build, tmp_path: Path) -> None:
+    cfg, model = build("resnet")
+    info = ExportInfo.from_config(cfg, model, postprocessing="none", input_type="float32", precision="float32")
+    graph = ExportGraph(model, "none")
+    graph.network = _OneConvolution(20, model.sem_seg_head.num_classes)
+    path = tmp_path / "model.pt2"
+    path.write_text("old")
+    with disk_of(1000), pytest.raises(OSError, match=r"File too large: '.*/model\.pt2'"):
+        export_graph(graph, path, export_format, info)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
