@@ -66,6 +66,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
 
 
 def _build_alone(folder: Path, build: Callable[[Path], None]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)  # file_lock keeps to itself why it cannot
     with file_lock(str(folder)):
         if folder.is_dir():  # another process was faster
             return

@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.lock"]
     (tmp_path / "file").touch()
     below = tmp_path / "file" / "datasets" / "a"
-    with pytest.raises(OSError, match=message % (below, "Not a directory|File exists")):
+    with pytest.raises(OSError, match=message % (below, "Not a directory")):
         build_once(below, build)
 
 
