@@ -233,6 +233,18 @@ class TestTrainAndEval:
         assert line.startswith("error: ")
         assert message in line
 
+    def test_an_output_folder_that_may_not_be_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def make_folder(_: object) -> None:
+            raise PermissionError(13, "Permission denied", "/output")
+
+        monkeypatch.setattr(cli.train, "run", make_folder)
+        (tmp_path / "a.yaml").write_text("SEED: 3")
+        assert cli.main(["eval", "--config-file", str(tmp_path / "a.yaml")]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == "error: [Errno 13] Permission denied: '/output'"
+
 
 class TestConvert:
     def test_there_and_back(self, tiny_config: Path, tmp_path: Path) -> None:  # noqa: F811

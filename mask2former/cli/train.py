@@ -51,7 +51,7 @@ def _train(args: argparse.Namespace) -> int:
     return _run(args)
 
 
-@complaining(FileNotFoundError)  # weights and data; what else goes wrong needs its traceback
+@complaining(FileNotFoundError, PermissionError)  # weights, data, output; all else needs its traceback
 def _run(args: argparse.Namespace) -> int:
     run(args)
     return 0
