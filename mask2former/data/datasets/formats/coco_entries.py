@@ -13,7 +13,7 @@ from .json_files import is_number, read_json, shown
 from .paths import path_below, spellings
 from .source import choose_images, verify_images
 
-__all__ = ["ImageEntries", "entry_id", "read_categories", "read_coco", "read_images"]
+__all__ = ["ImageEntries", "entry_id", "read_categories", "read_coco", "read_images", "with_plain_name"]
 
 
 @dataclass
@@ -91,7 +91,7 @@ def read_images(
     known: dict[int | str, dict[str, Any]] = {}
     names: set[str] = set()
     for number, entry in enumerate(entries, 1):
-        entry = _with_plain_name(entry, present)
+        entry = with_plain_name(entry, present)
         name = entry.get("file_name") if isinstance(entry, dict) else None
         image_id = entry_id(entry, number)
         try:
@@ -139,8 +139,8 @@ def entry_id(entry: Any, number: int) -> Any:
     return value if type(value) in (int, str) else f"number {number} in the list"
 
 
-def _with_plain_name(entry: Any, present: Collection[str]) -> Any:
-    """An entry of "images" that calls its file as it is found: a.jpg for ./a.jpg, and b/a.jpg for b\\a.jpg."""
+def with_plain_name(entry: Any, present: Collection[str]) -> Any:
+    """An entry that calls its file as it is found among ``present``: a.jpg for ./a.jpg, and b/a.jpg for b\\a.jpg."""
     name = entry.get("file_name") if isinstance(entry, dict) else None
     if not isinstance(name, str):
         return entry

@@ -12,7 +12,7 @@ from ..categories import Category, panoptic_order
 from ..derived import instance_annotations, write_semantic_png
 from ..files import IMAGE_SUFFIXES, find_files
 from ..segments import measure_segments
-from .coco_entries import ImageEntries, read_categories, read_coco, read_images
+from .coco_entries import ImageEntries, read_categories, read_coco, read_images, with_plain_name
 from .faults import DataError, Faults
 from .json_files import shown
 from .panoptic import PanopticImage, convert_images, write_panoptic
@@ -64,8 +64,10 @@ class CocoPanopticSource:
 
     def _match(self, annotations: list[Any], images: ImageEntries, faults: Faults) -> dict[int | str, dict[str, Any]]:
         """The annotation of every image, by its id."""
+        present = {file.relative_to(self.segment_pngs).as_posix() for file in find_files(self.segment_pngs, (".png",))}
         found: dict[int | str, dict[str, Any]] = {}
-        for number, annotation in enumerate(annotations, 1):
+        for number, entry in enumerate(annotations, 1):
+            annotation = with_plain_name(entry, present)
             image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
             with faults.catch(self.annotations, f"annotation {number}", images.name_of(annotation)):
                 if not isinstance(annotation, dict):

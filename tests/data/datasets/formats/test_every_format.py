@@ -140,6 +140,19 @@ def test_strange_names_can_be_listed(data_root: Path) -> None:
         assert [Path(record["file_name"]).relative_to(images).as_posix() for record in records] == chosen
 
 
+def test_segments_that_windows_names(data_root: Path) -> None:
+    entry = write_data(data_root / "own", "coco_panoptic", make_pictures(2))
+    content = json.loads(Path(entry["ANNOTATIONS"]).read_text())
+    segments = Path(entry["SEGMENTS"])
+    (segments / "b").mkdir()
+    for annotation, name in zip(content["annotations"], ("b/a.png", "a.png"), strict=True):
+        (segments / annotation["file_name"]).rename(segments / name)
+        annotation["file_name"] = ".\\" + name.replace("/", "\\")
+    Path(entry["ANNOTATIONS"]).write_text(json.dumps(content))
+    records = parse_entry("own", entry).load()
+    assert [record["pan_seg_file_name"] for record in records] == [str(segments / "b/a.png"), str(segments / "a.png")]
+
+
 def test_links_that_lead_back_are_not_followed(entry: Entry, data_root: Path) -> None:
     number = len(parse_entry("own", entry).load())
     (data_root / "own/images/all").symlink_to(data_root / "own")
