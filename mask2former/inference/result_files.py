@@ -215,9 +215,16 @@ def id_map(predictions: Mapping[str, Any], task: Task) -> np.ndarray:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 BGR, or (H, W) uint8 or uint16, in the format that the name says."""
-    # Not its imwrite, which does not see that a small file found no room, and crashes at names that are not UTF-8.
-    _, encoded = cv2.imencode(path.suffix, image)
+    """Write (H, W, 3) uint8 BGR, or (H, W) uint8 or uint16, in the format that the name says.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # Not OpenCV's imwrite, which does not see that a small file found no room, and crashes at names that are not UTF-8.
+    done, encoded = cv2.imencode(path.suffix, image)
+    if not done:
+        height, width = image.shape[:2]
+        raise OSError(f"{path}: {width} x {height} pixels do not fit in a file of that type; name it .png.")
     write_file(path, encoded.tobytes())
 
 
