@@ -21,8 +21,10 @@ def tell():
 
 def main():
     comm.all_gather(1)  # Detectron2 keeps the group for the next time
-    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2).to(device))
     model.itself = model
+    model(torch.ones(1, 2, device=device)).sum().backward()
     tell()
 
 torch.nn.Linear(2, 2)(torch.ones(1, 2)).sum().backward()  # starts threads of PyTorch's own
@@ -42,16 +44,34 @@ def test_one_process_is_this_one(monkeypatch):
     assert calls == [("a", 2)]
 
 
+@pytest.fixture
+def count_threads(repository):
+    """Join a world of one process, as torchrun's, and leave it: how many threads before, within and after."""
+
+    def run(**environment):
+        world = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        environment = {**os.environ, **world, **environment}
+        done = subprocess.run([sys.executable, "-c", THREADS], env=environment, cwd=repository, **PIPES)
+        assert done.returncode == 0, done.stderr
+        return list(map(int, done.stdout.split()))
+
+    return run
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts threads as Linux tells them")
-def test_no_thread_of_a_process_group_is_left(repository):
+def test_no_thread_of_a_process_group_is_left(count_threads):
     """A thread that is left may abort the process while the interpreter ends."""
-    world = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    world["CUDA_VISIBLE_DEVICES"] = ""
-    done = subprocess.run([sys.executable, "-c", THREADS], env={**os.environ, **world}, cwd=repository, **PIPES)
-    assert done.returncode == 0, done.stderr
-    before, within, after = map(int, done.stdout.split())
+    before, within, after = count_threads(CUDA_VISIBLE_DEVICES="")
     assert within > before
     assert after == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_world_on_a_gpu_is_left(count_threads):
+    """CUDA keeps threads of its own."""
+    _, within, after = count_threads()
+    assert after < within
 
 
 def test_no_process_is_an_error():
