@@ -9,7 +9,7 @@ from typing import Any
 from ..categories import Category
 from ..files import IMAGE_SUFFIXES, find_files
 from .faults import DataError, Fault, Faults
-from .json_files import is_number, read_json, shown
+from .json_files import is_number, read_flag, read_json, shown
 from .paths import path_below, spellings
 from .source import choose_images, verify_images
 
@@ -22,7 +22,8 @@ class ImageEntries:
 
     Attributes:
         good: Those to use, by id.
-        left_out: Names of the others (bad, or not on the list of those to take) by id.
+        left_out: Names of the others (bad, or not on the list of those to take) by id. What several have for an id is
+            none of ``good``: nobody knows whose the annotations are.
     """
 
     good: dict[int | str, dict[str, Any]] = field(default_factory=dict)
@@ -97,7 +98,8 @@ def read_images(
         try:
             _check_image(entry, present, folder)
             if image_id in known:
-                raise ValueError(f'id {image_id} occurs more than once in "images".')
+                other = known[image_id]["file_name"]
+                raise ValueError(f'id {image_id} occurs more than once in "images": {other} has it too.')
             if known and not isinstance(image_id, type(next(iter(known)))):
                 raise ValueError(f"has the id {shown(image_id)}, expected numbers or texts, and not both.")
             if name in names:
@@ -126,7 +128,7 @@ def read_images(
                 name,
             )
             del sizes[name]
-        if name in sizes:
+        if name in sizes and image_id not in result.left_out:
             result.good[image_id] = entry
         else:
             result.left_out[image_id] = name
@@ -161,6 +163,7 @@ def _check_category(entry: Any) -> None:
     color = entry.get("color", [0, 0, 0])
     if not isinstance(color, list) or len(color) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in color):
         raise ValueError(f'has "color" {shown(color)}, expected three numbers from 0 to 255.')
+    read_flag(entry, "isthing")  # complains
 
 
 def _check_image(entry: Any, present: set[str], folder: Path) -> None:

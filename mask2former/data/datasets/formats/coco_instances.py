@@ -9,7 +9,7 @@ from ..categories import Category
 from ..files import IMAGE_SUFFIXES, find_files
 from .coco_entries import entry_id, read_categories, read_coco, read_images
 from .instances import InstanceFile
-from .json_files import shown
+from .json_files import read_flag, shown
 
 __all__ = ["CocoInstanceSource"]
 
@@ -57,7 +57,7 @@ class CocoInstanceSource:
                     annotation["image_id"],
                     annotation["category_id"],
                     annotation.get("segmentation", []),
-                    iscrowd=bool(annotation.get("iscrowd", 0)),
+                    iscrowd=read_flag(annotation, "iscrowd"),
                 )
         result.write(folder)
 

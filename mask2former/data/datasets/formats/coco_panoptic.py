@@ -14,7 +14,7 @@ from ..files import IMAGE_SUFFIXES, find_files
 from ..segments import measure_segments
 from .coco_entries import ImageEntries, read_categories, read_coco, read_images, with_plain_name
 from .faults import DataError, Faults
-from .json_files import shown
+from .json_files import read_flag, shown
 from .panoptic import PanopticImage, convert_images, write_panoptic
 from .paths import path_below
 
@@ -123,7 +123,7 @@ class _Converter:
                 "id": info["id"],
                 "category_id": self.contiguous[info["category_id"]],
                 "isthing": info["category_id"] in self.things,
-                "iscrowd": int(bool(info.get("iscrowd", 0))),
+                "iscrowd": int(read_flag(info, "iscrowd")),
                 **measures,
             }
             for info, measures in zip(infos, measure_segments(numbers), strict=True)
@@ -170,5 +170,6 @@ class _Converter:
             raise ValueError(
                 f'segment {segment_id} has category_id {shown(category_id)}, which is not in "categories".'
             )
+        read_flag(info, "iscrowd")  # complains
         if segment_id not in present:
             raise ValueError(f"segment {segment_id} has no pixel in {png}.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from .faults import DataError, Fault
 
-__all__ = ["is_number", "read_json", "read_text", "shown"]
+__all__ = ["is_number", "read_flag", "read_json", "read_text", "shown"]
 
 _LARGE = 1e9  # more pixels than any picture has along an edge
 
@@ -41,14 +41,36 @@ def read_json(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets in brackets
         raise DataError([Fault(str(path), f"is not JSON ({error}).")]) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are told twice only with the same value; Python would take the last, and lose the others."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        for key, value in pairs:
+            if found[key] != value:
+                raise ValueError(f"the key {shown(key)} has two values, {shown(value)} and {shown(found[key])}")
+    return found
 
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number of a size that makes sense in a picture; True and False are none."""
     return type(value) in (int, float) and -_LARGE < value < _LARGE  # false for NaN
+
+
+def read_flag(entry: dict[str, Any], key: str) -> bool:
+    """What COCO writes as 0 or 1; false where it is absent or null.
+
+    Raises:
+        ValueError: It is anything else, such as the text "0", which Python takes for true.
+    """
+    value = entry.get(key)
+    if value is not None and value not in (0, 1):
+        raise ValueError(f'has "{key}" {shown(value)}, expected 0 or 1.')
+    return bool(value)
 
 
 def shown(value: Any) -> str:

@@ -176,6 +176,9 @@ COCO: list[tuple[Change, str]] = [
     (lambda c: c["images"][1].update(file_name="p00.png"), 'image 2: p00.png occurs more than once in "images".'),
     (lambda c: c["categories"].append({"id": 1}), "category 1: is {'id': 1}, expected an object with a whole number"),
     (lambda c: c["categories"][0].update(color=[1, 2]), 'category 10: has "color" [1, 2], expected three numbers'),
+    (lambda c: c["images"][1].update(id=1), 'image 1: id 1 occurs more than once in "images": p00.png has it too.'),
+    (box(iscrowd="0"), "annotation 1: has \"iscrowd\" '0', expected 0 or 1."),
+    (lambda c: c["categories"][0].update(isthing="0"), "category 10: has \"isthing\" '0', expected 0 or 1."),
     (lambda c: c["categories"].clear(), 'has no "categories", expected one or more classes.'),
     (box(image_id=[1]), 'annotation 1: has image_id [1], which is not in "images".'),
     (box(segmentation=None), "annotation 1: its segmentation is None, expected a list of polygons or an RLE."),
@@ -213,6 +216,29 @@ def test_coco(data_root: Path, change: Change, message: str) -> None:
     assert str(path) in str(error.value)
 
 
+def test_images_of_one_id_are_left_out_with_their_annotations(data_root: Path) -> None:
+    """Else one of them would stay, as a picture of nothing, or with the objects of both."""
+    entry = write(data_root, "coco_instance")
+    path = data_root / "own/coco.json"
+    content = json.loads(path.read_text())
+    content["images"][1]["id"] = 1
+    path.write_text(json.dumps(content))
+    (record,) = parse_entry("own", entry | {"SKIP_BAD": True}).load()
+    assert Path(record["file_name"]).name == "p02.png"
+    assert record["annotations"]
+
+
+def test_keys_that_json_has_twice(data_root: Path) -> None:
+    entry = write(data_root, "coco_instance")
+    path = data_root / "own/coco.json"
+    text = path.read_text()
+    path.write_text(text.replace('"category_id": 10', '"category_id": 10, "category_id": 10', 1))
+    assert len(parse_entry("own", entry).load()) == 3
+    path.write_text(f'{text[:-1]}, "categories": []}}')
+    with pytest.raises(DataError, match=r"is not JSON \(the key 'categories' has two values, .* and \[\]\)"):
+        parse_entry("own", entry).load()
+
+
 PANOPTIC: list[tuple[Change, str]] = [
     (lambda c: c["annotations"][0].update(file_name="../x.png"), "annotation 1: names the file '../x.png', which is"),
     (lambda c: c["annotations"][0].update(segments_info=3), 'annotation of image 1: has "segments_info" 3, expected'),
@@ -224,6 +250,10 @@ PANOPTIC: list[tuple[Change, str]] = [
     (
         lambda c: c["annotations"][0]["segments_info"][0].update(id="a"),
         "annotation of image 1: has the segment {'category_id'",
+    ),
+    (
+        lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd="0"),
+        "annotation of image 1: has \"iscrowd\" '0', expected 0 or 1.",
     ),
     (lambda c: c["annotations"].append("a"), "annotation 4: is 'a', expected an object."),
 ]
