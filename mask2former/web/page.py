@@ -1,7 +1,9 @@
 """The page, made with Gradio: a picture, a task and a threshold on the left, the segments on the right."""
 
+import functools
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ def build_page(model: Segmenter, title: str = "Mask2Former") -> Any:
         with gradio.Row():
             with gradio.Column(scale=1):
                 # The file, because Gradio makes white of 16 bits, and indices of a GIF.
-                picture = gradio.Image(type="filepath", image_mode=None, label="Picture", elem_id="picture")
+                picture: Any = gradio.Image(type="filepath", image_mode=None, label="Picture", elem_id="picture")
+                picture.preprocess = functools.partial(_find_upload, picture.preprocess)
                 task = gradio.Radio([*tasks], value=tasks[0], label="Task", elem_id="task")
                 threshold = gradio.Slider(0, 1, value=0.5, step=0.05, label="Least score", elem_id="threshold")
                 download = gradio.DownloadButton("Download the masks", elem_id="download")
@@ -67,6 +70,11 @@ def build_page(model: Segmenter, title: str = "Mask2Former") -> Any:
         task.change(segment, inputs, outputs, api_visibility="private")
         threshold.release(segment, inputs, outputs, api_visibility="private")
     return page
+
+
+def _find_upload(preprocess: Callable[[Any], Any], upload: Any) -> Any:
+    """The file of an upload, which Gradio would open, and where it cannot, tell nobody why."""
+    return upload.path if upload is not None and upload.path else preprocess(upload)
 
 
 def _pack(result: Result, task: Task, regions: list[Region], cache: Path) -> Path:

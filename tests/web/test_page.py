@@ -82,10 +82,12 @@ def test_uploads_are_read_like_files(
     np.testing.assert_array_equal(drawing, m2f.load(config_file).predict(path).draw())
 
 
-def test_what_is_no_picture_is_told_without_its_place(segment: Callable[..., Any], tmp_path: Path) -> None:
+def test_what_is_no_picture_is_told_without_its_place(page: Any, segment: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "note.png").write_text("hello")
+    (upload,) = (block for block in page.blocks.values() if isinstance(block, gradio.Image))
+    given = upload.preprocess(gradio.image_utils.ImageData(path=str(tmp_path / "note.png"), orig_name="note.png"))
     with pytest.raises(gradio.Error, match=r"^'note.png: cannot be read as an image"):
-        segment(str(tmp_path / "note.png"), "panoptic", 0.5)
+        segment(given, "panoptic", 0.5)
 
 
 def test_no_picture_is_no_result(segment: Callable[..., Any]) -> None:
