@@ -44,8 +44,7 @@ def _train(args: argparse.Namespace) -> int:
     if args.data is not None:
         if failed := _prepare_training(args):
             return failed
-        train_and_report(args)
-        return 0
+        return _run(args)
     if failed := _check_without_data(args):
         return failed
     return _run(args)
@@ -53,7 +52,7 @@ def _train(args: argparse.Namespace) -> int:
 
 @complaining(FileNotFoundError, PermissionError)  # weights, data, output; all else needs its traceback
 def _run(args: argparse.Namespace) -> int:
-    run(args)
+    (run if args.data is None else train_and_report)(args)
     return 0
 
 

@@ -120,6 +120,9 @@ def test_resume_and_early_stop(train: Run, tmp_path: Path, capsys: pytest.Captur
     assert train(*words, "--resume", steps=6) == 0
     assert torch.load(tmp_path / "out/model_final.pth", weights_only=True)["iteration"] == 5
     assert "data and settings are those of then" in capsys.readouterr().out
+    shutil.move(tmp_path / "own", tmp_path / "moved")
+    assert train(*words, "--resume", steps=8) == 1
+    assert f"error: {tmp_path / 'own/images'}: no such folder." in capsys.readouterr().err
 
 
 def test_wandb(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
