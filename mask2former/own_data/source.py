@@ -102,7 +102,7 @@ def _of_format(given: Given, data: Path, root: Path | None = None) -> tuple[Entr
 
 def _is_label(path: Path) -> bool:
     """Whether a text file may be YOLO's, and not notes: it begins with a number, or has no object."""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         word = next(iter(file.read(100).split()), "0")
     return word.isascii() and word.replace(".", "", 1).isdigit()
 

@@ -123,6 +123,9 @@ def test_yolo_labels_alone(tmp_path: Path) -> None:
     (tmp_path / "own/labels/classes.txt").write_text("brick\ntile\n")
     entry, _ = find_entries(Given(tmp_path / "own/labels"))
     assert entry["IMAGES"] == str(tmp_path / "own/images")
+    for file in (tmp_path / "own/labels").glob("p*.txt"):
+        file.write_text(file.read_text(), "utf-8-sig")  # as some editors mark it
+    assert find_entries(Given(tmp_path / "own/labels"))[0] == entry
 
 
 def yolo_yaml(folder: Path, **content: Any) -> Path:
