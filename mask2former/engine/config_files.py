@@ -9,7 +9,7 @@ from typing import IO, Any
 import yaml
 from detectron2.config import CfgNode
 
-__all__ = ["find_value", "merge_opts", "merge_yaml", "with_opts"]
+__all__ = ["UniqueKeyLoader", "find_value", "merge_opts", "merge_yaml", "with_opts"]
 
 # The one expression in official configurations, sizes to train at: "[int(x * 0.1 * 1024) for x in range(5, 21)]"
 _MULTIPLES = re.compile(r"\[int\(x \* (\d+\.\d+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]")
@@ -71,17 +71,33 @@ def _reason(error: Exception) -> object:
 
 
 def _merge(cfg: CfgNode, config_file: str) -> None:
-    try:
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-    except yaml.constructor.ConstructorError:
-        cfg.merge_from_other_cfg(CfgNode(_OfficialFile.load_yaml_with_base(config_file)))
+    content = CfgNode(_File.load_yaml_with_base(config_file))
+    if content.get("VERSION", cfg.VERSION) == cfg.VERSION:
+        cfg.merge_from_other_cfg(content)
+    else:
+        cfg.merge_from_file(config_file, allow_unsafe=False)  # Detectron2 knows older versions
 
 
-class _Loader(yaml.SafeLoader):
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key with two values, of which ``yaml.safe_load`` takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            first = seen.setdefault(key.value, value)
+            if first is not value and yaml.serialize(first) != yaml.serialize(value):
+                line = key.start_mark.line + 1
+                raise ValueError(f"line {line} has {key.value} again, with another value; keep one, or join them.")
+        return super().construct_mapping(node, deep)
+
+
+class _Loader(UniqueKeyLoader):
     """Understands the one expression; what others read with ``yaml.safe_load`` stays as it is."""
 
 
-class _OfficialFile(CfgNode):
+class _File(CfgNode):
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
         # What it returns is read by yaml.safe_load.

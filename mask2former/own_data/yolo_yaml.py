@@ -11,6 +11,7 @@ from mask2former.data.datasets.cache import build_once, cache_folder
 from mask2former.data.datasets.files import IMAGE_SUFFIXES, find_files
 from mask2former.data.datasets.formats.faults import DataError, Fault, Faults
 from mask2former.data.datasets.formats.json_files import read_text, shown
+from mask2former.engine.config_files import UniqueKeyLoader
 
 __all__ = ["labels_beside", "read_yolo_yaml"]
 
@@ -29,7 +30,7 @@ def read_yolo_yaml(path: Path, root: Path | None = None) -> tuple[Entry, Entry |
         FileNotFoundError: A folder is not there.
     """
     try:
-        content = yaml.safe_load(read_text(path))
+        content = yaml.load(read_text(path), UniqueKeyLoader)
         if not isinstance(content, dict) or "names" not in content or "train" not in content:
             raise ValueError('has no "names" and "train", expected YOLO\'s description of a data set.')
         names = _names(content["names"])

@@ -105,6 +105,24 @@ def test_damaged_files_end_in_one_kind_of_error(tmp_path):
     assert min(outcomes["read"], outcomes["refused"]) > 20
 
 
+def test_a_key_with_two_values_is_an_error(tmp_path):
+    """PyYAML would forget the first section."""
+    (tmp_path / "base.yaml").write_text("SOLVER:\n  BASE_LR: 0.5\nVERSION: 2\nSOLVER:\n  MAX_ITER: 3\n")
+    (tmp_path / "a.yaml").write_text("_BASE_: base.yaml\n")
+    with pytest.raises(ValueError, match="line 4 has SOLVER again, with another value; keep one"):
+        read(tmp_path / "a.yaml")
+
+
+def test_the_same_value_twice(tmp_path):
+    (tmp_path / "a.yaml").write_text("VERSION: 2\nSEED: 3\nSEED: 3\n")
+    assert read(tmp_path / "a.yaml").SEED == 3
+
+
+def test_detectron2_reads_older_versions(tmp_path):
+    (tmp_path / "a.yaml").write_text("VERSION: 1\nMODEL:\n  WEIGHT: there.pth\n")
+    assert read(tmp_path / "a.yaml").MODEL.WEIGHTS == "there.pth"
+
+
 def test_a_file_that_is_based_on_itself(tmp_path):
     (tmp_path / "a.yaml").write_text("_BASE_: a.yaml\n")
     assert outcome(tmp_path / "a.yaml") == "refused"

@@ -168,6 +168,13 @@ def test_wrong_yolo_yaml(tmp_path: Path, content: dict[str, Any], message: str) 
         find_entries(Given(yolo_yaml(tmp_path / "own", **content)))
 
 
+def test_a_class_of_yolo_with_two_names(tmp_path: Path) -> None:
+    file = tmp_path / "data.yaml"
+    file.write_text("train: images\nnames:\n  0: brick\n  1: tile\n  1: roof\n")
+    with pytest.raises(ValueError, match=r"data.yaml: line 5 has 1 again, with another value; keep one"):
+        find_entries(Given(file))
+
+
 def test_a_zip_cannot_name_folders_outside(tmp_path: Path) -> None:
     write_data(tmp_path / "secret", "yolo_seg", make_pictures(1))
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
