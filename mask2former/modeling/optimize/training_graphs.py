@@ -20,14 +20,13 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 
 from ..mask_former import MaskFormer
 from ..query_masks import QueryMasks
+from .cuda_graphs import Network
 
 __all__ = ["record_training_graphs"]
 
 _logger = logging.getLogger(__name__)
 
 _MAX_RECORDINGS = 4  # each keeps memory for its gradients, and what its activations take beyond those of the others
-
-Network = Callable[[Tensor], dict[str, Any]]
 
 
 def record_training_graphs(model: nn.Module) -> None:
