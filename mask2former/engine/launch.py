@@ -2,15 +2,13 @@
 
 import gc
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.engine import default_argument_parser
-from detectron2.engine import launch as launch_on_gpus
+from detectron2.engine import launch as launch_processes
 from detectron2.utils import comm
 
 __all__ = ["check_address", "check_num_gpus", "is_own_address", "launch"]
@@ -43,8 +41,8 @@ def launch(
     if num_gpus_per_machine * num_machines == 1:
         main(*args)
         return
-    start = launch_on_gpus if torch.cuda.is_available() else _launch_on_cpu
-    start(_run_and_leave, num_gpus_per_machine, num_machines, machine_rank, dist_url, (main, args))
+    url = dist_url or "auto"
+    launch_processes(_run_as_one_of_several, num_gpus_per_machine, num_machines, machine_rank, url, (main, args))
 
 
 def check_num_gpus(number: int) -> None:
@@ -89,38 +87,10 @@ def _join_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
     _run_and_leave(main, args)
 
 
-def _launch_on_cpu(
-    main: Callable[..., Any],
-    processes: int,
-    num_machines: int,
-    machine_rank: int,
-    url: str | None,
-    args: tuple[Any, ...],
-) -> None:
-    world_size = processes * num_machines
-    if url is None or url == "auto":
-        url = f"tcp://127.0.0.1:{_free_port()}"
-    mp.start_processes(
-        _cpu_worker, (main, processes, world_size, machine_rank, url, args), nprocs=processes, start_method="spawn"
-    )
-
-
-def _cpu_worker(
-    local_rank: int,
-    main: Callable[..., Any],
-    processes: int,
-    world_size: int,
-    machine_rank: int,
-    url: str,
-    args: tuple[Any, ...],
-) -> None:
-    # Without a limit, every process would start a thread per core.
-    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    rank = machine_rank * processes + local_rank
-    dist.init_process_group("gloo", init_method=url, world_size=world_size, rank=rank)
-    comm.create_local_process_group(processes)
-    comm.synchronize()
-    main(*args)
+def _run_as_one_of_several(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    if not torch.cuda.is_available():  # without a limit, every process would start a thread per core
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+    _run_and_leave(main, args)
 
 
 def _run_and_leave(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -136,9 +106,3 @@ def _run_and_leave(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
     comm.create_local_process_group.cache_clear()
     gc.collect()
     dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
