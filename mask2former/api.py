@@ -47,7 +47,7 @@ def load(
     weights: str | Path | None = None,
     *,
     device: str | None = None,
-    optimize: bool | str | Collection[str] = False,
+    optimize: bool | str | Collection[str] | None = None,
     opts: Sequence[str] = (),
 ) -> Segmenter:
     """Load a trained model.
@@ -68,9 +68,11 @@ def load(
         weights: a checkpoint in any form that is understood; None takes the one that goes with ``model``.
         device: "cpu", "cuda" or "cuda:1"; None takes the GPU if there is one, and for an exported file what it was
             made for.
-        optimize: True gives the same results sooner. Also one or several of "bfloat16" (results differ a little),
-            "compile", "cuda_graphs" (for pictures of few sizes) and "keep_memory" (this process never returns freed
-            memory to the system), as ``MODEL.INFERENCE`` in the configuration describes them.
+        optimize: True gives the same results sooner, and False leaves every layer as it was built; None is True on a
+            CPU, for models of this package's classes, where the configuration does not say. Also one or several of
+            "bfloat16" (results differ a little), "compile", "cuda_graphs" (for pictures of few sizes) and "keep_memory"
+            (this process never returns freed memory to the system), as ``MODEL.INFERENCE`` in the configuration
+            describes them.
         opts: ``KEY VALUE`` pairs that change the configuration, as on the command line.
 
     Returns:
@@ -102,10 +104,12 @@ def _refuse(path: Path, **arguments: Any) -> None:
             )
 
 
-def _optimization_keys(optimize: bool | str | Collection[str]) -> list[str]:
+def _optimization_keys(optimize: bool | str | Collection[str] | None) -> list[str]:
     """``KEY VALUE`` pairs for an ``optimize`` of :func:`load`."""
+    if optimize is None:
+        return []
     if isinstance(optimize, bool):
-        return ["MODEL.INFERENCE.OPTIMIZE", "True"] if optimize else []
+        return ["MODEL.INFERENCE.OPTIMIZE", str(optimize)]
     names = [optimize] if isinstance(optimize, str) else list(optimize)
     unknown = [name for name in names if name not in _OPTIMIZATIONS]
     if unknown:

@@ -172,8 +172,10 @@ def _add_inference_keys(cfg: CN) -> None:
     """How fast a trained model runs (docs/performance.md); training and the evaluations during it ignore these keys."""
     cfg.MODEL.INFERENCE = CN()
     # Fold batch norms into convolutions, and lay memory out as the processor likes it: the same results up to float32's
-    # rounding. Always done where DTYPE or COMPILE is not the default.
-    cfg.MODEL.INFERENCE.OPTIMIZE = False
+    # rounding. None does so on a CPU where people's own pictures are segmented (mask2former.load, the command, the
+    # demo), with models of this package's classes, and not in evaluations. Always done where DTYPE or COMPILE is not
+    # the default.
+    cfg.MODEL.INFERENCE.OPTIMIZE = None
     # "bfloat16" computes convolutions and matrix products in it: for GPUs, and CPUs with AMX or AVX512_BF16.
     cfg.MODEL.INFERENCE.DTYPE = "float32"
     # "default" or "reduce-overhead" pass backbone and head through torch.compile, at the first image; the latter, for

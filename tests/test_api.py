@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import META_ARCH_REGISTRY
 
 import mask2former as m2f
 from mask2former import api
+from mask2former.modeling import MaskFormer
 from tests.tiny_model import photograph, tiny_config  # noqa: F401
 
 
@@ -46,13 +48,45 @@ def test_import_is_cheap_and_needs_no_compiled_operator() -> None:
 
 
 def test_optimize_stands_for_configuration_keys(tiny_config: Path) -> None:  # noqa: F811
-    assert not m2f.load(tiny_config).cfg.MODEL.INFERENCE.OPTIMIZE
     model = m2f.load(tiny_config, optimize=["bfloat16"])
     assert model.cfg.MODEL.INFERENCE.OPTIMIZE
     assert model.cfg.MODEL.INFERENCE.DTYPE == "bfloat16"
     assert model.model.backbone.stem.conv1.weight.dtype is torch.bfloat16
     with pytest.raises(ValueError, match="optimize is 'speed', expected True, False or some of bfloat16, compile, "):
         m2f.load(tiny_config, optimize="speed")
+
+
+@META_ARCH_REGISTRY.register()
+class MaskFormerOfAProject(MaskFormer):
+    """May do what a copy of its parts would not."""
+
+
+@pytest.mark.parametrize(
+    ("optimize", "opts", "expected"),
+    [
+        (None, [], True),
+        (False, [], False),
+        (None, ["MODEL.INFERENCE.OPTIMIZE", "False"], False),
+        (None, ["MODEL.META_ARCHITECTURE", "MaskFormerOfAProject"], False),
+        (True, ["MODEL.META_ARCHITECTURE", "MaskFormerOfAProject"], True),
+    ],
+)
+def test_models_of_this_package_are_optimized(
+    tiny_config: Path,  # noqa: F811
+    optimize: bool | None,
+    opts: list[str],
+    expected: bool,
+) -> None:
+    assert _is_optimized(m2f.load(tiny_config, optimize=optimize, opts=opts)) == expected
+
+
+def test_on_a_gpu_only_what_is_asked_for(tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(MaskFormer, "device", torch.device("cuda"))
+    assert not _is_optimized(m2f.load(tiny_config))
+
+
+def _is_optimized(segmenter: m2f.Segmenter) -> bool:
+    return "run_network" in vars(segmenter.model)
 
 
 def test_optimized_model_predicts_the_same(tiny_config: Path, photograph: np.ndarray) -> None:  # noqa: F811

@@ -155,7 +155,7 @@ def _look_for_own_methods(model: MaskFormer, postprocessing: PostProcessing) -> 
         raise ValueError(
             f"{name} has its own {' and '.join(own)}, but what is exported is the backbone, the head and the rules of "
             "MaskFormer, so results would differ; move what it does into the backbone or the head, or, if it comes of "
-            "optimize_for_inference (optimize=), export the model as it is without."
+            "optimize_for_inference, export the model before that, as load(..., optimize=False) gives it."
         )
     results = ("forward", "postprocess", "semantic_inference", "panoptic_inference", "instance_inference")
     inside = ("forward", "postprocess", f"{postprocessing}_inference")

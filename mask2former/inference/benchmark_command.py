@@ -104,15 +104,14 @@ def _load_models(args: argparse.Namespace) -> dict[str, Segmenter]:
                 "--untrained, --weights and --opts out."
             )
         return {path.name: open_exported(path, args.device)}
-    device = ["MODEL.DEVICE", args.device] if args.device else []
+    base = ["MODEL.INFERENCE.OPTIMIZE", "False", *(["MODEL.DEVICE", args.device] if args.device else [])]
     ways: dict[str, list[str]] = {"plain": []}
     if faster:
         words = ["MODEL.INFERENCE.OPTIMIZE", "True", "MODEL.INFERENCE.DTYPE", args.dtype]
         ways[_name(args)] = [*words, "MODEL.INFERENCE.COMPILE", args.compile]
     build = untrained if args.untrained else Segmenter
     return {
-        name: build(model_config(args.model, args.weights, [*device, *args.opts, *words]))
-        for name, words in ways.items()
+        name: build(model_config(args.model, args.weights, [*base, *args.opts, *words])) for name, words in ways.items()
     }
 
 

@@ -25,6 +25,7 @@ from mask2former.inference.request import Options, Request, build_request, tasks
 from mask2former.inference.result import Result
 from mask2former.inference.video import is_video, open_video, prefetch, read_frames
 from mask2former.inference.weights import load_whole_model
+from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import prepare_for_inference
 from mask2former.visualization import Task
 
@@ -260,7 +261,11 @@ class Segmenter:
 
 
 def _build(cfg: CfgNode) -> nn.Module:
-    model = prepare_for_inference(cfg, load_whole_model(build_model(cfg), cfg.MODEL.WEIGHTS))
+    model = load_whole_model(build_model(cfg), cfg.MODEL.WEIGHTS)
+    if cfg.MODEL.INFERENCE.OPTIMIZE is None:
+        # A class from elsewhere may do what its copy would not.
+        cfg = with_opts(cfg, ["MODEL.INFERENCE.OPTIMIZE", type(model) is MaskFormer and model.device.type == "cpu"])
+    model = prepare_for_inference(cfg, model)
     return SegmentorWithTTA(cfg, model).eval() if cfg.TEST.AUG.ENABLED else model
 
 

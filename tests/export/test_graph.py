@@ -38,7 +38,7 @@ def test_another_network_is_refused(model: MaskFormer, name: str, postprocessing
 
 
 def test_an_optimised_model_is_refused(model: MaskFormer) -> None:
-    with pytest.raises(ValueError, match=r"of optimize_for_inference \(optimize=\), export the model as it is without"):
+    with pytest.raises(ValueError, match=r"before that, as load\(\.\.\., optimize=False\) gives it"):
         ExportGraph(optimize_for_inference(model))
 
 

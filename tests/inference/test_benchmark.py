@@ -23,7 +23,7 @@ FAST = ["--size", "64x96", "--rounds", "2", "--warm-up", "1"]
 
 @pytest.fixture(scope="module")
 def tiny(tiny_config: Path) -> m2f.Segmenter:
-    return m2f.load(tiny_config)
+    return m2f.load(tiny_config, optimize=False)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,8 @@ Export = Callable[..., Path]
 def tiny(tiny_config: Path) -> m2f.Segmenter:
     """With thresholds that its random predictions pass."""
     test = "MODEL.MASK_FORMER.TEST."
-    return m2f.load(tiny_config, opts=[f"{test}OBJECT_MASK_THRESHOLD", "0.2", f"{test}OVERLAP_THRESHOLD", "0.1"])
+    opts = [f"{test}OBJECT_MASK_THRESHOLD", "0.2", f"{test}OVERLAP_THRESHOLD", "0.1"]
+    return m2f.load(tiny_config, optimize=False, opts=opts)
 
 
 @pytest.fixture(scope="module")

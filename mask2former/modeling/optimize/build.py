@@ -24,7 +24,7 @@ def _from_config(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
 
 @configurable(from_config=_from_config)
 def prepare_for_inference(
-    model: Any, *, optimize: bool, dtype: Dtype, compile_mode: Compile, keep_memory: bool
+    model: Any, *, optimize: bool | None, dtype: Dtype, compile_mode: Compile, keep_memory: bool
 ) -> nn.Module:
     """``prepare_for_inference(cfg, model)``: the model, or a faster copy of it if ``MODEL.INFERENCE`` asks for one.
 
