@@ -49,6 +49,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., K).
     """
+    if not _is_plain(weight):
+        return F.linear(x, weight, bias)
     if takes_bfloat16(x):
         return bfloat16_linear(x, weight, bias)
     is_differentiated = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in (x, weight, bias))
@@ -68,7 +70,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
     """``relu(layer(x))``, (..., C) to (..., K); without gradients on a GPU, or in bfloat16 on a CPU, rounded once."""
-    if type(layer) not in (nn.Linear, FasterLinear) or _has_hooks(layer):
+    if type(layer) not in (nn.Linear, FasterLinear) or _has_hooks(layer) or not _is_plain(layer.weight):
         # Not in place, which hooks of a backward pass forbid. Before PyTorch 2.15, a sharded layer would not see that
         # its backward pass begins.
         return F.relu(layer(x))
@@ -81,6 +83,11 @@ def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
         return torch._addmm_activation(bias, rows, weight.t()).unflatten(0, x.shape[:-1])
     result: Tensor = layer(x).relu_()
     return result
+
+
+def _is_plain(weight: Tensor | nn.Module) -> bool:
+    """Whether it is no tensor of a class of its own, as quantised ones are, which knows PyTorch's functions alone."""
+    return type(weight) in (Tensor, nn.Parameter)
 
 
 def _has_hooks(layer: nn.Module) -> bool:

@@ -1,15 +1,16 @@
 """Linear layers by oneDNN against PyTorch's in float64."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from mask2former.ops import _library
-from mask2former.ops.linear import has_native_float32, linear
+from mask2former.ops.linear import FasterLinear, has_native_float32, linear, linear_relu
 from mask2former.ops.onednn import has_onednn
 
 pytestmark = [
@@ -147,6 +148,28 @@ def test_what_it_is_for(called: list[torch.Size]) -> None:
         assert linear(*problem).dtype == torch.bfloat16
     with torch.backends.mkldnn.flags(enabled=False):
         assert torch.equal(linear(*problem), F.linear(*problem))
+    assert not called
+
+
+class Doubled(Tensor):
+    """Weights that do one of PyTorch's functions in their own way, as quantised ones."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return 2 * result.as_subclass(Tensor) if func is F.linear else result
+
+
+@pytest.mark.parametrize("is_bfloat16", [False, True])
+def test_weights_of_a_class_of_their_own(is_bfloat16: bool, called: list[torch.Size]) -> None:
+    x, weight, bias = make((256, 3), 5)
+    layer = FasterLinear(3, 5)
+    layer.weight = nn.Parameter(weight.as_subclass(Doubled), requires_grad=False)  # type: ignore[assignment]
+    layer.bias = nn.Parameter(bias)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+        expected = 2 * F.linear(x, weight, bias)
+        torch.testing.assert_close(layer(x), expected)
+        torch.testing.assert_close(linear_relu(layer, x), expected.relu())
     assert not called
 
 
