@@ -57,18 +57,19 @@ def _launch(
 ) -> None:
     num_images, num_queries, num_heads, num_levels, num_points, _ = locations.shape
     num_pixels, head_dim = value.shape[1], value.shape[3]
-    kernel[triton.cdiv(num_queries, _QUERIES), num_images * num_heads](
-        *(x.contiguous() for x in tensors),
-        tuple(spatial_shapes),
-        num_queries,
-        num_pixels,
-        num_heads,
-        HEAD_DIM=head_dim,
-        LEVELS=num_levels,
-        POINTS=num_points,
-        CHANNELS=triton.next_power_of_2(head_dim),
-        QUERIES=_QUERIES,
-    )
+    with torch.cuda.device_of(value):  # Triton launches on the current GPU, whichever has the tensors
+        kernel[triton.cdiv(num_queries, _QUERIES), num_images * num_heads](
+            *(x.contiguous() for x in tensors),
+            tuple(spatial_shapes),
+            num_queries,
+            num_pixels,
+            num_heads,
+            HEAD_DIM=head_dim,
+            LEVELS=num_levels,
+            POINTS=num_points,
+            CHANNELS=triton.next_power_of_2(head_dim),
+            QUERIES=_QUERIES,
+        )
 
 
 @triton.jit

@@ -81,6 +81,26 @@ def test_torch_knows_the_operators() -> None:
     assert [x.shape for x in gradients] == [x.shape for x in (value, locations, weights)]
 
 
+def test_launches_on_the_gpu_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which need not be the current one, where Triton would launch."""
+    from mask2former.ops import triton_kernels
+
+    gpus, launched = [0], []
+    monkeypatch.setattr(torch.cuda, "_exchange_device", lambda gpu: gpus.append(gpu) or 0)
+    monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", gpus.append)
+    for kernel in ("_forward_kernel", "_backward_kernel"):
+        grids = {(1, 6): lambda *_, **__: launched.append(gpus[-1])}  # of blocks of queries, and heads of images
+        monkeypatch.setattr(triton_kernels, kernel, grids)
+    shapes, tensors = make_inputs()
+    sizes = [size for shape in shapes for size in shape]
+    with torch._subclasses.FakeTensorMode() as mode:
+        value, *geometry = (mode.from_tensor(x).to("cuda:1") for x in tensors)
+        output = triton_kernels.forward(value, sizes, *geometry)
+        triton_kernels.backward(output, value, sizes, *geometry)
+    assert launched == [1, 1]
+    assert gpus[-1] == 0
+
+
 def test_only_on_gpus_and_where_any_order_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not _triton.has_triton_kernel(torch.ones(1))
     monkeypatch.setenv("MASK2FORMER_OPS", "reference")
