@@ -1,5 +1,6 @@
 """A network recorded as a CUDA graph for each size of images: Python has nothing left to do but to start it."""
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,7 +39,8 @@ def record_graphs(network: Network) -> Network:
     recordings: dict[Any, _Recording] = {}
     lock = threading.Lock()
     played = torch.cuda.Event()
-    pool = torch.cuda.graph_pool_handle()  # one for all recordings: no two of them play at once
+    # One for all recordings, no two of which play at once; PyTorch shares a pool's memory within a stream only.
+    pool, stream_on = torch.cuda.graph_pool_handle(), functools.cache(torch.cuda.Stream)
 
     def run(images: Tensor) -> dict[str, Any]:
         # PyTorch compiles anew for another dtype of autocast; a recording would go on as it is.
@@ -46,10 +48,10 @@ def record_graphs(network: Network) -> Network:
         key = (images.shape, images.dtype, images.device, autocast)
         # Tensors made in inference mode could be written to in it alone; and leaving it turns gradients on.
         with lock, torch.cuda.device(images.device), torch.inference_mode(False), torch.no_grad():
-            if key not in recordings:
-                recordings[key] = _record(network, images, pool)
-            recording = recordings[key]
             torch.cuda.current_stream().wait_event(played)
+            if key not in recordings:
+                recordings[key] = _record(network, images, pool, stream_on(images.device))
+            recording = recordings[key]
             recording.images.copy_(images)
             recording.graph.replay()
             outputs: dict[str, Any] = tree_map_only(Tensor, torch.clone, recording.outputs)
@@ -59,9 +61,8 @@ def record_graphs(network: Network) -> Network:
     return run
 
 
-def _record(network: Network, images: Tensor, pool: Any) -> _Recording:
+def _record(network: Network, images: Tensor, pool: Any, stream: torch.cuda.Stream) -> _Recording:
     images = images.clone()
-    stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     # PyTorch would compile for eight sizes, and refuse the next one.
     limits = torch._dynamo.config.patch(recompile_limit=_MAX_SIZES, accumulated_recompile_limit=_MAX_SIZES)

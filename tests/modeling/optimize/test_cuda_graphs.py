@@ -16,6 +16,7 @@ class Network:
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, ...]] = []
+        self.memory: list[tuple[Any, Any]] = []  # pool and stream of each recording
         self.last: tuple[Tensor, dict[str, Any]]
 
     def __call__(self, images: Tensor) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
             outputs["masks"][0].copy_(2 * images)
 
     class Stream:
+        def __init__(self, device: object = None) -> None: ...
         def wait_stream(self, other: object) -> None: ...
         def wait_event(self, event: object) -> None: ...
 
@@ -44,7 +46,8 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
         def record(self) -> None: ...
 
     @contextmanager
-    def recording(graph: Any, **_: Any) -> Iterator[None]:
+    def recording(graph: Any, *, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        network.memory.append((pool, stream))
         yield
         graph.recorded = network.last
 
@@ -73,6 +76,15 @@ def test_a_graph_for_each_size(network: Network) -> None:
         assert torch.equal(outputs["masks"][0], 2 * images)
     assert set(network.calls) == {(1, 3, 4, 6), (1, 3, 2, 4)}
     assert len(network.calls) == 8  # for each size three to warm up, and one to be recorded
+
+
+def test_recordings_share_memory(network: Network) -> None:
+    """PyTorch lets those of one pool have it in common that are made on one stream."""
+    run = record_graphs(network)
+    for height in (2, 4, 6):
+        run(torch.randn(1, 3, height, 6))
+    assert len(network.memory) == 3
+    assert len(set(network.memory)) == 1
 
 
 def test_results_may_be_written_into(network: Network) -> None:
