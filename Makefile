@@ -56,7 +56,7 @@ test-slow: $(VENV)/dev.stamp
 # Builds first: a library that does not fit the sources would not be loaded. One process, because there is one GPU.
 test-gpu: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m mask2former.ops.build
-	$(VENV)/bin/python -m pytest -q -rs -m gpu tests/ops tests/modeling tests/engine/test_launch.py
+	$(VENV)/bin/python -m pytest -q -rs -m gpu tests/ops tests/modeling tests/engine
 
 # Strict: a link that leads nowhere, or a page that mkdocs.yml does not name, is an error.
 docs: $(VENV)/dev.stamp
