@@ -26,7 +26,9 @@ __all__ = ["record_training_graphs"]
 
 _logger = logging.getLogger(__name__)
 
-_MAX_RECORDINGS = 4  # each keeps memory for its gradients, and what its activations take beyond those of the others
+# Each keeps memory for its gradients, and what its activations take beyond those of the others. From PyTorch 2.14 on
+# that is all they take, for it makes each recording on a stream of its own, and streams have no memory in common.
+_MAX_RECORDINGS = 4
 
 
 def record_training_graphs(model: nn.Module) -> None:
@@ -171,7 +173,7 @@ def _make_graphs(run: Callable[..., tuple[Tensor, ...]], arguments: tuple[Tensor
     gc.collect()  # graphs of models that are gone cannot be destroyed while one is recorded
     # Autocast is for the forward pass alone, which enters it by itself.
     with torch.autocast("cuda", enabled=False), warnings.catch_warnings():
-        # PyTorch before 2.15 warms up on one stream and records on another.
+        # PyTorch before 2.14 warms up on one stream and records on another.
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
         try:
             return torch.cuda.make_graphed_callables(run, arguments, allow_unused_input=True, pool=pool)
