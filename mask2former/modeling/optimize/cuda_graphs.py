@@ -13,6 +13,7 @@ __all__ = ["record_graphs"]
 
 _MAX_SIZES = 1 << 16
 _WARM_UP = 3  # calls before one is recorded: they compile, load kernels and take memory
+_RECORDING = threading.Lock()  # a process can record one graph at a time, whatever it is of
 
 Network = Callable[[Tensor], dict[str, Any]]
 
@@ -66,11 +67,12 @@ def _record(network: Network, images: Tensor, pool: Any, stream: torch.cuda.Stre
     stream.wait_stream(torch.cuda.current_stream())
     # PyTorch would compile for eight sizes, and refuse the next one.
     limits = torch._dynamo.config.patch(recompile_limit=_MAX_SIZES, accumulated_recompile_limit=_MAX_SIZES)
-    with torch.cuda.stream(stream), limits:
-        for _ in range(_WARM_UP):
-            network(images)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-        outputs = network(images)
+    with _RECORDING:
+        with torch.cuda.stream(stream), limits:
+            for _ in range(_WARM_UP):
+                network(images)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            outputs = network(images)
     return _Recording(graph, images, outputs)

@@ -1,6 +1,8 @@
 """What surrounds CUDA graphs, with graphs that run the network again; ``tests/modeling/test_gpu.py`` has real ones."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -85,6 +87,21 @@ def test_recordings_share_memory(network: Network) -> None:
         run(torch.randn(1, 3, height, 6))
     assert len(network.memory) == 3
     assert len(set(network.memory)) == 1
+
+
+def test_one_network_is_recorded_at_a_time(network: Network) -> None:
+    """PyTorch takes no two graphs of a process at once."""
+    busy: list[None] = []
+
+    def slow(images: Tensor) -> dict[str, Any]:
+        assert not busy
+        busy.append(None)
+        time.sleep(0.01)
+        busy.pop()
+        return network(images)
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda _: record_graphs(slow)(torch.randn(1, 3, 4, 6)), range(3)))
 
 
 def test_results_may_be_written_into(network: Network) -> None:
