@@ -66,18 +66,19 @@ def _time_once(model: Segmenter, benchmark: Benchmark) -> dict[str, float]:
     batch_size = benchmark.options.get("batch_size", 1)
     pictures = benchmark.picture if batch_size == 1 else [benchmark.picture] * batch_size
     with _watched(model, own_predictions=benchmark.own_predictions) as spans:
-        begin = _now()
+        begin = time.perf_counter()
         model.predict(pictures, **benchmark.options)
-        end = _now()
+        end = time.perf_counter()  # results are in main memory, so no GPU has anything left to do
     network = sum(after - before for before, after in spans)
     preparation = spans[0][0] - begin
     seconds = (preparation, network, end - begin - preparation - network, end - begin)
     return {part: value / batch_size for part, value in zip(PARTS, seconds, strict=True)}
 
 
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _now(device: torch.device) -> float:
+    """The time when this device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
@@ -88,9 +89,9 @@ def _watched(segmenter: Segmenter, *, own_predictions: bool) -> Iterator[list[tu
 
     def watch(network: _Network) -> _Network:
         def run(images: Tensor) -> dict[str, Tensor]:
-            begin = _now()
+            begin = _now(images.device)
             outputs = network(images)
-            spans.append((begin, _now()))
+            spans.append((begin, _now(images.device)))
             return outputs if own_predictions or "pred_logits" not in outputs else _made_sure(outputs)
 
         return run

@@ -71,20 +71,22 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     models = _load_models(args)
-    benchmark = _plan(args, next(iter(models.values())))
+    first = next(iter(models.values()))
+    benchmark = _plan(args, first)
     for model in models.values():
         model.check_options(**benchmark.options)
     seconds = time_models(models, benchmark)
+    device: str = first.cfg.MODEL.DEVICE
     results = {
         "model": str(args.model),
         "file": is_exported(Path(args.model).expanduser()),
         "picture": {"path": args.image, "size": list(benchmark.picture.shape[:2])},
         "options": {**benchmark.options, "rounds": benchmark.rounds, "warm_up": benchmark.warm_up},
-        "predictions": _describe_predictions(benchmark, next(iter(models.values()))),
+        "predictions": _describe_predictions(benchmark, first),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "processor": cpu_name(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "seconds": seconds,
     }
     print(_table(results))

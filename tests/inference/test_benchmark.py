@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -15,7 +16,7 @@ from torch import Tensor
 import mask2former as m2f
 from mask2former import cli
 from mask2former.export import ExportGraph, ExportInfo, PostProcessing, export_graph
-from mask2former.inference.benchmark import PARTS, Benchmark, sure_predictions, time_models
+from mask2former.inference.benchmark import PARTS, Benchmark, _watched, sure_predictions, time_models
 from mask2former.modeling.postprocessing import MaskGeometry, panoptic_inference
 
 FAST = ["--size", "64x96", "--rounds", "2", "--warm-up", "1"]
@@ -101,6 +102,20 @@ def test_time_goes_to_the_part_that_takes_it(
         assert seconds["network"] > 0.4, "five tiles, four at a time"
         assert sum(seconds[part] for part in PARTS[:3]) == pytest.approx(seconds["whole picture"])
     assert vars(tiny.model) == before, "as if nobody had looked"
+
+
+def test_the_gpu_with_the_images_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which need not be the current one."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+    model: Any = SimpleNamespace(run_network=lambda images: {})
+    with torch._subclasses.FakeTensorMode():
+        images = torch.zeros(1, 3, 8, 8, device="cuda:1")
+        with _watched(SimpleNamespace(model=model), own_predictions=True) as spans:  # type: ignore[arg-type]
+            model.run_network(images)
+    assert waited == [torch.device("cuda:1")] * 2
+    assert len(spans) == 1
 
 
 def _slowly(run: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
