@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
@@ -39,8 +40,7 @@ def compare_with_model(exported: ExportedModel, model: MaskFormer, batches: Sequ
         with torch.no_grad():
             errors = compare(model, batch, found)
         for name, error in errors.items():
-            # A NaN must win, which `max` does not promise.
-            worst[name] = error if error != error else max(error, worst.get(name, 0.0))
+            worst[name] = _largest([error, worst.get(name, 0.0)])
     return worst
 
 
@@ -92,7 +92,7 @@ def _compare_instances(model: MaskFormer, batch: Tensor, found: dict[str, Tensor
             allowed_classes=thing_classes_of(model) if model.panoptic_on else None,
         )
         one = {name: output[index] for name, output in found.items()}
-        worst = max([worst, *(_instance_error(expected, row, one) for row in range(len(expected)))])
+        worst = _largest([worst, *(_instance_error(expected, row, one) for row in range(len(expected)))])
     return {"instances": worst}
 
 
@@ -105,6 +105,11 @@ def _instance_error(expected: Instances, row: int, found: dict[str, Tensor]) -> 
     apart = torch.where(union > 0, 1 - overlap, 0)  # two empty masks are equal
     errors = torch.maximum(apart, (found["scores"][same_class] - score).abs())
     return float(torch.cat([errors, score[None]]).min())
+
+
+def _largest(errors: Sequence[float]) -> float:
+    """A NaN wins, which Python's ``max`` does not promise."""
+    return float(np.max(errors))
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,36 @@ def test_the_comparison_notices_a_difference(build: Build, export: Export, batch
             model.sem_seg_head.predictor.class_embed.bias += torch.tensor([4.0, 0.0, 0.0, 0.0])
         errors = compare_with_model(load_exported(export("resnet", "torchscript", postprocessing)), model, batches)
         assert max(errors.values()) > 0.05, (postprocessing, errors)
+
+
+def _exported(postprocessing: PostProcessing, run: Callable[[Tensor], dict[str, Tensor]]) -> Any:
+    """A function in the place of a file."""
+    vars(run)["info"] = SimpleNamespace(postprocessing=postprocessing, input_type="uint8")
+    return run
+
+
+def test_the_comparison_keeps_a_nan_of_an_earlier_batch(build: Build) -> None:
+    _, model = build("resnet")
+    factors = iter([math.nan, 1.0])
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        (found,) = model.predict_queries([{"image": images[0]}])
+        return {"pred_logits": next(factors) * found.class_logits[None], "pred_masks": found.mask_logits[None]}
+
+    batches = [torch.zeros(1, 3, 64, 64, dtype=torch.uint8)] * 2
+    errors = compare_with_model(_exported("none", torch.no_grad()(run)), model, batches)
+    assert math.isnan(errors["class logits"])
+    assert errors["mask logits"] == 0
+
+
+def test_the_comparison_keeps_a_nan_of_the_model(build: Build) -> None:
+    _, model = build("resnet")
+    with torch.no_grad():
+        model.sem_seg_head.predictor.class_embed.bias.fill_(math.nan)
+    nothing = {"scores": torch.zeros(1, 0), "classes": torch.zeros(1, 0), "masks": torch.zeros(1, 0, 64, 64) > 0}
+    batches = [torch.zeros(1, 3, 64, 64, dtype=torch.uint8)]
+    errors = compare_with_model(_exported("instance", lambda _: nothing), model, batches)
+    assert math.isnan(errors["instances"])
 
 
 def test_unsuitable_images(export: Export) -> None:
