@@ -163,6 +163,7 @@ def _read_labelme(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise ValueError('has no list "shapes", expected a file of Labelme.')
+    content.pop("imageData", None)  # a copy of the image, of which memory cannot hold all
     return content
 
 

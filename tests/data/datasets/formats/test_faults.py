@@ -1,6 +1,7 @@
 """Each way in which annotation files can be wrong has one clear message, and all of them come at once."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,21 @@ def test_labelme_groups_and_circles(data_root: Path) -> None:
     path.write_text(json.dumps(content))
     records = {Path(r["file_name"]).name: r for r in parse_entry("own", entry).load()}
     assert len(records["p01.png"]["annotations"]) == 1
+
+
+def test_labelme_keeps_none_of_the_pictures_inside_its_files(data_root: Path) -> None:
+    entry = write_data(data_root / "own", "labelme", make_pictures(8))
+    picture = "A" * 3_000_000
+    for path in (data_root / "own/labelme").glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "imageData": picture}))
+    source = parse_entry("own", entry).source
+    (data_root / "converted").mkdir()
+    tracemalloc.start()
+    try:
+        source.convert(data_root / "converted", None)
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(picture)  # of the file that is being read
+    finally:
+        tracemalloc.stop()
 
 
 def test_labelme_files_and_images_must_match(data_root: Path) -> None:
