@@ -21,6 +21,7 @@ from .formats.source import FAULTS_FILE, INSTANCES_FILE, PANOPTIC_FILE, Source, 
 
 __all__ = ["CustomDataset"]
 
+_CATEGORIES = "categories.json"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -104,7 +105,7 @@ class CustomDataset:
             _write_subset(of_all, unfinished, self.list_file)
         else:
             self.source.convert(unfinished, self.list_file)
-        categories = [asdict(category) for category in self.source.categories()]
+        categories = [asdict(category) for category in self._categories(of_all)]
         (unfinished / _CATEGORIES).write_text(json.dumps(categories))
 
     def _categories(self, folder: Path | None) -> tuple[Category, ...]:
@@ -142,19 +143,16 @@ class CustomDataset:
         return folder, of_all
 
 
-_CATEGORIES = "categories.json"
-
-
-def _write_subset(whole: Path, folder: Path, list_file: Path | None) -> None:
+def _write_subset(whole: Path, folder: Path, list_file: Path) -> None:
     """Write the JSON files of some of the images that are converted already, and link to their pictures."""
-    content = json.loads((whole / INSTANCES_FILE).read_text())
+    files = [file for file in (INSTANCES_FILE, PANOPTIC_FILE) if (whole / file).is_file()]
+    contents = {file: json.loads((whole / file).read_text()) for file in files}
     faults = json.loads((whole / FAULTS_FILE).read_text())
     bad = {fault["image"] for fault in faults if fault["image"]}
-    names = set(choose_images({image["file_name"] for image in content["images"]} | bad, list_file, whole))
-    for file in (INSTANCES_FILE, PANOPTIC_FILE):
-        if (whole / file).is_file():
-            content = _subset(json.loads((whole / file).read_text()), names)
-            (folder / file).write_text(json.dumps(content))
+    known = {image["file_name"] for image in contents[INSTANCES_FILE]["images"]}
+    names = set(choose_images(known | bad, list_file, whole))
+    for file, content in contents.items():
+        (folder / file).write_text(json.dumps(_subset(content, names)))
     faults = [fault for fault in faults if fault["image"] is None or fault["image"] in names]
     (folder / FAULTS_FILE).write_text(json.dumps(faults))
     for pictures in (entry for entry in whole.iterdir() if entry.is_dir()):

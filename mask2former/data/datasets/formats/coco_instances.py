@@ -1,7 +1,7 @@
 """COCO instances: polygons and run lengths in one JSON file."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,15 @@ class CocoInstanceSource:
         return [self.annotations, *find_files(self.images, IMAGE_SUFFIXES)]
 
     def categories(self) -> tuple[Category, ...]:
+        return self._categories(read_coco(self.annotations))
+
+    def _categories(self, content: dict[str, list[Any]]) -> tuple[Category, ...]:
         # Instances are of things, whatever "isthing" says.
-        found = read_categories(self.annotations, read_coco(self.annotations))
-        return tuple(Category(category.id, category.name, True, category.color) for category in found)
+        return tuple(replace(category, isthing=True) for category in read_categories(self.annotations, content))
 
     def convert(self, folder: Path, list_file: Path | None) -> None:
         content = read_coco(self.annotations)
-        result = InstanceFile(self.categories())
+        result = InstanceFile(self._categories(content))
         images = read_images(self.annotations, self.images, content["images"], list_file, result.faults)
         for image_id, image in images.good.items():
             result.add_image(image_id, image["file_name"], (image["height"], image["width"]))

@@ -1,6 +1,6 @@
 """What is wrong with a data set: collected, so that all of it can be told at once."""
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,8 +84,4 @@ def list_faults(faults: Sequence[Fault]) -> str:
     if len(faults) == 1:
         return str(faults[0])
     head = f"{len(faults)} faults in the data" + (f"; the first {_SHOWN}:" if len(faults) > _SHOWN else ":")
-    return "\n".join([head, *_indented(faults[:_SHOWN])])
-
-
-def _indented(faults: Iterable[Fault]) -> Iterator[str]:
-    return (f"  {fault}" for fault in faults)
+    return "\n".join([head, *(f"  {fault}" for fault in faults[:_SHOWN])])
