@@ -1,6 +1,7 @@
 """Metrics of parts of a data set, from predictions that an evaluation has saved."""
 
 import json
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,15 @@ def _panoptic_quality(predictions: dict[str, Any], folder: Path, metadata: Metad
 
 def _miou(predictions: list[dict[str, Any]], dataset_name: str, groups: Groups) -> Metrics:
     metadata = MetadataCatalog.get(dataset_name)
-    records = DatasetCatalog.get(dataset_name)
-    confusions = {
-        record["image_id"]: confusion for record, confusion in saved_confusions(predictions, records, metadata)
-    }
     names = metadata.stuff_classes
-    nothing = np.zeros((len(names) + 1,) * 2, dtype=np.int64)
-    return {
-        group: {"mIoU": summarize_miou(sum((confusions[i] for i in image_ids), nothing), names)["mIoU"]}
-        for group, image_ids in groups.items()
-    }
+    # Sums alone: the matrices of all images would need gigabytes where there are many classes.
+    sums = {group: np.zeros((len(names) + 1,) * 2, dtype=np.int64) for group in groups}
+    groups_of = defaultdict(list)
+    for group, image_ids in groups.items():
+        for image_id in image_ids:
+            groups_of[image_id].append(group)
+    records = [record for record in DatasetCatalog.get(dataset_name) if record["image_id"] in groups_of]
+    for record, confusion in saved_confusions(predictions, records, metadata):
+        for group in groups_of[record["image_id"]]:
+            sums[group] += confusion
+    return {group: {"mIoU": summarize_miou(confusion, names)["mIoU"]} for group, confusion in sums.items()}
