@@ -10,7 +10,7 @@ from mask2former.evaluation.sem_seg_evaluation import confusion_matrix
 from mask2former.own_data.report.segments import Segments
 from mask2former.visualization import Task
 
-__all__ = ["ClassQuality", "Matches", "class_qualities", "match_segments", "sum_confusion"]
+__all__ = ["ClassQuality", "Matches", "class_qualities", "match_segments"]
 
 _LEAST_IOU = 0.5
 
@@ -67,21 +67,21 @@ def match_segments(true: Segments, predicted: Segments, task: Task, num_classes:
     return Matches(float(ious.sum() / (counted / 2)) if counted else None, confusion, ious)
 
 
-def sum_confusion(matches: Sequence[Matches], num_classes: int) -> np.ndarray:
-    """(K + 1, K + 1) of all images."""
-    return sum((match.confusion for match in matches), np.zeros((num_classes + 1,) * 2, dtype=np.int64))
+def class_qualities(confusion: np.ndarray, ious: np.ndarray, task: Task) -> list[ClassQuality]:
+    """Of each class; NaN where it does not occur.
 
-
-def class_qualities(matches: Sequence[Matches], num_classes: int, task: Task) -> list[ClassQuality]:
-    """Of each class; NaN where it does not occur."""
-    confusion = sum_confusion(matches, num_classes).astype(float)
+    Args:
+        confusion: (K + 1, K + 1), the sum of those of all :class:`Matches`.
+        ious: (K,) likewise.
+        task: Says what was counted.
+    """
+    confusion = confusion.astype(float)
     hits = confusion.diagonal()[:-1]
     true, found = confusion.sum(1)[:-1], confusion.sum(0)[:-1]
-    ious = sum((match.ious for match in matches), np.zeros(num_classes))
     with np.errstate(invalid="ignore", divide="ignore"):
         quality = hits / (true + found - hits) if task == "semantic" else 2 * ious / (true + found)
         columns = (true.astype(int), hits / true, hits / found, quality)
-    return [ClassQuality(*(column[i].item() for column in columns)) for i in range(num_classes)]
+    return [ClassQuality(*(column[i].item() for column in columns)) for i in range(len(ious))]
 
 
 def _compare_pixels(true: Segments, predicted: Segments, num_classes: int) -> Matches:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mask2former.evaluation import SavedPredictions
-from mask2former.own_data.report.matching import Matches, class_qualities, match_segments, sum_confusion
+from mask2former.own_data.report.matching import class_qualities, match_segments
 from mask2former.own_data.report.page import PairOfPictures, pictures, section
 from mask2former.own_data.report.pictures import draw_pair
 from mask2former.own_data.report.segments import Segments, predicted_segments, true_segments
@@ -42,36 +44,41 @@ def validation_sections(
     """
     names: list[str] = metadata.thing_classes if task == "instance" else metadata.stuff_classes
     saved = SavedPredictions(metadata.name, folder, task)
-    predicted = {record["file_name"]: predicted_segments(saved, record, len(names)) for record in records}
-    true = {record["file_name"]: true_segments(record, task, metadata) for record in records}
-    matches = {name: match_segments(true[name], predicted[name], task, len(names)) for name in true}
-    every = list(matches.values())
-    confusion = confusion_table(names, sum_confusion(every, len(names)), task)
-    counted = "pixels" if task == "semantic" else "segments"
-    ranked = sorted(
-        ((match.quality, name) for name, match in matches.items() if match.quality is not None), reverse=True
-    )
+    record_of = {record["file_name"]: record for record in records}
+
+    def read(record: dict[str, Any]) -> tuple[Segments, Segments]:
+        return true_segments(record, task, metadata), predicted_segments(saved, record, len(names))
+
+    confusion, ious = np.zeros((len(names) + 1,) * 2, dtype=np.int64), np.zeros(len(names))
+    ranked = []
+    for name, record in record_of.items():
+        match = match_segments(*read(record), task, len(names))
+        confusion += match.confusion
+        ious += match.ious
+        if match.quality is not None:
+            ranked.append((match.quality, name))
+    ranked.sort(reverse=True)
     worst = ranked[::-1][: min(_SHOWN, len(ranked) // 2)]
     best = ranked[: min(_SHOWN, len(ranked) - len(worst))]
 
     def draw(chosen: Sequence[tuple[float, str]]) -> str:
-        pairs = [_pair(name, matches[name], predicted[name], true[name], metadata) for _, name in chosen]
+        pairs = []
+        for quality, name in chosen:
+            true, predicted = read(record_of[name])
+            left, right = draw_pair(name, predicted, true, metadata)
+            pairs.append(PairOfPictures(Path(name).name, f"quality {100 * quality:.0f} %", left, right))
         return f'<div class="pairs">{pictures(pairs)}</div>' if pairs else ""
 
-    table = class_table(names, class_qualities(every, len(names), task), results, task, metadata.thing_classes)
+    table = class_table(names, class_qualities(confusion, ious, task), results, task, metadata.thing_classes)
+    counted = "pixels" if task == "semantic" else "segments"
     return [
         section("Classes", table, note=_CLASS_NOTES[task]),
         section(
             "Confusion of classes",
-            confusion,
+            confusion_table(names, confusion, task),
             note=f"So many percent of the true {counted} of a row were predicted as the column. The last row: so many "
             "percent of the predictions of a column are nothing in truth. Counts show when the mouse is over a field.",
         ),
         section("Worst pictures", draw(worst), note="Left what was predicted, right what is true."),
         section("Best pictures", draw(best), note="Left what was predicted, right what is true."),
     ]
-
-
-def _pair(name: str, match: Matches, predicted: Segments, true: Segments, metadata: Any) -> PairOfPictures:
-    left, right = draw_pair(name, predicted, true, metadata)
-    return PairOfPictures(Path(name).name, f"quality {100 * (match.quality or 0):.0f} %", left, right)
