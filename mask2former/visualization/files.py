@@ -23,12 +23,15 @@ def save_drawings(drawings: Iterable[tuple[str, np.ndarray, str]], folder: Path,
         How many there were.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    count = 0
+    shown: list[np.ndarray] = []
     for name, drawing, text in drawings:
         Image.fromarray(drawing).save(folder / f"{name}.jpg", quality=92)
         print(f"{name}.jpg: {text}")
-        written.append(drawing)
-    if sheet and written:
-        Image.fromarray(contact_sheet(written)).save(folder / "sheet.jpg", quality=92)
-    print(f"{len(written)} pictures -> {folder}/")
-    return len(written)
+        count += 1
+        if sheet:
+            shown.append(drawing)
+    if shown:
+        Image.fromarray(contact_sheet(shown)).save(folder / "sheet.jpg", quality=92)
+    print(f"{count} pictures -> {folder}/")
+    return count
