@@ -50,19 +50,12 @@ class Crops:
                 ("INPUT.MIN_SIZE_TEST", self.side, whole),
                 ("INPUT.MAX_SIZE_TEST", self.side, whole),
             ]
+        sizes = "training sees objects at 2/3 to 3/2 of their size in tests"
         return [
             side,
             ("INPUT.SCALE_REFERENCE", "image", "crops are cut from the pictures at about their own size"),
-            (
-                "INPUT.MIN_SCALE",
-                round(0.67 * self.scale, 2),
-                "training sees objects at 2/3 to 3/2 of their size in tests",
-            ),
-            (
-                "INPUT.MAX_SCALE",
-                round(1.5 * self.scale, 2),
-                "training sees objects at 2/3 to 3/2 of their size in tests",
-            ),
+            ("INPUT.MIN_SCALE", round(0.67 * self.scale, 2), sizes),
+            ("INPUT.MAX_SCALE", round(1.5 * self.scale, 2), sizes),
             ("INPUT.TEST_SCALE", self.scale, "what makes small objects large enough"),
             ("MODEL.MASK_FORMER.TEST.TILE_SIZE", self.side, "test pictures are cut into tiles like the training crops"),
             ("MODEL.MASK_FORMER.TEST.TILE_OVERLAP", self.overlap, "most objects are whole in one of two tiles"),

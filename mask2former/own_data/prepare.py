@@ -61,7 +61,6 @@ def prepare_output(
         machine=this_machine(cfg.MODEL.DEVICE, processes),
         parameters=count_parameters(cfg),
         processes=processes,
-        weights=base.cfg.MODEL.WEIGHTS,
         fine_tuned=base.fine_tuned,
         validation="own_val" in data.entries,
         patience=patience,
@@ -70,7 +69,7 @@ def prepare_output(
     choices = [*_data_choices(output, data), *choose_settings(plan), *own]
     choices.append(Choice("OUTPUT_DIR", str(output.absolute()), "checkpoints, logs and the report"))
     _write_inspection(output, data, plan, choices)
-    # The last, for where it is, a training can go on.
+    # Last, because a training can be resumed where this file is.
     write_config(output / CONFIG_FILE, _BASE_FILE, choices, _HEADER.format(path=output / CONFIG_FILE))
     return choices
 

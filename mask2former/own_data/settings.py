@@ -13,7 +13,7 @@ from mask2former.own_data.crops import Crops, choose_crops
 from mask2former.own_data.machine import Machine, images_that_fit
 from mask2former.visualization import Task
 
-__all__ = ["Choice", "Plan", "choose_settings", "main_metric", "task_of"]
+__all__ = ["Choice", "Plan", "choose_settings", "main_metric"]
 
 _METRICS: dict[Task, str] = {"panoptic": "panoptic_seg/PQ", "instance": "segm/AP", "semantic": "sem_seg/mIoU"}
 _LARGEST_BATCH = {True: 16, False: 4}  # on a GPU, and on a CPU, where more takes longer than it helps
@@ -48,8 +48,8 @@ class Plan:
         panoptic: Whether the data have segments rather than instances.
         machine: Where it will run.
         processes: Of the training.
-        weights: The checkpoint; its head is kept as far as it fits.
-        fine_tuned: Whether that is a whole model, and not a backbone alone.
+        fine_tuned: Whether its weights are those of a whole model, whose head is kept as far as it fits, and not of a
+            backbone alone.
         validation: Whether there is data to evaluate on.
         patience: Of early stopping, in evaluations; 0 never stops.
     """
@@ -61,22 +61,16 @@ class Plan:
     panoptic: bool
     machine: Machine
     processes: int = 1
-    weights: str = ""
     fine_tuned: bool = False
     validation: bool = True
     patience: int = 0
 
     @property
     def task(self) -> Task:
-        """What is learnt."""
-        return task_of(self.inspection, self.panoptic)
-
-
-def task_of(inspection: Inspection, panoptic: bool) -> Task:
-    """What can be learnt of data."""
-    if not panoptic:
-        return "instance"
-    return "panoptic" if any(c.isthing for c in inspection.classes) else "semantic"
+        """What can be learnt of the data."""
+        if not self.panoptic:
+            return "instance"
+        return "panoptic" if any(c.isthing for c in self.inspection.classes) else "semantic"
 
 
 def main_metric(task: Task) -> str:
@@ -128,15 +122,15 @@ class _Settings:
         kinds = {"panoptic": "things and stuff", "instance": "instances", "semantic": "classes without instances"}
         self.choose("INPUT.DATASET_MAPPER_NAME", f"coco_{task}_lsj", f"the data have {kinds[task]}")
         for name in ("PANOPTIC", "INSTANCE", "SEMANTIC"):
-            turned_on = task == name.lower() or (task == "panoptic" and any(c.isthing for c in plan.inspection.classes))
+            turned_on = task in (name.lower(), "panoptic")
             self.choose(f"MODEL.MASK_FORMER.TEST.{name}_ON", turned_on, "what the model gives, and is evaluated for")
         self.choose("MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(plan.inspection.classes), "classes of the data")
         self.choose("MODEL.MASK_FORMER.IGNORE_VOID", True, "what is not labelled teaches nothing")
-        if plan.weights:
+        if weights := plan.base.MODEL.WEIGHTS:
             what = (
                 "a trained model, whose head is new where classes differ" if plan.fine_tuned else "a trained backbone"
             )
-            self.choose("MODEL.WEIGHTS", plan.weights, what)
+            self.choose("MODEL.WEIGHTS", weights, what)
 
     def choose_images(self) -> None:
         plan = self.plan

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from mask2former.data.inspection import ClassCount, Inspection
 from mask2former.engine import load_config
+from mask2former.engine.config_files import with_opts
 from mask2former.own_data.config_file import write_config
 from mask2former.own_data.machine import Machine, count_parameters, images_that_fit, this_machine
 from mask2former.own_data.settings import Choice, Plan, choose_settings
@@ -99,7 +100,8 @@ def test_what_the_user_sets_is_left_alone_and_counts(base: CfgNode, photographs:
 def test_schedule(base: CfgNode, photographs: Inspection) -> None:
     few = values(base, replace(photographs, images=100))
     assert few["SOLVER.MAX_ITER"] == 16_000 / few["SOLVER.IMS_PER_BATCH"]
-    tuned = values(base, replace(photographs, images=100), fine_tuned=True, weights="a.pth")
+    trained = with_opts(base, ["MODEL.WEIGHTS", "a.pth"])
+    tuned = values(trained, replace(photographs, images=100), fine_tuned=True)
     assert tuned["SOLVER.MAX_ITER"] == few["SOLVER.MAX_ITER"] / 2
     assert tuned["MODEL.WEIGHTS"] == "a.pth"
     short = values(base, photographs, given={"SOLVER.MAX_ITER": 3}, patience=4)
