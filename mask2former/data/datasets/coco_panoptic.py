@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def register_all_coco_panoptic(root: str | Path) -> None:
             if builtin.get(key) != metadata[key]:
                 delattr(builtin, key)
                 builtin.set(**{key: metadata[key]})
-        files = {
+        files: dict[str, Any] = {
             "image_root": str(root / split),
             "panoptic_root": str(root / f"panoptic_{split}"),
             "panoptic_json": str(root / "annotations" / f"panoptic_{split}.json"),
@@ -90,7 +91,7 @@ def register_all_coco_panoptic(root: str | Path) -> None:
         }
         name = f"{base}_with_sem_seg"
         if name not in DatasetCatalog:
-            DatasetCatalog.register(name, _loader(files, metadata))
+            DatasetCatalog.register(name, partial(load_coco_panoptic, metadata=metadata, **files))
         MetadataCatalog.get(name).set(
             **files,
             **metadata,
@@ -99,12 +100,6 @@ def register_all_coco_panoptic(root: str | Path) -> None:
             ignore_label=255,
             label_divisor=1000,
         )
-
-
-def _loader(files: dict[str, str], metadata: dict[str, Any]) -> Callable[[], list[dict[str, Any]]]:
-    return lambda: load_coco_panoptic(
-        files["panoptic_json"], files["image_root"], files["panoptic_root"], files["sem_seg_root"], metadata
-    )
 
 
 def _with_contiguous_id(segment: dict[str, Any], metadata: dict[str, Any], source: str | Path) -> dict[str, Any]:
