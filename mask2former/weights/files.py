@@ -15,6 +15,7 @@ from torch import Tensor
 from mask2former.durable_files import replace_file
 
 __all__ = [
+    "WEIGHT_NAMES",
     "file_in_folder",
     "read_checkpoint",
     "read_pickle",
@@ -24,6 +25,9 @@ __all__ = [
     "to_tensors",
     "write_weights",
 ]
+
+# As Hugging Face's ``save_pretrained`` calls a file of weights, the first that is there counting.
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
@@ -202,7 +206,7 @@ def _damaged(path: str, error: Exception) -> ValueError:
 class _ArrayUnpickler(pickle._Unpickler):
     """Unpickles what numpy arrays and tensors are made of; nothing else can be called.
 
-    By Python's own unpickler, not C's, which fills as much memory as a damaged index of an object says.
+    By the unpickler in Python, not that in C, which allocates as much memory as a damaged index of an object asks for.
     """
 
     ALLOWED = frozenset(
@@ -235,11 +239,11 @@ def file_in_folder(folder: str) -> str:
     Raises:
         FileNotFoundError: if there is none or the weights are spread over several.
     """
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in WEIGHT_NAMES:
         if (Path(folder) / name).is_file():
             return str(Path(folder) / name)
     raise FileNotFoundError(
-        f"{folder} is a folder without model.safetensors or pytorch_model.bin; it has "
+        f"{folder} is a folder without {' or '.join(WEIGHT_NAMES)}; it has "
         f"{sorted(p.name for p in Path(folder).iterdir())}. Weights in several files must be saved as one "
         "(save_pretrained with a larger max_shard_size)."
     )

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mask2former.weights.download import check_sha256
+from mask2former.weights.files import WEIGHT_NAMES
 
-__all__ = ["WEIGHT_NAMES", "Repository", "parse_repository"]
+__all__ = ["Repository", "parse_repository"]
 
 _FILE_SUFFIXES = (".pth", ".pkl", ".pt", ".pt2", ".pyth", ".safetensors", ".bin")
-WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
