@@ -24,10 +24,12 @@ from typing import Any
 import torch
 import yaml
 from ablation_report import Result, write_report
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from fake_models import COCO_SIZE, build_without_weights
 from model_counts import count_operations, count_parameters
 
+from mask2former.durable_files import replace_file
 from mask2former.engine import Trainer, launch, load_config, setup
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -154,26 +156,14 @@ def run(folder: Path, opts: list[str], num_gpus: int) -> None:
         return
     model = build_without_weights(cfg)
     result = {
-        "metrics": flatten(metrics or {}),
+        "metrics": flatten_results_dict(metrics or {}),  # segm/AP; with several data sets, their name comes first
         "peak_memory_gb": peak_memory() / 2**30,
         "seconds": time.perf_counter() - began,  # since the last start
         "parameters": count_parameters(model),
         "gflops": sum(count_operations(model, COCO_SIZE, as_published=True)["total"].values()) / 1e9,
     }
-    temporary = folder / f"{RESULT}.part"
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(folder / RESULT)  # there in whole or not at all
-
-
-def flatten(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Name metrics as ``segm/AP``, with the data set before it where there are several."""
-    flat: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = float(value)
-    return flat
+    with replace_file(folder / RESULT) as file:
+        file.write((json.dumps(result, indent=2) + "\n").encode())
 
 
 def peak_memory() -> int:

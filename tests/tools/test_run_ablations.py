@@ -231,8 +231,3 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     assert float(lines[0]["AP deviation"]) == pytest.approx(1.5 * 2**0.5)
     assert lines[0]["AP paper"] == "43.7"
     assert lines[1]["AP deviation"] == lines[2]["AP mean"] == lines[1]["AP paper"] == ""
-
-
-def test_metrics_are_flattened() -> None:
-    nested = {"a": {"segm": {"AP": 1, "AP50": 2}}, "b": {"segm": {"AP": 3}}}
-    assert run_ablations.flatten(nested) == {"a/segm/AP": 1.0, "a/segm/AP50": 2.0, "b/segm/AP": 3.0}

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from contenders import write_json
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
@@ -65,9 +66,7 @@ def main() -> None:
         table = TABLES[name]
         figures[name] = [measure_row(row, tuple(table["size"]), args) for row in table["rows"]]
         print(f"\n### Table {name}: {table['title']}\n\n{markdown_table(table, figures[name])}", flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(args.json, figures)
 
 
 def measure_row(row: dict[str, Any], size: tuple[int, int], args: argparse.Namespace) -> dict[str, float]:
