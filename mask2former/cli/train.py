@@ -41,13 +41,8 @@ def _add(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> int:
-    if args.data is not None:
-        if failed := _prepare_training(args):
-            return failed
-        return _run(args)
-    if failed := _check_without_data(args):
-        return failed
-    return _run(args)
+    check = _check_without_data if args.data is None else _prepare_training
+    return check(args) or _run(args)
 
 
 @complaining(FileNotFoundError, PermissionError)  # weights, data, output; all else needs its traceback

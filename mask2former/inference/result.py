@@ -1,6 +1,6 @@
 """What a model found in one picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -226,11 +226,7 @@ class Result:
         task = task or self.tasks[0]
         if task not in self.tasks:
             raise ValueError(
-                f"there is no {task} result: predict(...) was asked for {_listed(self.tasks)}; "
+                f"there is no {task} result: predict(...) was asked for {' and '.join(self.tasks)}; "
                 f'ask for it with task="{task}", or for several with task=("panoptic", "{task}").'
             )
         return task
-
-
-def _listed(tasks: Sequence[str]) -> str:
-    return " and ".join(tasks)
