@@ -5,9 +5,9 @@ from .formats import ExportFormat, export_graph
 from .graph import MAX_SIZE, MIN_SIZE, ExportGraph, InputType, PostProcessing
 from .info import ExportInfo
 from .model import ExportedMaskFormer, ExportedResults, model_of_file
+from .network import use_exported_network
 from .quantize import Quantization, quantize_onnx
 from .runtime import ExportedModel, is_exported, load_exported
-from .segmenter import use_exported_network
 
 __all__ = [
     "MAX_SIZE",

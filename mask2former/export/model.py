@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from ..data.class_metadata import metadata_from_json
 from ..modeling.mask_former import MaskFormer
 from ..modeling.postprocessing import QueryPrediction, masks_to_boxes
+from .network import ExportedNetwork
 from .runtime import ExportedModel
-from .segmenter import ExportedNetwork
 
 __all__ = ["ExportedMaskFormer", "ExportedResults", "model_of_file"]
 
