@@ -116,8 +116,8 @@ def _plan_pictures(args: argparse.Namespace) -> tuple[Callable[..., bool], bool]
         raise ValueError("there is no picture to segment")
     if not args.output:
         return partial(show_pictures, pictures=pictures), not complaints
-    plan_outputs(pictures, Path(args.output))  # complains before the model is loaded
-    return partial(save_pictures, pictures=pictures, output=Path(args.output)), not complaints
+    files = plan_outputs(pictures, Path(args.output))  # complains before the model is loaded
+    return partial(save_pictures, pictures=pictures, files=files), not complaints
 
 
 def _plan_video(args: argparse.Namespace) -> Callable[..., bool]:

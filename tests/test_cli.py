@@ -79,6 +79,29 @@ class TestPredict:
             assert run(*inputs, "--output", tmp_path / output) == 1
             assert message in capsys.readouterr().err
 
+    def test_videos_are_not_open_all_at_once(
+        self,
+        run: Callable[..., int],
+        tmp_path: Path,
+        picture: np.ndarray,  # noqa: F811
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        videos = [tmp_path / "a.avi", tmp_path / "b.avi"]
+        for video in videos:
+            with VideoWriter(video, 10) as writer:
+                writer.write(picture)
+        opened: list[cv2.VideoCapture] = []
+        still_open: list[int] = []
+
+        def note(source: str) -> cv2.VideoCapture:
+            still_open.append(sum(video.isOpened() for video in opened))
+            opened.append(open_video(source))
+            return opened[-1]
+
+        monkeypatch.setattr(cli.predict, "open_video", note)
+        assert run(*videos, "--output", tmp_path / "out") == 0
+        assert still_open == [0] * 4  # to check them, and to segment them
+
     def test_an_exported_file_without_its_package(
         self,
         save: Save,  # noqa: F811

@@ -38,24 +38,27 @@ def _predict(args: argparse.Namespace) -> int:
     names = ("task", "threshold", "size", "batch_size", "tile", "tile_overlap")
     options = {name: getattr(args, name) for name in names}
     videos = list(dict.fromkeys(given for given in args.input if is_video(given)))
-    pictures, complaints = find_pictures([given for given in args.input if given not in videos])
+    pictures, complaints = find_pictures([given for given in args.input if not is_video(given)])
     for complaint in complaints:
         complain(complaint)
     # What is wrong with the output is told before the model is loaded.
-    planned = [files.drawing for files in plan_outputs(pictures, output)]
+    planned = plan_outputs(pictures, output)
     films = plan_video_outputs([Path(video) for video in videos], output)
-    folders = {path.parent for path in (*planned, *films)}
+    folders = {path.parent for path in (*(files.drawing for files in planned), *films)}
     if folders & set(films):
         raise ValueError(f"{output} is one file, but there are pictures and a video; give a folder as --output")
     for folder in folders:
         make_folder(folder)
-    opened = [open_video(video) for video in videos]
-    writers = [VideoWriter(path, frame_rate(video)) for path, video in zip(films, opened, strict=True)]
+    writers = []
+    for path, video in zip(films, map(open_video, videos), strict=True):
+        writers.append(VideoWriter(path, frame_rate(video)))
+        video.release()  # each open one has threads of its own
     model = load_model(args)
     model.check_options(**options)
     done = not complaints
     if pictures:
-        done &= save_pictures(model, pictures, output, **options)
-    for video, writer in zip(opened, writers, strict=True):
+        done &= save_pictures(model, pictures, planned, **options)
+    for video, writer in zip(map(open_video, videos), writers, strict=True):
         done &= save_video(model, video, writer, **options)
+        video.release()
     return 0 if done else 1

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mask2former.inference.result import Result
-from mask2former.inference.result_files import plan_outputs
+from mask2former.inference.result_files import ResultFiles
 from mask2former.inference.segmenter import Segmenter
 from mask2former.inference.video import VideoWriter
 
@@ -41,31 +41,29 @@ def segment_pictures(model: Segmenter, pictures: Sequence[Path], **options: Any)
     return iter(tqdm(results, total=len(pictures), unit="picture", disable=None))
 
 
-def save_pictures(model: Segmenter, pictures: Sequence[Path], output: Path, **options: Any) -> bool:
+def save_pictures(model: Segmenter, pictures: Sequence[Path], files: Sequence[ResultFiles], **options: Any) -> bool:
     """Segment pictures, each to a drawing, a JSON file and a PNG of ids.
 
     Args:
         model: a trained one.
         pictures: files, each once.
-        output: a folder; or, for a single picture, the file of its drawing.
+        files: where the result of each goes, as :func:`~mask2former.inference.result_files.plan_outputs` chooses it.
         options: of :meth:`Segmenter.stream`.
 
     Returns:
         Whether all of them could be read.
-
-    Raises:
-        ValueError: a result would overwrite a picture.
     """
-    files = dict(zip(pictures, plan_outputs(pictures, output), strict=True))
+    files_of = dict(zip(pictures, files, strict=True))
     num_segments = {}
     for result in segment_pictures(model, pictures, **options):
-        if result.path is not None:  # which it never is of a file
-            num_segments[result.path] = result.write(files[result.path])
-    for path, number in num_segments.items() if len(num_segments) <= 10 else ():
-        print(f"{path.name}: {number} segments -> {files[path].drawing}, {files[path].json.name}")
+        if result.path is not None:  # a file's result has one
+            num_segments[result.path] = result.write(files_of[result.path])
     if len(num_segments) > 10:
-        folder = files[pictures[0]].drawing.parent
+        folder = files[0].drawing.parent
         print(f"{len(num_segments)} pictures, {sum(num_segments.values())} segments -> {folder}/")
+    else:
+        for path, number in num_segments.items():
+            print(f"{path.name}: {number} segments -> {files_of[path].drawing}, {files_of[path].json.name}")
     return len(num_segments) == len(pictures)
 
 
