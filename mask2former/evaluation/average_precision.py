@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 
 from mask2former.evaluation.backend import use_hotcoco
 
-__all__ = ["CocoComparison", "mean_precision", "read_annotations", "without_boxes"]
+__all__ = ["CocoComparison", "mean_precision", "read_annotations", "summarize_precision", "without_boxes"]
 
 
 class CocoComparison:
@@ -91,3 +91,17 @@ def mean_precision(precision: np.ndarray) -> float:
     """The mean of a ``COCOeval``'s precisions, which are -1 where there is no object; in percent, NaN of none."""
     present = precision[precision > -1]
     return 100 * float(present.mean()) if present.size else float("nan")
+
+
+def summarize_precision(precision: np.ndarray) -> dict[str, float]:
+    """Average a ``COCOeval``'s precisions over all objects, at two thresholds, and over objects by their size.
+
+    Args:
+        precision: (10 IoU thresholds, recalls, classes, 4 areas); -1 where there is no object.
+
+    Returns:
+        "AP", "AP50", "AP75", and of small, medium and large objects "APs", "APm", "APl"; in percent, NaN of none.
+    """
+    parts = {"AP": precision[..., 0], "AP50": precision[0, ..., 0], "AP75": precision[5, ..., 0]}
+    parts |= {f"AP{size}": precision[..., index] for index, size in enumerate("sml", 1)}
+    return {name: mean_precision(part) for name, part in parts.items()}

@@ -14,7 +14,7 @@ from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mask2former.evaluation.average_precision import mean_precision, without_boxes
+from mask2former.evaluation.average_precision import summarize_precision, without_boxes
 from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
 
 __all__ = ["BoundaryEvaluator", "boundary_ap", "boundary_of"]
@@ -64,10 +64,7 @@ def boundary_ap(truth: COCO, results: list[dict[str, Any]], max_detections: int 
         evaluation.params.maxDets = [max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., 0]  # (thresholds, recalls, classes, areas); -1 where there is nothing
-    parts = {"AP": precision[..., 0], "AP50": precision[0, ..., 0], "AP75": precision[5, ..., 0]}
-    parts |= {f"AP{size}": precision[..., index] for index, size in enumerate("sml", 1)}
-    return {name: mean_precision(part) for name, part in parts.items()}
+    return summarize_precision(evaluation.eval["precision"][..., 0])
 
 
 def boundary_of(mask: np.ndarray, dilation_ratio: float = 0.02) -> np.ndarray:

@@ -13,7 +13,7 @@ from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mask2former.evaluation.average_precision import mean_precision, without_boxes
+from mask2former.evaluation.average_precision import mean_precision, summarize_precision, without_boxes
 from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
 
 __all__ = ["LVISEvaluator", "federated_ap"]
@@ -21,7 +21,6 @@ __all__ = ["LVISEvaluator", "federated_ap"]
 logger = logging.getLogger(__name__)
 
 MAX_DETECTIONS = 300  # of an image, over all classes
-_AREAS = ["", "s", "m", "l"]  # in the order of pycocotools
 _FREQUENCIES = ["r", "c", "f"]  # LVIS' rare, common and frequent classes
 
 
@@ -68,24 +67,18 @@ def federated_ap(truth: COCO, results: list[dict[str, Any]], iou_type: str) -> d
         and frequent classes "APr", "APc", "APf"; in percent, NaN for a group that has no instance.
     """
     categories = truth.dataset["categories"]
-    precisions = {category["id"]: np.full((10, 101, len(_AREAS)), -1.0) for category in categories}
+    precisions = {category["id"]: np.full((10, 101, 4), -1.0) for category in categories}
     if results:
         results = without_boxes(results) if iou_type == "segm" else results
         with contextlib.redirect_stdout(io.StringIO()):
             predicted = truth.loadRes(results)
             for category_id, image_ids in _images_of_categories(truth).items():
                 precisions[category_id] = _category_precision(truth, predicted, iou_type, category_id, image_ids)
-    every = np.stack(list(precisions.values()))  # (K, thresholds, recalls, areas)
-    metrics = {
-        "AP": mean_precision(every[..., 0]),
-        "AP50": mean_precision(every[:, 0, :, 0]),
-        "AP75": mean_precision(every[:, 5, :, 0]),
-    }
-    for index, suffix in enumerate(_AREAS[1:], 1):
-        metrics[f"AP{suffix}"] = mean_precision(every[..., index])
+    every = np.stack(list(precisions.values()), axis=2)  # (thresholds, recalls, K, areas)
+    metrics = summarize_precision(every)
     frequencies = np.array([category.get("frequency") for category in categories])
     for frequency in _FREQUENCIES:
-        metrics[f"AP{frequency}"] = mean_precision(every[frequencies == frequency][..., 0])
+        metrics[f"AP{frequency}"] = mean_precision(every[:, :, frequencies == frequency, 0])
     return metrics
 
 
