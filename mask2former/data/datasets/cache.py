@@ -36,7 +36,7 @@ def cache_folder(name: str, settings: Any, files: Iterable[Path]) -> Path:
     Raises:
         OSError: There is no home folder.
     """
-    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    states = [(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
     digest = hashlib.sha256(json.dumps([_VERSION, repr(settings), states]).encode()).hexdigest()
     try:
         root = Path(os.environ.get("MASK2FORMER_CACHE", "~/.cache/mask2former")).expanduser()
