@@ -137,9 +137,10 @@ def _of_folder(given: Given, folder: Path, root: Path | None = None) -> tuple[En
     if _existing(folder, _INSTANCE_FOLDERS) or _existing(folder, _CLASS_FOLDERS):
         return _of_pngs(given, folder, _existing(folder, _INSTANCE_FOLDERS), _existing(folder, _CLASS_FOLDERS)), None
     jsons = find_files(folder, (".json",))
-    if any(_has_list(path, "shapes") for path in jsons[:5]):
+    lists = {path: _names_of_lists(path) for path in (jsons if len(jsons) <= 20 else jsons[:5])}
+    if any("shapes" in lists[path] for path in jsons[:5]):
         return _of_labelme(given, folder), None
-    coco = [path for path in jsons if len(jsons) <= 20 and _has_list(path, "annotations")]
+    coco = [path for path in jsons if len(jsons) <= 20 and "annotations" in lists[path]]
     if len(coco) == 1:
         return _of_coco(given, coco[0]), None
     if coco:
@@ -273,12 +274,13 @@ def _existing(folder: Path, names: Iterable[str]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
-def _has_list(path: Path, key: str) -> bool:
+def _names_of_lists(path: Path) -> set[str]:
+    """The keys of a JSON file whose values are lists; none where it cannot be read, which is told when it is needed."""
     try:
         content = read_json(path)
-    except ValueError:  # told when it is read in earnest
-        return False
-    return isinstance(content, dict) and isinstance(content.get(key), list)
+    except ValueError:
+        return set()
+    return {key for key, value in content.items() if isinstance(value, list)} if isinstance(content, dict) else set()
 
 
 def _text(path: Path) -> str:

@@ -103,10 +103,10 @@ class CustomDataset:
     def _convert(self, unfinished: Path, of_all: Path) -> None:
         if self.list_file is not None and of_all.is_dir():
             _write_subset(of_all, unfinished, self.list_file)
+            categories = self._categories(of_all)
         else:
-            self.source.convert(unfinished, self.list_file)
-        categories = [asdict(category) for category in self._categories(of_all)]
-        (unfinished / _CATEGORIES).write_text(json.dumps(categories))
+            categories = self.source.convert(unfinished, self.list_file)
+        (unfinished / _CATEGORIES).write_text(json.dumps([asdict(category) for category in categories]))
 
     def _categories(self, folder: Path | None) -> tuple[Category, ...]:
         """The classes; from the conversion if it is there, for the source's file may be large."""

@@ -39,7 +39,7 @@ class CocoInstanceSource:
         # Instances are of things, whatever "isthing" says.
         return tuple(replace(category, isthing=True) for category in read_categories(self.annotations, content))
 
-    def convert(self, folder: Path, list_file: Path | None) -> None:
+    def convert(self, folder: Path, list_file: Path | None) -> tuple[Category, ...]:
         content = read_coco(self.annotations)
         result = InstanceFile(self._categories(content))
         images = read_images(self.annotations, self.images, content["images"], list_file, result.faults)
@@ -62,6 +62,7 @@ class CocoInstanceSource:
                     iscrowd=read_flag(annotation, "iscrowd"),
                 )
         result.write(folder)
+        return result.categories
 
     def segments(self, folder: Path) -> Path:
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """COCO panoptic: a JSON file, and a folder of PNGs of segment ids."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,9 @@ class CocoPanopticSource:
     def segments(self, folder: Path) -> Path:
         return self.segment_pngs
 
-    def convert(self, folder: Path, list_file: Path | None) -> None:
+    def convert(self, folder: Path, list_file: Path | None) -> tuple[Category, ...]:
         content = read_coco(self.annotations)
-        categories = read_categories(self.annotations, content)
+        categories = tuple(read_categories(self.annotations, content))
         faults = Faults()
         images = read_images(self.annotations, self.images, content["images"], list_file, faults)
         annotations = self._match(content["annotations"], images, faults)
@@ -61,6 +61,7 @@ class CocoPanopticSource:
         ]
         converted = convert_images(lambda task: converter.convert(*task), tasks, faults, "Converting")
         write_panoptic(folder, converted, categories, faults)
+        return categories
 
     def _match(self, annotations: list[Any], images: ImageEntries, faults: Faults) -> dict[int | str, dict[str, Any]]:
         """The annotation of every image, by its id."""
@@ -95,7 +96,7 @@ class CocoPanopticSource:
 class _Converter:
     """Checks single images, and writes what is derived of them."""
 
-    def __init__(self, source: CocoPanopticSource, folder: Path, categories: list[Category]) -> None:
+    def __init__(self, source: CocoPanopticSource, folder: Path, categories: Sequence[Category]) -> None:
         self.source = source
         self.folder = folder
         self.num_classes = len(categories)

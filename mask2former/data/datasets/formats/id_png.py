@@ -59,7 +59,7 @@ class IdPngSource:
     def segments(self, folder: Path) -> Path:
         return folder / "panoptic"
 
-    def convert(self, folder: Path, list_file: Path | None) -> None:
+    def convert(self, folder: Path, list_file: Path | None) -> tuple[Category, ...]:
         (folder / "panoptic").mkdir()
         faults = Faults()
         matched = self._match(list_file, faults)
@@ -71,6 +71,7 @@ class IdPngSource:
         counts = Counter(s["category_id"] for image in converted for s in image.segments["segments_info"])
         summary = ", ".join(f"{category.name} {counts[category.id]}" for category in self.class_list)
         _LOGGER.info(f"{self.images}: {len(converted)} images; segments: {summary}.")
+        return self.class_list
 
     def _mask_folders(self) -> list[Path]:
         return [folder for folder in (self.instances, self.classes) if folder is not None]

@@ -1,7 +1,6 @@
 """What the formats of instances (COCO, YOLO, Labelme) have in common: they become one COCO file."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ class InstanceFile:
         categories: The classes.
     """
 
-    def __init__(self, categories: Sequence[Category]) -> None:
+    def __init__(self, categories: tuple[Category, ...]) -> None:
         self.categories = categories
         self.faults = Faults()
         self._images: dict[int | str, dict[str, Any]] = {}

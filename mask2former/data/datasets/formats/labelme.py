@@ -56,10 +56,9 @@ class LabelmeSource:
     def segments(self, folder: Path) -> Path:
         raise NotImplementedError
 
-    def convert(self, folder: Path, list_file: Path | None) -> None:
+    def convert(self, folder: Path, list_file: Path | None) -> tuple[Category, ...]:
         if self.class_names is None:
-            replace(self, class_names=self.names()).convert(folder, list_file)
-            return
+            return replace(self, class_names=self.names()).convert(folder, list_file)
         result = InstanceFile(self.categories())
         annotated = self._read_all(result.faults)
         files = {path.relative_to(self.images).as_posix(): path for path in find_files(self.images, IMAGE_SUFFIXES)}
@@ -80,6 +79,7 @@ class LabelmeSource:
                 result.add_image(number, name, size)
                 self._add_shapes(path, number, name, content["shapes"], size, result)
         result.write(folder)
+        return result.categories
 
     def _read_all(self, faults: Faults) -> dict[str, tuple[Path, dict[str, Any]]]:
         """By the name of its image every annotation file and its content."""

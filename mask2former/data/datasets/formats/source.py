@@ -49,7 +49,7 @@ class Source(Protocol):
         """
         ...
 
-    def convert(self, folder: Path, list_file: Path | None) -> None:
+    def convert(self, folder: Path, list_file: Path | None) -> tuple[Category, ...]:
         """Check everything and write it into a folder in COCO's form: what is right, and a list of what is not.
 
         ``instances.json`` has the instances; a panoptic source writes ``panoptic.json`` and a folder ``semantic`` of
@@ -58,6 +58,9 @@ class Source(Protocol):
         Args:
             folder: Where to.
             list_file: Names the images to take, one a line; None takes all.
+
+        Returns:
+            The classes, as :meth:`categories`.
 
         Raises:
             DataError: Nothing can be made of it.

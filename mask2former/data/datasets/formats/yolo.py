@@ -44,7 +44,7 @@ class YoloSource:
     def segments(self, folder: Path) -> Path:
         raise NotImplementedError
 
-    def convert(self, folder: Path, list_file: Path | None) -> None:
+    def convert(self, folder: Path, list_file: Path | None) -> tuple[Category, ...]:
         result = InstanceFile(self.categories())
         faults = result.faults
         files = {path.relative_to(self.images).as_posix(): path for path in find_files(self.images, IMAGE_SUFFIXES)}
@@ -64,6 +64,7 @@ class YoloSource:
             if (stem := self._label_stem(name)) in labels:
                 self._add_labels(labels[stem], number, name, size, result)
         result.write(folder)
+        return result.categories
 
     def _label_stem(self, image: str) -> str:
         """The path of an image's labels below ``labels``, without suffix."""
