@@ -22,10 +22,12 @@ def get_parser() -> argparse.ArgumentParser:
         "input", type=Path, help="a folder of pictures or of .tar files, a .txt of their names, a COCO JSON, or a .tar"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the results")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="of names in the .txt or JSON (default: beside it)")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of the names in the .txt or JSON (default: that of the file)"
+    )
     parser.add_argument("--part-size", type=int, default=1000, metavar="N", help="pictures in a part (default: 1000)")
 
-    model = parser.add_argument_group("what with")
+    model = parser.add_argument_group("the model and how it is used")
     model.add_argument("--model", required=True, help="a name of the zoo, a configuration, a training's folder, ...")
     model.add_argument("--weights", metavar="FILE", help="a checkpoint to take instead of the model's own")
     model.add_argument("--device", help="such as cpu or cuda:1; default: the GPU if there is one")
@@ -34,7 +36,7 @@ def get_parser() -> argparse.ArgumentParser:
     model.add_argument("--size", type=int, metavar="PIXELS", help="of the shorter edge, as the network sees it")
     model.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default: 1)")
 
-    who = parser.add_argument_group("who does it")
+    who = parser.add_argument_group("workers")
     who.add_argument("--workers", type=int, default=1, metavar="N", help="processes, or Ray's actors (default: 1)")
     who.add_argument("--threads", type=int, default=0, metavar="N", help="of each worker (default: the cores, divided)")
     who.add_argument(
@@ -44,8 +46,8 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="through Ray Data: started here, or a cluster's address, or auto",
     )
-    who.add_argument("--cpus-per-worker", type=float, default=1, metavar="N", help="for Ray to count (default: 1)")
-    who.add_argument("--gpus-per-worker", type=float, default=0, metavar="N", help="likewise (default: 0)")
+    who.add_argument("--cpus-per-worker", type=float, default=1, metavar="N", help="of each, for Ray (default: 1)")
+    who.add_argument("--gpus-per-worker", type=float, default=0, metavar="N", help="of each, for Ray (default: 0)")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="configuration keys; must come last"
     )

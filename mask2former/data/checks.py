@@ -59,7 +59,7 @@ def check_config_against_data(cfg: CfgNode, dataset_dicts: Iterable[dict[str, An
         _LOGGER.warning(
             f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but one image of {metadata.name} has {largest} "
             f"segments: at most {queries} of them can be found at once. Set it to {largest} or more, or train "
-            "on crops and set MODEL.MASK_FORMER.TEST.TILE_SIZE, which gives each tile of an image so many."
+            "on crops and set MODEL.MASK_FORMER.TEST.TILE_SIZE, which gives each tile of an image that many."
         )
 
 

@@ -86,7 +86,7 @@ def read_label_image(path: str | Path, *, bytes_stay: bool = False) -> np.ndarra
         bytes_stay: Give uint8 where there are no more than 8 bits.
 
     Returns:
-        (H, W) int64.
+        (H, W) int64, or uint8 if ``bytes_stay``.
 
     Raises:
         FileNotFoundError: Nothing is there.

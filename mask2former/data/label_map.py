@@ -98,7 +98,7 @@ def move_labels(transform: T.Transform, labels: np.ndarray) -> np.ndarray:
 
 
 def unflipped(array: np.ndarray) -> np.ndarray:
-    """An array (H, W) or (H, W, C) of its own values in memory, if it is another one's view from right to left.
+    """The array (H, W) or (H, W, C), copied if it is a view from right to left.
 
     NumPy copies such views ten times slower, and Pillow copies them at every resize. A single row is copied always: it
     may be a view from bottom to top, which PyTorch refuses while NumPy calls it contiguous.

@@ -42,6 +42,7 @@ def evaluate_groups(
 
     Raises:
         FileNotFoundError: if the folder has no predictions.
+        ValueError: if there are instances of LVIS, whose AP is not defined for parts of it.
     """
     folder, metadata = Path(output_folder), MetadataCatalog.get(dataset_name)
     metrics: Metrics = {group: {} for group in groups}

@@ -26,7 +26,7 @@ class InstanceSegEvaluator(COCOEvaluator):
     contiguous ids are things and what the annotations call them.
 
     Args:
-        dataset_name: as there, like the other arguments.
+        dataset_name: as of ``COCOEvaluator``, like the other arguments.
         backend: what computes the figures, see :func:`~mask2former.evaluation.backend.use_hotcoco`.
     """
 

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 class PanopticEvaluator(DatasetEvaluator):
     """PQ, SQ and RQ of all, thing and stuff classes, as panopticapi defines them.
 
-    Gives what Detectron2's ``COCOPanopticEvaluator`` gives and does without where that fails: for a data set without
-    things or without stuff the metrics of that group are NaN. The predictions stay in ``output_dir``, in COCO's format:
+    Gives what Detectron2's ``COCOPanopticEvaluator`` gives, but does not fail for a data set without things or without
+    stuff: the metrics of that group are NaN. The predictions stay in ``output_dir``, in COCO's format:
     ``panoptic_predictions.json`` and the folder ``panoptic_predictions``.
 
     Args:

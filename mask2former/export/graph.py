@@ -105,7 +105,7 @@ class ExportGraph(nn.Module):
         """Segment a batch.
 
         Args:
-            images: (N, 3, H, W) uint8 or float32 in 0..255, channels in the order of ``INPUT.FORMAT``.
+            images: (N, C, H, W) uint8 or float32 in 0..255, channels in the order of ``INPUT.FORMAT``.
 
         Returns:
             What ``OUTPUT_NAMES`` names:
@@ -174,7 +174,7 @@ def _look_for_own_methods(model: MaskFormer, postprocessing: PostProcessing) -> 
 
 
 class _Network(nn.Module):
-    """Normalised, padded images (N, 3, H', W') to class and mask logits, float32."""
+    """Normalised, padded images (N, C, H', W') to class and mask logits, float32."""
 
     def __init__(self, model: MaskFormer) -> None:
         super().__init__()

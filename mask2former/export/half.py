@@ -37,7 +37,7 @@ class HalfPrecisionNetwork(nn.Module):
                 module.register_forward_hook(_to_half)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images (N, 3, H', W') float32 to class and mask logits, float32."""
+        """Map images (N, C, H', W') float32 to class and mask logits, float32."""
         features = {name: x.float() for name, x in self.backbone(images.half()).items()}
         decoded = self.pixel_decoder.forward_features(features)
         attended = select_decoder_input(self.transformer_in_feature, features, decoded)

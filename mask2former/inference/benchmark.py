@@ -36,7 +36,7 @@ class Benchmark:
         own_predictions: post-process what the network says; else what :func:`sure_predictions` says, because random
             weights, and noise, give no query that is sure of anything, and so nothing to do.
         rounds: timed runs of each model, of which medians are taken.
-        warm_up: runs before.
+        warm_up: untimed runs before them.
     """
 
     options: dict[str, Any]
@@ -125,7 +125,7 @@ def sure_predictions(
 ) -> dict[str, Tensor]:
     """Predictions as of a trained model: discs, of which every fourth is sure of its class.
 
-    They are kept, and not to be written into: making them is in no figure but the first.
+    They are cached, so that at most the first run contains the making of them; do not write into them.
 
     Returns:
         ``pred_logits`` (1, Q, K + 1) and ``pred_masks`` (1, Q, *size).

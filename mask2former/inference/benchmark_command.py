@@ -24,7 +24,7 @@ _NOISE_SIZE = (800, 1216)  # of COCO's pictures as the official models see them,
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what says what is timed, but for the model."""
+    """Add the options that say what is timed, except for the model."""
     parser.add_argument("--image", metavar="FILE", help="a picture of yours; default: noise")
     parser.add_argument(
         "--size",
@@ -36,21 +36,21 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=("panoptic", "instance", "semantic"), help="default: the model's first")
     parser.add_argument("--tile", type=int, metavar="PIXELS", help="cut larger pictures into tiles of this side")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures at a time (default: 1)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of the processor; default: PyTorch's own choice")
-    parser.add_argument("--optimize", action="store_true", help="time MODEL.INFERENCE.OPTIMIZE besides")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="likewise")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU; default: PyTorch's own choice")
+    parser.add_argument("--optimize", action="store_true", help="also time MODEL.INFERENCE.OPTIMIZE")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="also time in this type")
     parser.add_argument(
         "--compile",
         nargs="?",
         const="default",
         default="none",
         choices=("none", "default", "reduce-overhead"),
-        help="likewise",
+        help="also time this MODEL.INFERENCE.COMPILE",
     )
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="that are timed (default: 10)")
-    parser.add_argument("--warm-up", type=int, default=2, metavar="N", help="rounds before (default: 2)")
-    parser.add_argument("--untrained", action="store_true", help="random weights: takes no checkpoint")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="timed runs (default: 10)")
+    parser.add_argument("--warm-up", type=int, default=2, metavar="N", help="untimed runs before (default: 2)")
+    parser.add_argument("--untrained", action="store_true", help="random weights, without a checkpoint")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
 
 
 def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the model or the picture is not there.
-        ValueError: it cannot be done.
+        ValueError: options are out of range or do not go together.
     """
     if args.rounds < 1 or args.warm_up < 0:
         raise ValueError(f"--rounds is {args.rounds} and --warm-up {args.warm_up}; expected at least 1 and 0.")
@@ -174,5 +174,5 @@ def _table(results: dict[str, Any]) -> str:
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or "0" in match.groups():
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write height x width, such as 800x1216")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write height x width, such as 800x1216")
     return int(match[1]), int(match[2])

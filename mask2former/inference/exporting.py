@@ -41,7 +41,7 @@ _SAMPLES = ("astronaut", "coffee", "chelsea")
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what says how to export."""
+    """Add the options that say how to export."""
     parser.add_argument(
         "--format", default="onnx", choices=get_args(ExportFormat), help="(default: %(default)s), see docs/export.md"
     )
@@ -78,21 +78,21 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=512,
         metavar="PIXELS",
-        help="most of an edge in the check (default: %(default)s)",
+        help="longest edge of a picture in the check (default: %(default)s)",
     )
     parser.add_argument(
         "--tolerance",
         type=float,
         metavar="ERROR",
-        help=f"the largest that is no failure (default: {_TOLERANCES}, and none for 8-bit integers)",
+        help=f"the largest that is not a failure (default: {_TOLERANCES}, and none for 8-bit integers)",
     )
 
 
 def check_export_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot go together, before a model is loaded.
+    """Refuse options that do not go together, before a model is loaded.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: they do not go together, or a file is not there.
     """
     if args.quantize and (args.format != "onnx" or args.half):
         raise ValueError("--quantize makes 8-bit ONNX of float32: choose --format onnx and leave --half out")
@@ -149,7 +149,7 @@ def export_model(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _print_what_is_outside(info: ExportInfo) -> None:
-    """What the model does besides, and a program that runs the graph must do by itself."""
+    """Tell what the model does outside of the graph, which a program that runs the graph must do by itself."""
     if info.tile_size > 0:
         print("Note: the model is used in tiles, which the file does not cut; see docs/export.md.")
     if info.split_disconnected_things and info.postprocessing in ("panoptic", "instance"):

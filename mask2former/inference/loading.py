@@ -31,7 +31,7 @@ def model_config(model: str | Path, weights: str | Path | None = None, opts: Seq
     Raises:
         FileNotFoundError: the model, its configuration or its weights are not there.
         OSError: it cannot be downloaded.
-        ValueError: it is no model, or ``weights`` is empty.
+        ValueError: it is not a model, or ``weights`` is empty.
     """
     if weights == "":  # of a variable that is not set, perhaps
         raise ValueError("weights is empty, which names no checkpoint; leave it out for those that go with the model.")
@@ -57,8 +57,8 @@ def model_config(model: str | Path, weights: str | Path | None = None, opts: Seq
     if repository := parse_repository(str(model)):
         return _config_of_huggingface(huggingface.download_repository(repository), weights, opts)
     raise FileNotFoundError(
-        f"there is no model {str(model)!r}: it is no file or folder here and no name of the model zoo (the closest are "
-        f"{', '.join(suggest_names(str(model)))}; mask2former.list_models() has all)."
+        f"there is no model {str(model)!r}: it is neither a file or folder here nor a name in the model zoo (the "
+        f"closest are {', '.join(suggest_names(str(model)))}; mask2former.list_models() has all)."
     )
 
 

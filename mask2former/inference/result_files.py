@@ -117,7 +117,7 @@ def plan_video_outputs(videos: Sequence[Path], output: Path) -> list[Path]:
         output: a folder; or, for a single video, the file.
 
     Returns:
-        The file of each video, in a folder ``<name of the video>.mp4``. Names that would clash get a number.
+        The file of each video; in a folder, ``<name of the video>.mp4``. Names that would clash get a number.
 
     Raises:
         ValueError: that would overwrite a video that is to be read, or several are to go to one file.

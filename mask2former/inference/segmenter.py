@@ -67,7 +67,7 @@ class Segmenter:
             model: is taken as it is, in the place of the one that ``cfg`` describes.
             metadata: of the data set; None takes that of the first in ``cfg`` whose classes are known.
             least_side: least height and width of a picture that the model takes, in pixels as the network sees them.
-            most_side: likewise the most; both of pictures that are not cut into tiles.
+            most_side: likewise the largest; both for pictures that are not cut into tiles.
 
         Raises:
             FileNotFoundError: there are no weights.
@@ -124,7 +124,7 @@ class Segmenter:
         Raises:
             FileNotFoundError: there is no such file, or no picture in a folder.
             ValueError: a picture cannot be read, or an argument is out of range.
-            TypeError: something is no picture.
+            TypeError: something is not a picture.
         """
         request = build_request(self, Options(task, threshold, size, batch_size, tile, tile_overlap)).warn()
         if isinstance(images, str | Path) and is_video(images):
@@ -200,7 +200,7 @@ class Segmenter:
                 elif on_error is not None:  # in the caller's thread
                     on_error(item)
 
-        # Of a video each frame may be: told of the first, and counted.
+        # Every frame of a video may be full: the first one is told of, and the others are counted.
         number = full = 0
         for batch in _batches(readable(), batch_size):
             for result in self._segment(request, batch):
@@ -210,7 +210,7 @@ class Segmenter:
                     self._warn_of_limit(result)
                 yield result
         if full > 1:
-            logger.warning("%d of %d pictures have as many instances, so some may be missing.", full, number)
+            logger.warning("%d of %d pictures have that many instances, so some may be missing.", full, number)
 
     def _prepare(self, request: Request, source: Any) -> tuple[Picture, dict[str, Any]]:
         """A picture and the model's input for it."""
@@ -223,7 +223,7 @@ class Segmenter:
         return picture, {"image": image, "height": height, "width": width}
 
     def _check_side(self, request: Request, picture: Picture, seen: tuple[int, int]) -> None:
-        """Complain about a picture that the model does not take, now that it can still be left out."""
+        """Complain about a picture that the model does not take while it can still be left out."""
         tiles = getattr(request.model, "tiled_inference", None)
         if tiles is not None and tiles.applies_to(seen):
             return

@@ -135,5 +135,5 @@ class VideoWriter:
         if count < 0.99 * self.num_frames or not written.grab():  # some formats have a length in seconds alone
             raise OSError(
                 f"{self.path}: not all of its {self.num_frames} frames could be written; make space on the disk, and "
-                "see that all have one size."
+                "give all of them one size."
             )

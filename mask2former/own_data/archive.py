@@ -69,12 +69,12 @@ def _extract(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Pa
 
 
 def _name_of(member: zipfile.ZipInfo) -> str:
-    """The name that was packed: in UTF-8, which not all say who write it, and Python takes for DOS' letters then."""
+    """The name that was packed. Not all who write UTF-8 say so, and Python then takes it for DOS' code page."""
     name = member.filename
     if not member.flag_bits & _SAYS_UTF8:
         with suppress(UnicodeError):
             name = name.encode("cp437").decode()
-    return name.replace("\\", "/")  # as old programs of Windows wrote
+    return name.replace("\\", "/")  # as old programs wrote on Windows
 
 
 def _is_rubbish(name: str) -> bool:

@@ -20,7 +20,7 @@ class Base:
     """What a training starts from.
 
     Attributes:
-        cfg: The configuration, without data sets of anybody's own.
+        cfg: The configuration, without the data sets of its ``DATASETS.CUSTOM``.
         fine_tuned: Whether its weights are those of a whole model.
     """
 

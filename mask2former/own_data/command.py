@@ -27,7 +27,6 @@ __all__ = [
     "train_and_report",
 ]
 
-_VAL_FRACTION = 0.1
 _DATA_OPTIONS = (
     "format",
     "images",
@@ -66,7 +65,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     data.add_argument(
         "--val-fraction",
         type=float,
-        default=_VAL_FRACTION,
+        default=0.1,
         metavar="F",
         help="share of the pictures to validate with where nothing else names some (default: %(default)s)",
     )
@@ -106,7 +105,7 @@ def prepare_training(args: argparse.Namespace) -> int:
     """
     output = _output(args)
     if args.resume and (output / CONFIG_FILE).is_file():
-        print(f"Going on with {output / CONFIG_FILE}; data and settings are those of then.")
+        print(f"Resuming from {output / CONFIG_FILE}; data and settings stay as they were.")
         return 0
     _check(args, output)
     base = find_base(args.weights, args.config_file)
@@ -140,7 +139,7 @@ def _output(args: argparse.Namespace) -> Path:
 
 def _check(args: argparse.Namespace, output: Path) -> None:
     if (output / CONFIG_FILE).is_file() and any(output.glob("*.pth")):
-        raise ValueError(f"{output} has a training already; go on with it by --resume, or choose another --output.")
+        raise ValueError(f"{output} has a training already; resume it by --resume, or choose another --output.")
     if args.eval_only:
         raise ValueError(
             "--eval-only does not go with --data: `mask2former eval` takes the configuration of a training."

@@ -39,7 +39,7 @@ class _Part:
         """Of the images, below their folder.
 
         Raises:
-            DataError: One is not UTF-8, which the files are that shall have it.
+            DataError: One is not UTF-8, as the files that will list it have to be.
         """
         folder = Path(self.entry["IMAGES"])
         names = [Path(record["file_name"]).relative_to(folder).as_posix() for record in self.records]

@@ -19,7 +19,7 @@ class Machine:
 
     Attributes:
         gpu: Whether it trains on a GPU.
-        memory: Bytes of the GPU that are free, or half of the computer's that are, shared by the processes.
+        memory: Bytes that are free on the GPU, or half of those of the computer, divided among the processes.
         cpus: Cores for each process.
     """
 

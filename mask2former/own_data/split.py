@@ -14,7 +14,7 @@ def split_records(records: Sequence[Record], fraction: float) -> tuple[list[Reco
     """Divide images at random, the same for the same images.
 
     Of images that show nothing both parts get their share. No class is lost to training: an image for validation that
-    has a class which no image for training has goes over.
+    has a class which no image for training has is moved there.
 
     Args:
         records: Dataset dicts.

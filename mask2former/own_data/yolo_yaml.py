@@ -114,7 +114,7 @@ def _images_of(part: Path, root: Path | None) -> list[Path]:
                 raise ValueError(f"is {shown(line)}, expected the path of an image.")
             image = part.parent / line.strip()
             if line.strip() and (not image.is_file() or image.suffix.lower() not in IMAGE_SUFFIXES):
-                raise ValueError(f"names {image}, which is no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+                raise ValueError(f"names {image}, which is not an image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
             if line.strip():
                 images.append(_inside(image, root, f"names {shown(line)}"))
     faults.raise_any()

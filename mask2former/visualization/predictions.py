@@ -126,10 +126,10 @@ def draw_ground_truth(
     """Draw one training example as the model receives it, augmentation included.
 
     Args:
-        inputs: what a dataset mapper returns: "image" (3, H, W) with "instances" (gt_masks, gt_classes), "sem_seg" or
+        inputs: what a dataset mapper returns: "image" (C, H, W) with "instances" (gt_masks, gt_classes), "sem_seg" or
             both.
         metadata: names and colours of classes, or None.
-        image_format: order of the image's channels, INPUT.FORMAT: "RGB" or "BGR".
+        image_format: order of the image's channels, INPUT.FORMAT: "RGB", "BGR" or "L".
         task: "semantic" draws "sem_seg"; otherwise that is drawn only where there are no "instances".
 
     Returns:

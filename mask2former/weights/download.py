@@ -14,7 +14,7 @@ __all__ = ["check_sha256", "download", "hash_file"]
 
 # PyTorch's convention: resnet50-0676ba61.pth has the first digits of its SHA-256. Decimals alone may be a date.
 _SHA256_IN_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+$")
-# Detectron2's: model_final_94dc52.pkl. It is nowhere written of which hash these digits are. They are not of SHA-256;
+# Detectron2's: model_final_94dc52.pkl. Nowhere is it written which hash these digits are of. They are not of SHA-256;
 # those in the names of Segment Anything, from the same publisher, are of MD5.
 _DIGITS_IN_NAME = re.compile(r"model_final_([0-9a-f]{6})\.pkl$")
 
@@ -26,7 +26,7 @@ def download(address: str, *, sha256: str | None = None, name: str = "") -> str:
 
     Args:
         address: of the file, as ``PathManager`` understands it.
-        sha256: what its content must hash to, in hexadecimal. Without it, what the file's name tells is checked.
+        sha256: what its content must hash to, in hexadecimal. Without it, the digits in the file's name are checked.
         name: what it is, for messages.
 
     Returns:
@@ -39,7 +39,7 @@ def download(address: str, *, sha256: str | None = None, name: str = "") -> str:
     what = name or "the file"
     try:
         path: str = PathManager.get_local_path(address)
-    except FileNotFoundError:  # package:// tells itself what to do
+    except FileNotFoundError:  # which says by itself what to do, as for package://
         raise
     except (OSError, ValueError, HTTPException) as error:  # no network, refused, cut short, or no address at all
         raise OSError(
@@ -86,12 +86,10 @@ def _check_digits(path: str, digits: str, what: str) -> None:
     except ValueError as error:
         Path(path).unlink(missing_ok=True)
         raise ValueError(
-            f"{what} is no checkpoint, and none of its hashes begins with {digits} as its name tells: it was altered "
+            f"{what} is not a checkpoint, and none of its hashes begins with {digits} as its name says: it was altered "
             "or cut short on the way. It was removed: download it again."
         ) from error
-    logger.warning(
-        f"{what}: neither MD5, SHA-256 nor SHA-1 begins with {digits} as its name tells, but it can be read."
-    )
+    logger.warning(f"{what}: neither MD5, SHA-256 nor SHA-1 begins with {digits} as its name says, but it can be read.")
 
 
 def hash_file(path: str | Path, algorithm: str = "sha256") -> str:

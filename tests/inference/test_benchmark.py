@@ -177,4 +177,4 @@ def test_threads(tiny_config: Path, tmp_path: Path) -> None:
 def test_sizes_are_two_numbers(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["benchmark", str(tiny_config), "--size", "640"])
-    assert "'640' is no size; write height x width, such as 800x1216" in capsys.readouterr().err
+    assert "'640' is not a size; write height x width, such as 800x1216" in capsys.readouterr().err

@@ -130,8 +130,8 @@ def test_a_name_of_the_zoo_from_end_to_end(
     ("make", "message"),
     [
         ("absent.yaml", r"there is no configuration .*absent\.yaml"),
-        ("coco/panoptik/R50", r"no name of the model zoo \(the closest are coco/panoptic/R50, .*list_models"),
-        ("output/model_best.pth", r"there is no model 'output/model_best\.pth': it is no file or folder here"),
+        ("coco/panoptik/R50", r"nor a name in the model zoo \(the closest are coco/panoptic/R50, .*list_models"),
+        ("output/model_best.pth", r"there is no model 'output/model_best\.pth': it is neither a file or folder here"),
         ("empty/", r"is a folder without config\.yaml .* or config\.json"),
         ("new/config.yaml", "has no checkpoint yet"),
         ("lonely.pth", r"without a config\.yaml beside it, .*load\(CONFIG, weights=CHECKPOINT\)"),

@@ -225,7 +225,7 @@ class TestOptions:
         model.predict([np.zeros_like(rgb), rgb, rgb, rgb], task=("instance", "panoptic"), batch_size=3)
         first, count = (record.getMessage() for record in caplog.records)
         assert first.startswith("a picture: has 2 instances, of the 2 that TEST.DETECTIONS_PER_IMAGE allows")
-        assert count == "4 of 4 pictures have as many instances, so some may be missing."
+        assert count == "4 of 4 pictures have that many instances, so some may be missing."
         caplog.clear()
         list(model.stream([rgb], task="instance"))
         (record,) = caplog.records

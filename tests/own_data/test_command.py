@@ -116,10 +116,10 @@ def test_resume_and_early_stop(train: Run, tmp_path: Path, capsys: pytest.Captur
     assert config.TEST.EARLY_STOPPING.PATIENCE == 3
     assert str(tmp_path / "own/labels") == config.DATASETS.CUSTOM.own_val.LABELS
     assert train(*words) == 1
-    assert "has a training already; go on with it by --resume" in capsys.readouterr().err
+    assert "has a training already; resume it by --resume" in capsys.readouterr().err
     assert train(*words, "--resume", steps=6) == 0
     assert torch.load(tmp_path / "out/model_final.pth", weights_only=True)["iteration"] == 5
-    assert "data and settings are those of then" in capsys.readouterr().out
+    assert "data and settings stay as they were" in capsys.readouterr().out
     shutil.move(tmp_path / "own", tmp_path / "moved")
     assert train(*words, "--resume", steps=8) == 1
     assert f"error: {tmp_path / 'own/images'}: no such folder." in capsys.readouterr().err

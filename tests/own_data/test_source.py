@@ -89,7 +89,7 @@ def test_classes_of_an_editor_that_marks_utf8(tmp_path: Path) -> None:
     entry, _ = find_entries(Given(tmp_path / "own", classes=tmp_path / "classes.txt"))
     assert entry["CLASS_NAMES"] == ["background", "brick", "tile"]
     (tmp_path / "classes.txt").write_bytes("straße".encode("latin1"))
-    with pytest.raises(ValueError, match=r"classes\.txt: is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"classes\.txt: is not UTF-8 text"):
         find_entries(Given(tmp_path / "own", classes=tmp_path / "classes.txt"))
 
 
@@ -218,7 +218,7 @@ def test_yolo_with_lists_of_images(tmp_path: Path) -> None:
     assert [Path(record["file_name"]).name for record in records] == ["p01.png", "p00.png", "p02.png"]
     assert all(record["annotations"] for record in records)
     (tmp_path / "own/val.txt").write_text("images/p00.png\nimages/absent.png\n")
-    with pytest.raises(ValueError, match=r"val\.txt: line 2: names .*absent\.png, which is no image"):
+    with pytest.raises(ValueError, match=r"val\.txt: line 2: names .*absent\.png, which is not an image"):
         find_entries(Given(tmp_path / "own/data.yaml"))
 
 

@@ -88,7 +88,7 @@ def test_other_digits_of_a_checkpoint_are_told(site: Site, caplog: pytest.LogCap
 @pytest.mark.parametrize("content", [b"<html>Please log in</html>", WEIGHTS[:-9], b""])
 def test_other_digits_of_what_is_no_checkpoint(content: bytes, site: Site, downloaded: Callable[[], list[str]]) -> None:
     address = site.put("model_final_abcdef.pkl", content)
-    with pytest.raises((ValueError, OSError), match=r"is no checkpoint.* abcdef .* removed|an empty file"):
+    with pytest.raises((ValueError, OSError), match=r"is not a checkpoint.* abcdef .* removed|an empty file"):
         download(address)
     assert downloaded() == []
     site.put("model_final_abcdef.pkl", WEIGHTS)

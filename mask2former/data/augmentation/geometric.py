@@ -69,17 +69,17 @@ class ResizeByFactor(T.Augmentation):
 
 
 def _of_a_pixel_at_least(resize: T.ResizeTransform) -> T.ResizeTransform:
-    """The same, but that an image keeps a pixel however narrow it is."""
+    """The same, except that an image keeps a pixel however narrow it is."""
     resize.new_h, resize.new_w = max(resize.new_h, 1), max(resize.new_w, 1)
     return resize
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's, but that an image keeps a pixel however narrow it is."""
+    """Detectron2's, except that an image keeps a pixel however narrow it is."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         resize = super().get_transform(image)
-        # It is none where the size is 0, "leave it alone".
+        # With a size of 0, which leaves the image alone, it is another transform.
         return _of_a_pixel_at_least(resize) if isinstance(resize, T.ResizeTransform) else resize
 
 
@@ -127,7 +127,7 @@ class PadToMultiple(T.Augmentation):
 
 
 class ResizeAndCrop(T.Augmentation):
-    """Resize, then crop to a square at a random place, padded at the right and the bottom where it is larger.
+    """Resize, then crop to a square at a random place, padded at the right and the bottom where the image is smaller.
 
     The same as one augmentation after the other, without an array of the whole resized image.
 

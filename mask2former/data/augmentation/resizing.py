@@ -12,8 +12,8 @@ __all__ = ["resize_image", "resize_labels"]
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize bilinearly, and with smoothing where it becomes smaller, by PyTorch's kernel.
 
-    Values are Pillow's, but that some are one higher or lower, and very few two: PyTorch rounds the weights of pixels
-    to fewer bits. Of photographs fewer than one value in a hundred differs at most scales, and six at 4 : 5.
+    Values are Pillow's, except that some are higher or lower by one, and very few by two: PyTorch rounds the weights of
+    pixels to fewer bits. In photographs fewer than one value in a hundred differs at most scales, six at 4 : 5.
 
     Args:
         image: (H, W, C) uint8.

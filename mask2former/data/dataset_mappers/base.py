@@ -183,7 +183,7 @@ class MaskFormerDatasetMapper:
 
 
 class LargeScaleJittering(MaskFormerDatasetMapper):
-    """What the ``coco_*_lsj`` mappers do otherwise, each with its own targets."""
+    """What the ``coco_*_lsj`` mappers do differently, each with its own targets."""
 
     augmentations_argument = "tfm_gens"
     pads_to_multiple = False

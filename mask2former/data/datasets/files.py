@@ -50,7 +50,7 @@ def read_lines(path: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        DataError: It is no text.
+        DataError: It is not text in UTF-8.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, but an entry of DATASETS.CUSTOM names it.")

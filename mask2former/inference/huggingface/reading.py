@@ -63,7 +63,7 @@ def read_folder(folder: Path) -> CfgNode:
 
     Raises:
         FileNotFoundError: there are no weights.
-        ValueError: the model is another than Mask2Former with a Swin or ResNet, or has a setting that ours has not.
+        ValueError: the model is not a Mask2Former with a Swin or ResNet, or has a setting that ours does not have.
     """
     written = json.loads((folder / "config.json").read_text("utf-8"))
     theirs = DEFAULTS | {key: value for key, value in written.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The whole job: find, check that it is the one of then, do what is left, list what could not be done."""
+"""The whole job: find the pictures, check that it is the same job as before, do what is left, list what failed."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ __all__ = ["Done", "Workers", "predict_many"]
 
 @dataclass(frozen=True)
 class Workers:
-    """Who does it.
+    """Who does the work.
 
     Attributes:
         number: How many.
@@ -40,11 +40,11 @@ class Workers:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of it.
+    """How it ended.
 
     Attributes:
-        parts: In all.
-        found: Of these those that were finished before.
+        parts: How many there are.
+        found: Those of them that were finished before this call.
         bad: Pictures that could not be segmented; ``bad_pictures.jsonl`` lists them.
     """
 
@@ -68,7 +68,7 @@ def predict_many(
         source: The pictures, as :func:`~mask2former.inference.many.shards.find_shards` knows them.
         output: A folder; ``docs/many_pictures.md`` describes what gets into it.
         settings: What with, and how.
-        workers: Who does it.
+        workers: Who does the work.
         images: Folder that names in a list or a JSON are relative to.
         part_size: Pictures in a part: what is lost at most for each worker if the job is stopped.
 

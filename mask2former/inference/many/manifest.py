@@ -16,7 +16,7 @@ from mask2former.weights import find_weights, hash_file
 __all__ = ["check_manifest", "describe_job"]
 
 MANIFEST_FILE = "manifest.json"
-# Where and how fast, not what: a job may go on with other values.
+# They say where and how fast, not what: a job may go on with other values of these.
 _FREE_KEYS = ("MODEL.DEVICE", "MODEL.WEIGHTS", "OUTPUT_DIR", "VERSION")
 _SHOWN = 5
 
@@ -68,7 +68,7 @@ def check_manifest(output: Path, job: Mapping[str, Any]) -> None:
         more = f", and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         raise ValueError(
             f"{output} has results of another job, which differs in {'; '.join(differences[:_SHOWN])}{more}. Go on "
-            "with the model, settings and pictures of then, or choose another --output."
+            "with the same model, settings and pictures as before, or choose another --output."
         )
 
 

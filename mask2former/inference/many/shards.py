@@ -24,7 +24,7 @@ class PictureSource:
 
     Attributes:
         image_id: Of results: COCO's, its number in the list from 1, or "<archive>/<name>".
-        name: Of its file, as results tell it.
+        name: Of its file, as results give it.
         path: Of its file, or of the archive that it is in.
         content: Of its file, if it comes from an archive.
     """
@@ -66,7 +66,7 @@ class FileShard:
 
 @dataclass(frozen=True)
 class TarShard:
-    """An archive of pictures, packed or not; what else it has does not count.
+    """An archive of pictures, compressed or not; other files in it do not count.
 
     Attributes:
         number: Of the part, from 0.
@@ -80,7 +80,7 @@ class TarShard:
         """Read one picture after the other.
 
         Raises:
-            ValueError: The archive is damaged, of which the pictures so far have come.
+            ValueError: The archive is damaged; what was before the damage has been yielded.
         """
         last = "its beginning"
         try:

@@ -10,7 +10,7 @@ Series = list[tuple[int, float]]
 
 
 def read_curves(path: Path, last_step: int) -> dict[str, Series]:
-    """By its name the values of every number that was logged, with the steps (from 1) that had been taken.
+    """Every number that was logged: by its name, its values with the number of steps (from 1) taken by then.
 
     A run that was resumed has written some steps twice: the later ones count.
 

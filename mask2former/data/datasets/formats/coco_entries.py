@@ -22,8 +22,8 @@ class ImageEntries:
 
     Attributes:
         good: Those to use, by id.
-        left_out: Names of the others (bad, or not on the list of those to take) by id. What several have for an id is
-            none of ``good``: nobody knows whose the annotations are.
+        left_out: Names of the others (bad, or not on the list of those to take) by id. An id that several have is not
+            among ``good``: nobody knows whose the annotations are.
     """
 
     good: dict[int | str, dict[str, Any]] = field(default_factory=dict)

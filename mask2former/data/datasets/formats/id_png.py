@@ -38,7 +38,7 @@ class IdPngSource:
             the second if there is one.
         class_list: The classes; a category's id is its value in the PNGs of classes plus 1.
         ignore_values: Values of unlabelled pixels in ``classes``.
-        palette: Given, the PNGs of classes are in these colours, and a colour's place there is its value.
+        palette: If given, the PNGs of classes are in these colours, and a colour's place there is its value.
     """
 
     images: Path

@@ -20,7 +20,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileNotFoundError: Nothing is there.
-        DataError: It is no text.
+        DataError: It is not text in UTF-8.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -29,7 +29,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError([Fault(str(path), f"is no text in UTF-8 ({error.reason} at byte {error.start}).")]) from error
+        raise DataError([Fault(str(path), f"is not UTF-8 text ({error.reason} at byte {error.start}).")]) from error
 
 
 def read_json(path: Path) -> Any:
@@ -47,7 +47,7 @@ def read_json(path: Path) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are told twice only with the same value; Python would take the last, and lose the others."""
+    """An object in which a key stands twice only with one value; Python would take the last and lose the others."""
     found = dict(pairs)
     if len(found) != len(pairs):
         for key, value in pairs:

@@ -111,7 +111,7 @@ class LabelmeSource:
             )
         if not image.is_file() or image.suffix.lower() not in IMAGE_SUFFIXES:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f'has "imagePath" {shown(given)}, but {image} is no image ({suffixes}).')
+            raise ValueError(f'has "imagePath" {shown(given)}, but {image} is not an image ({suffixes}).')
         return image.relative_to(root).as_posix()
 
     def _add_shapes(
@@ -226,7 +226,7 @@ def _decode_png(text: Any, largest: tuple[int, int]) -> np.ndarray | None:
             fits = image.height <= largest[0] and image.width <= largest[1]
             return np.asarray(image.convert("L")) != 0 if fits else None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        raise ValueError(f'has a "mask" that is no PNG in base64 ({error}).') from error
+        raise ValueError(f'has a "mask" that is not a PNG in base64 ({error}).') from error
 
 
 _OUTLINES = {"polygon": (3, _polygon), "rectangle": (2, _rectangle), "circle": (2, _circle), "mask": (2, _painted)}

@@ -42,7 +42,7 @@ def convert_images(
 
     Args:
         convert: Converts one, or raises ValueError, FileNotFoundError or DataError.
-        tasks: Its arguments, each with the file that a fault is of unless it names another, and the image's name.
+        tasks: Its arguments, each with the file to blame where an error does not name one, and the image's name.
         faults: Receives what is wrong.
         description: Of the progress bar.
     """

@@ -62,7 +62,7 @@ def test_yolo(data_root: Path) -> None:
     (data_root / "own/labels/p77.txt").write_text("")
     orphan, binary = faults_of(entry)
     assert orphan.startswith("p77.txt: has no image in ")
-    assert binary == "p01.txt: is no text in UTF-8 (invalid start byte at byte 0)."
+    assert binary == "p01.txt: is not UTF-8 text (invalid start byte at byte 0)."
 
 
 def test_yolo_with_the_wrong_folder(data_root: Path) -> None:
@@ -85,7 +85,7 @@ LABELME: list[tuple[Change, str]] = [
     (lambda c: c.update(imagePath="../../../secret.png"), "if they are in another, name that (IMAGES, or --images)"),
     (lambda c: c.update(imagePath="/etc/passwd"), "which is refused: it leads out of the folder of images"),
     (lambda c: c.update(imagePath="..\\..\\x.png"), "which is refused: it leads out of the folder of images"),
-    (lambda c: c.update(imagePath="../images/q.png"), "own/images/q.png is no image (.bmp, "),
+    (lambda c: c.update(imagePath="../images/q.png"), "own/images/q.png is not an image (.bmp, "),
     (lambda c: c.update(imageHeight=47), 'has "imageHeight" 47, but the image has 48 pixels'),
     (lambda c: c["shapes"].__setitem__(0, "a"), "shape 1: is 'a', expected an object."),
     (lambda c: first_shape(c).update(label="x"), "shape 1: has the label 'x', expected one of brick, tile."),
@@ -97,7 +97,7 @@ LABELME: list[tuple[Change, str]] = [
     (lambda c: first_shape(c).update(shape_type="circle"), "shape 1: is a circle of 3 points, expected 2."),
     (
         lambda c: first_shape(c).update(shape_type="mask", points=[[1, 1], [2, 2]], mask="!"),
-        'shape 1: has a "mask" that is no PNG in base64 (',
+        'shape 1: has a "mask" that is not a PNG in base64 (',
     ),
 ]
 
