@@ -25,8 +25,8 @@ from detectron2.data import detection_utils
 from torch import Tensor
 
 from mask2former.engine import Trainer, load_config
-from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.evaluation.proposal_evaluation import NUM_PROPOSALS, ProposalEvaluator
+from mask2former.inference.weights import load_whole_model
 from mask2former.modeling.postprocessing import MaskGeometry
 from mask2former.visualization import draw_instances
 
@@ -46,8 +46,7 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the configuration")
     args = parser.parse_args()
     cfg = load_config(args.config_file, args.opts)
-    model = Trainer.build_model(cfg).eval()
-    Mask2FormerCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = load_whole_model(Trainer.build_model(cfg).eval(), cfg.MODEL.WEIGHTS)
     args.output.mkdir(parents=True, exist_ok=True)
     recall = analyse(cfg, model, args)
     (args.output / "average_recall.json").write_text(json.dumps(recall, indent=2) + "\n")

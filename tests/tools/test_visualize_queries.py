@@ -70,8 +70,11 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_command_line(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out"
-    monkeypatch.setattr("sys.argv", ["visualize_queries.py", "--config-file", str(config), "--output", str(output)])
+    output, weights = tmp_path / "out", tmp_path / "model.pth"
+    model = visualize_queries.Trainer.build_model(visualize_queries.load_config(str(config)))
+    torch.save(model.state_dict(), weights)
+    arguments = ["visualize_queries.py", "--config-file", str(config), "--output", str(output)]
+    monkeypatch.setattr("sys.argv", [*arguments, "MODEL.WEIGHTS", str(weights)])
     visualize_queries.main()
     recall = json.loads((output / "average_recall.json").read_text())
     assert list(recall) == ["learnable queries", "layer 3"]
@@ -80,6 +83,14 @@ def test_command_line(
     assert picture.shape[0] == 64
     assert picture.shape[1] % 80 == 0
     assert (output / "average_recall.png").is_file()
+
+
+def test_a_model_that_is_not_trained_is_refused(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({}, weights := tmp_path / "backbone.pth")
+    arguments = ["visualize_queries.py", "--config-file", str(config), "MODEL.WEIGHTS", str(weights)]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS lacks \d+ parameters of the head"):
+        visualize_queries.main()
 
 
 def test_proposals_are_those_of_the_layer(config: Path) -> None:
