@@ -45,7 +45,8 @@ def _train(args: argparse.Namespace) -> int:
     return check(args) or _run(args)
 
 
-@complaining(FileNotFoundError, PermissionError)  # weights, data, output; all else needs its traceback
+# Weights, data, output, and another training there; all else needs its traceback.
+@complaining(FileNotFoundError, PermissionError, BlockingIOError)
 def _run(args: argparse.Namespace) -> int:
     (run if args.data is None else train_and_report)(args)
     return 0

@@ -1,15 +1,19 @@
 """What ``train_net.py`` and the command ``mask2former`` run: one training or one evaluation."""
 
 import argparse
+import os
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
+from mask2former.engine.folder_lock import only_training_in
 from mask2former.engine.launch import is_own_address, launch
-from mask2former.engine.setup import setup, warn_of_starting_weights
+from mask2former.engine.setup import load_config, setup, warn_of_starting_weights
 from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.trainer import Trainer
 from mask2former.modeling.optimize import keep_freed_memory_of_program, prepare_for_inference
@@ -50,11 +54,18 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the job in as many processes as it asks for; Ctrl-C ends the program with a word on how to go on."""
+    """Run the job in as many processes as it asks for; Ctrl-C ends the program with a word on how to go on.
+
+    Raises:
+        BlockingIOError: another program trains into the same folder.
+    """
     is_alone = args.num_machines == 1 and is_own_address(args.dist_url)
     url = "auto" if is_alone else args.dist_url  # a port of its own, for other programs may run
+    writes = not args.eval_only and args.machine_rank == 0 and int(os.environ.get("RANK", 0)) == 0
+    folder = load_config(args.config_file, args.opts).OUTPUT_DIR if writes else ""
     try:
-        launch(main, args.num_gpus, args.num_machines, args.machine_rank, url, args=(args,))
+        with only_training_in(Path(folder)) if folder else nullcontext():
+            launch(main, args.num_gpus, args.num_machines, args.machine_rank, url, args=(args,))
     except KeyboardInterrupt:
         hint = "" if args.eval_only else ": --resume goes on from the last checkpoint"
         print(f"Interrupted{hint}.", file=sys.stderr)

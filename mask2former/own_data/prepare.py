@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from mask2former.durable_files import write_file
 from mask2former.engine import load_config
 from mask2former.engine.config_files import find_value, merge_opts
+from mask2former.engine.folder_lock import only_training_in
 from mask2former.own_data.base import Base
 from mask2former.own_data.config_file import write_config
 from mask2former.own_data.data import OwnData
@@ -46,32 +47,32 @@ def prepare_output(
         All keys that the configuration file has, those of the user and of the data included.
 
     Raises:
-        OSError: A file cannot be written.
+        OSError: A file cannot be written, or another program trains into the folder.
         ValueError: Of ``opts``: a key is unknown, or a value is wrong.
     """
     given = _read_opts(base.cfg, opts)
-    output.mkdir(parents=True, exist_ok=True)
-    write_file(output / _BASE_FILE, base.cfg.dump().encode())
-    cfg = load_config(str(output / _BASE_FILE), opts)  # knows whether there is a GPU
-    plan = Plan(
-        base=base.cfg,
-        given=given,
-        inspection=data.inspections["own_train"],
-        panoptic=data.panoptic,
-        machine=this_machine(cfg.MODEL.DEVICE, processes),
-        parameters=count_parameters(cfg),
-        processes=processes,
-        fine_tuned=base.fine_tuned,
-        validation="own_val" in data.entries,
-        patience=patience,
-    )
-    own = [Choice(key, value, "given on the command line") for key, value in given.items()]
-    choices = [*_data_choices(output, data), *choose_settings(plan), *own]
-    choices.append(Choice("OUTPUT_DIR", str(output.absolute()), "checkpoints, logs and the report"))
-    _write_inspection(output, data, plan, choices)
-    # Last, because a training can be resumed where this file is.
-    write_config(output / CONFIG_FILE, _BASE_FILE, choices, _HEADER.format(path=output / CONFIG_FILE))
-    return choices
+    with only_training_in(output):
+        write_file(output / _BASE_FILE, base.cfg.dump().encode())
+        cfg = load_config(str(output / _BASE_FILE), opts)  # knows whether there is a GPU
+        plan = Plan(
+            base=base.cfg,
+            given=given,
+            inspection=data.inspections["own_train"],
+            panoptic=data.panoptic,
+            machine=this_machine(cfg.MODEL.DEVICE, processes),
+            parameters=count_parameters(cfg),
+            processes=processes,
+            fine_tuned=base.fine_tuned,
+            validation="own_val" in data.entries,
+            patience=patience,
+        )
+        own = [Choice(key, value, "given on the command line") for key, value in given.items()]
+        choices = [*_data_choices(output, data), *choose_settings(plan), *own]
+        choices.append(Choice("OUTPUT_DIR", str(output.absolute()), "checkpoints, logs and the report"))
+        _write_inspection(output, data, plan, choices)
+        # Last, because a training can be resumed where this file is.
+        write_config(output / CONFIG_FILE, _BASE_FILE, choices, _HEADER.format(path=output / CONFIG_FILE))
+        return choices
 
 
 def read_inspection(output: Path) -> dict[str, Any] | None:

@@ -180,13 +180,13 @@ def test_impossible_augmentation_is_refused_before_the_usual_evaluation(toy, toy
 @pytest.mark.parametrize(
     ("options", "hint"), [([], ": --resume goes on from the last checkpoint"), (["--eval-only"], "")]
 )
-def test_ctrl_c_has_one_line(monkeypatch, capsys, options, hint):
+def test_ctrl_c_has_one_line(monkeypatch, capsys, tmp_path, options, hint):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "launch", interrupt)
     with pytest.raises(SystemExit) as stopped:
-        run.run(parse(options))
+        run.run(parse([*options, "OUTPUT_DIR", str(tmp_path)]))
     assert stopped.value.code == 130
     assert capsys.readouterr().err == f"Interrupted{hint}.\n"
 
@@ -199,8 +199,8 @@ def test_ctrl_c_has_one_line(monkeypatch, capsys, options, hint):
         (["--num-machines", "2"], parse([]).dist_url),
     ],
 )
-def test_programs_that_run_at_once_have_ports_of_their_own(monkeypatch, options, url):
+def test_programs_that_run_at_once_have_ports_of_their_own(monkeypatch, tmp_path, options, url):
     urls = []
     monkeypatch.setattr(run, "launch", lambda *given, args: urls.append(given[-1]))
-    run.run(parse(options))
+    run.run(parse([*options, "OUTPUT_DIR", str(tmp_path)]))
     assert urls == [url]

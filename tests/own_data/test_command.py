@@ -23,6 +23,7 @@ from mask2former.inference import Segmenter
 from mask2former.inference.loading import model_config
 from mask2former.own_data.base import find_base
 from tests.brick_data import FORMATS, NAMES, make_pictures, write_data
+from tests.engine.test_folder_lock import training_elsewhere
 from tests.engine.test_train_net import parse
 from tests.engine.test_wandb_logger import FakeWandb
 from tests.small_disk import disk_of
@@ -307,3 +308,12 @@ def test_weights_beside_are_found_from_elsewhere(
     monkeypatch.chdir(tmp_path)
     assert str(tmp_path / "start.pth") == find_base("start.pth", str(tiny_base)).cfg.MODEL.WEIGHTS
     assert find_base("https://example.org/a.pth", str(tiny_base)).cfg.MODEL.WEIGHTS == "https://example.org/a.pth"
+
+
+def test_another_training_into_the_folder(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = data_words(tmp_path / "own", write_data(tmp_path / "own", "coco_instance", make_pictures(6)))
+    with training_elsewhere(tmp_path / "out"):
+        assert train(*words) == 1
+        assert "out: another program trains there" in capsys.readouterr().err
+        assert [file.name for file in (tmp_path / "out").iterdir()] == ["training.lock"]
+    assert train(*words) == 0
