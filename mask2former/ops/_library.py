@@ -131,12 +131,15 @@ def _load(mode: str, *, cuda: bool = False) -> Path | None:
 
 
 def _find_library(mode: str, *, cuda: bool = False) -> Path | None:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mask2former"
+    # A user without a home, as in many containers, has a "~" that no file lies in.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "mask2former"
     name = cuda_library_name() if cuda else library_name()
     for folder in (_PACKAGE, cache):
         if (folder / name).is_file():
             return folder / name
     if mode == "jit":
+        if not cache.is_absolute():
+            raise BuildError("there is no home folder to compile into; let $XDG_CACHE_HOME name a folder")
         _logger.info("Compiling the native operators into %s", cache)
         return build_cuda(cache) if cuda else build(cache)
     return None

@@ -11,6 +11,11 @@ def main() -> None:
         print(f"Built {build()}")
     except BuildError as error:
         sys.exit(f"Mask2Former's native operators were not built: {error}")
+    except OSError as error:  # in an installation of another user
+        sys.exit(
+            f"Mask2Former's native operators were not built: {error}; MASK2FORMER_OPS=jit compiles them into a "
+            "cache of yours"
+        )
     try:
         print(f"Built {build_cuda()}")
     except BuildError as error:

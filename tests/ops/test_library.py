@@ -1,5 +1,6 @@
 """Building, finding and loading the native operators."""
 
+import importlib
 import logging
 import shutil
 import subprocess
@@ -102,6 +103,16 @@ def test_build_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+def test_an_installation_of_another_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = importlib.import_module("mask2former.ops.build")
+    monkeypatch.setattr(command, "build", lambda: build.build(tmp_path / "file/ops"))
+    with pytest.raises(
+        SystemExit, match=r"not built: .*file/ops'; MASK2FORMER_OPS=jit compiles them into a cache of yours"
+    ):
+        command.main()
+
+
 def test_objects_are_compiled_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build.os, "cpu_count", lambda: 2)
     # Each waits for the other's file: one after the other, the first would give up.
@@ -148,6 +159,19 @@ def test_jit_mode_without_a_compiler_falls_back(
     monkeypatch.setenv("CXX", "/absent/c++")
     assert not load_library()
     assert "/absent/c++ cannot be run" in caplog.records[-1].getMessage()
+
+
+def test_a_user_without_a_home(
+    nothing_built: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 12345)  # who is in no list of users
+    assert not load_library()
+    assert "native operators are not built" in caplog.records[-1].getMessage()
+    monkeypatch.setenv("MASK2FORMER_OPS", "jit")
+    assert not load_library()
+    assert "let $XDG_CACHE_HOME name a folder" in caplog.records[-1].getMessage()
 
 
 def test_a_broken_library_falls_back(nothing_built: Path, caplog: pytest.LogCaptureFixture) -> None:
