@@ -3,13 +3,13 @@
 import itertools
 import json
 import logging
-import os
+from pathlib import Path
 from typing import Any
 
 from detectron2.data import Metadata
 from detectron2.evaluation import COCOEvaluator
-from detectron2.utils.file_io import PathManager
 
+from mask2former.durable_files import write_file
 from mask2former.evaluation.average_precision import CocoComparison
 from mask2former.evaluation.backend import use_hotcoco
 from mask2former.evaluation.run_lengths import encode_mask
@@ -64,8 +64,7 @@ class InstanceSegEvaluator(COCOEvaluator):
         self._use_dataset_ids(predictions)
         results = list(itertools.chain.from_iterable(prediction["instances"] for prediction in predictions))
         if self._output_dir:
-            with PathManager.open(os.path.join(self._output_dir, "coco_instances_results.json"), "w") as f:
-                json.dump(results, f)
+            write_file(Path(self._output_dir, "coco_instances_results.json"), json.dumps(results).encode())
         if not self._do_evaluation:
             logger.info("There are no annotations to compare the predictions with.")
             return

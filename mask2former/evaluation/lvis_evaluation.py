@@ -13,6 +13,7 @@ from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mask2former.durable_files import write_file
 from mask2former.evaluation.average_precision import mean_precision, summarize_precision, without_boxes
 from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
 
@@ -42,7 +43,7 @@ class LVISEvaluator(InstanceSegEvaluator):
                 category = contiguous + 1 if category_ids is None else category_ids[contiguous]
                 results.append({**instance, "category_id": category})
         if self._output_dir:
-            Path(self._output_dir, "lvis_instances_results.json").write_text(json.dumps(results))
+            write_file(Path(self._output_dir, "lvis_instances_results.json"), json.dumps(results).encode())
         if not self._do_evaluation:
             logger.info("There are no annotations to compare the predictions with.")
             return

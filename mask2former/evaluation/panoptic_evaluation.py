@@ -22,6 +22,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from tabulate import tabulate
 
+from mask2former.durable_files import write_file
 from mask2former.evaluation.backend import use_hotcoco
 
 __all__ = ["PanopticEvaluator", "count_matches", "match_segments", "sum_pq", "summarize_pq"]
@@ -73,7 +74,9 @@ class PanopticEvaluator(DatasetEvaluator):
             annotation = self._annotation_of(image)
             png = self._png_dir / annotation["file_name"]
             png.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(id2rgb(torch.as_tensor(segment_ids).cpu().numpy())).save(png)
+            encoded = io.BytesIO()  # of a full disk Pillow would not say which file has no room
+            Image.fromarray(id2rgb(torch.as_tensor(segment_ids).cpu().numpy())).save(encoded, "png")
+            write_file(png, encoded.getvalue())
             self._predictions.append(
                 {
                     "image_id": image["image_id"],
@@ -101,8 +104,8 @@ class PanopticEvaluator(DatasetEvaluator):
                 "annotations."
             )
         self._output_dir.mkdir(parents=True, exist_ok=True)
-        with open(self._output_dir / "panoptic_predictions.json", "w") as f:
-            json.dump({**self._truth, "annotations": predictions}, f)
+        content = json.dumps({**self._truth, "annotations": predictions})
+        write_file(self._output_dir / "panoptic_predictions.json", content.encode())
         metrics = summarize_pq(sum_pq(theirs for theirs, _ in gathered), self._truth["categories"])
         _log_table(metrics)
         return {"panoptic_seg": metrics}

@@ -17,6 +17,7 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 from tabulate import tabulate
 
+from mask2former.durable_files import write_file
 from mask2former.evaluation.run_lengths import encode_mask
 from mask2former.evaluation.saved_predictions import decode_class_map
 
@@ -104,8 +105,7 @@ class SemSegEvaluator(ClassMapEvaluator):
             return None
         predictions = list(itertools.chain.from_iterable(theirs for _, theirs in gathered))
         self._output_dir.mkdir(parents=True, exist_ok=True)
-        with open(self._output_dir / "sem_seg_predictions.json", "w") as f:
-            json.dump(predictions, f)
+        write_file(self._output_dir / "sem_seg_predictions.json", json.dumps(predictions).encode())
         metrics = summarize_miou(sum(theirs for theirs, _ in gathered), self._metadata.stuff_classes)
         names = ["mIoU", "fwIoU", "mACC", "pACC"]
         table = tabulate([[metrics[name] for name in names]], headers=names, tablefmt="pipe", floatfmt=".3f")

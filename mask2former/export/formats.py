@@ -102,7 +102,7 @@ def _write_torch_export(graph: ExportGraph, sample: Tensor, path: Path, info: Ex
     _write(path, partial(torch.export.save, program, extra_files={INFO_KEY: info.to_json()}))
 
 
-def _write(path: Path, save: Callable[[io.BytesIO], None]) -> None:
+def _write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
     content = io.BytesIO()  # not the file itself: PyTorch turns its errors into others
     save(content)
     with replace_file(path) as file:
@@ -112,11 +112,10 @@ def _write(path: Path, save: Callable[[io.BytesIO], None]) -> None:
 def _write_aoti(graph: ExportGraph, sample: Tensor, path: Path, info: ExportInfo) -> None:
     import torch._inductor
 
-    torch._inductor.aoti_compile_and_package(
-        _export_program(graph, sample),
-        package_path=str(path),
-        inductor_configs={"aot_inductor.metadata": {INFO_KEY: info.to_json()}},
-    )
+    program = _export_program(graph, sample)
+    settings = {"aot_inductor.metadata": {INFO_KEY: info.to_json()}}
+    compile_and_package = torch._inductor.aoti_compile_and_package
+    _write(path, lambda file: compile_and_package(program, package_path=file, inductor_configs=settings))
 
 
 _WRITERS: dict[ExportFormat, Callable[[ExportGraph, Tensor, Path, ExportInfo], None]] = {

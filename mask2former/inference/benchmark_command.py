@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 
+from mask2former.durable_files import write_file
 from mask2former.export import ExportedResults, is_exported
 from mask2former.inference.benchmark import PARTS, Benchmark, cpu_name, time_models, untrained
 from mask2former.inference.exported import open_exported
@@ -92,7 +93,7 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
     print(_table(results))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_file(args.json, f"{json.dumps(results, indent=2)}\n".encode())
     return results
 
 

@@ -1,11 +1,13 @@
 """Drawings as files of a folder."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mask2former.durable_files import write_file
 from mask2former.visualization.sheet import contact_sheet
 
 __all__ = ["save_drawings"]
@@ -21,17 +23,26 @@ def save_drawings(drawings: Iterable[tuple[str, np.ndarray, str]], folder: Path,
 
     Returns:
         How many there were.
+
+    Raises:
+        OSError: one cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     shown: list[np.ndarray] = []
     for name, drawing, text in drawings:
-        Image.fromarray(drawing).save(folder / f"{name}.jpg", quality=92)
+        _write_jpeg(folder / f"{name}.jpg", drawing)
         print(f"{name}.jpg: {text}")
         count += 1
         if sheet:
             shown.append(drawing)
     if shown:
-        Image.fromarray(contact_sheet(shown)).save(folder / "sheet.jpg", quality=92)
+        _write_jpeg(folder / "sheet.jpg", contact_sheet(shown))
     print(f"{count} pictures -> {folder}/")
     return count
+
+
+def _write_jpeg(path: Path, rgb: np.ndarray) -> None:
+    encoded = io.BytesIO()  # of a full disk Pillow would not say which file has no room
+    Image.fromarray(rgb).save(encoded, "jpeg", quality=92)
+    write_file(path, encoded.getvalue())

@@ -12,6 +12,7 @@ from PIL import Image
 from mask2former.engine.browse import browse, draw_examples, for_data_sets
 from mask2former.engine.setup import load_config
 from mask2former.visualization import draw_semantic
+from tests.small_disk import disk_of
 
 Configure = Callable[..., CfgNode]
 
@@ -70,6 +71,13 @@ def test_augmentations_are_the_configured_ones(toy_config: Configure) -> None:
 def test_sheet(toy_config: Configure, tmp_path: Path) -> None:
     browse(toy_config(), tmp_path / "a", number=5, augment=False, sheet=True)
     assert Image.open(tmp_path / "a" / "sheet.jpg").size == (3 * (32 + 8) + 8, 2 * (24 + 8) + 8)
+
+
+@pytest.mark.parametrize(("room", "file"), [(100, r"00000\d_00\d\.jpg"), (1500, r"sheet\.jpg")])
+def test_a_full_disk(toy_config: Configure, tmp_path: Path, room: int, file: str) -> None:
+    with disk_of(room), pytest.raises(OSError, match=rf"a/{file}: cannot be written \(File too large\)"):
+        browse(toy_config(), tmp_path / "a", number=5, augment=False, sheet=True)
+    assert all(Image.open(path).load() for path in (tmp_path / "a").iterdir())
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_is_drawn(

@@ -1,5 +1,6 @@
 """Exported files compute what the model computes, at other batches and sizes than the recorded one."""
 
+import importlib
 import math
 import shutil
 from collections.abc import Callable
@@ -274,8 +275,15 @@ def test_input_type_of_numbers(build: Build) -> None:
         assert all(torch.equal(a, b) for a, b in zip(graph(batch), graph(batch.float()), strict=True))
 
 
-@pytest.mark.parametrize("export_format", ["onnx", "torchscript", "torch_export"])
-def test_a_full_disk_leaves_the_file_that_was_there(export_format: ExportFormat, build: Build, tmp_path: Path) -> None:
+@pytest.mark.parametrize("export_format", ["onnx", "torchscript", "torch_export", "aoti"])
+def test_a_full_disk_leaves_the_file_that_was_there(
+    export_format: ExportFormat, build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        importlib.import_module("torch._inductor"),
+        "aoti_compile_and_package",  # takes a minute
+        lambda *_, package_path, **__: package_path.write(bytes(2000)),
+    )
     cfg, model = build("resnet")
     info = ExportInfo.from_config(cfg, model, postprocessing="none", input_type="float32", precision="float32")
     graph = ExportGraph(model, "none")

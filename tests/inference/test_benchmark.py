@@ -18,6 +18,7 @@ from mask2former import cli
 from mask2former.export import ExportGraph, ExportInfo, PostProcessing, export_graph
 from mask2former.inference.benchmark import PARTS, Benchmark, _watched, sure_predictions, time_models
 from mask2former.modeling.postprocessing import MaskGeometry, panoptic_inference
+from tests.small_disk import disk_of
 
 FAST = ["--size", "64x96", "--rounds", "2", "--warm-up", "1"]
 
@@ -178,3 +179,10 @@ def test_sizes_are_two_numbers(tiny_config: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         cli.main(["benchmark", str(tiny_config), "--size", "640"])
     assert "'640' is not a size; write height x width, such as 800x1216" in capsys.readouterr().err
+
+
+def test_a_full_disk(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with disk_of(10):
+        assert cli.main(["benchmark", *FAST, "--json", str(tmp_path / "t.json"), str(tiny_config)]) == 1
+    assert f"error: {tmp_path / 't.json'}: cannot be written (File too large)" in capsys.readouterr().err
+    assert not (tmp_path / "t.json").exists()
