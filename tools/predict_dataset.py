@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mask2former.engine.run import INTERRUPTED
 from mask2former.inference.many import Settings, Workers, predict_many
 from mask2former.inference.runs import complain
 
@@ -55,7 +56,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0 if every picture is segmented."""
+    """Run the command line; returns 0 if every picture is segmented, 130 after Ctrl-C."""
     args = get_parser().parse_args(argv)
     device = ["MODEL.DEVICE", args.device] if args.device else []
     settings = Settings(
@@ -74,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ModuleNotFoundError, RuntimeError) as error:
         complain(error)
         return 1
+    except KeyboardInterrupt:
+        complain("interrupted; the same command goes on with the parts that are left")
+        return INTERRUPTED
     before = f" ({done.found} of them before)" if done.found else ""
     print(f"{done.parts} parts{before} -> {args.output}")
     if done.bad:

@@ -31,3 +31,14 @@ def test_command(tiny_files: tuple[CfgNode, Path], tmp_path: Path, capsys: pytes
     assert "has results of another job, which differs in pictures.parts (was 2, now 3)" in capsys.readouterr().err
     assert predict_dataset.main([str(pictures), "--output", f"{out}2", *words]) == 1
     assert capsys.readouterr().err.endswith(f"error: 1 pictures could not be segmented: {out}2/bad_pictures.jsonl\n")
+
+
+def test_ctrl_c_has_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict_dataset, "predict_many", interrupt)
+    assert predict_dataset.main([str(tmp_path), "--output", str(tmp_path / "out"), "--model", "a"]) == 130
+    assert capsys.readouterr().err == "error: interrupted; the same command goes on with the parts that are left\n"

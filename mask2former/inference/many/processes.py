@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -80,7 +81,8 @@ def _predict(settings: Settings, output: Path, shard: Shard) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot end its workers, which would wait for work forever."""
+    """A parent that is killed cannot end its workers, which would wait for work forever; Ctrl-C ends them at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback from each
 
     def watch() -> None:
         parent = parent_process()
