@@ -39,13 +39,18 @@ class _Part:
         """Of the images, below their folder.
 
         Raises:
-            DataError: One is not UTF-8, as the files that will list it have to be.
+            DataError: One is not UTF-8 or has a line break; the files that will list it have a name in each line.
         """
         folder = Path(self.entry["IMAGES"])
         names = [Path(record["file_name"]).relative_to(folder).as_posix() for record in self.records]
-        strange = [name for name in names if name.encode(errors="ignore").decode() != name]
-        if strange:
-            raise DataError([Fault(str(folder), f"the name {name!r} is not UTF-8. Rename it.") for name in strange])
+        faults = []
+        for name in names:
+            if name.encode(errors="ignore").decode() != name:
+                faults.append(Fault(str(folder), f"the name {name!r} is not UTF-8. Rename it."))
+            elif "\n" in name or "\r" in name:
+                faults.append(Fault(str(folder), f"the name {name!r} has a line break. Rename it."))
+        if faults:
+            raise DataError(faults)
         return names
 
 

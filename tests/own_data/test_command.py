@@ -258,12 +258,15 @@ def test_wrong_commands(
     assert not (tmp_path / "output").exists()
 
 
-def test_names_that_are_not_utf8(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("name", "fault"), [(bytes([0xFC]), "is not UTF-8"), (b"a\nb", "has a line break")])
+def test_names_that_no_list_can_have(
+    train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: bytes, fault: str
+) -> None:
     entry = write_data(tmp_path / "own", "yolo_seg", make_pictures(3))
     for folder, suffix in ((entry["IMAGES"], ".png"), (entry["LABELS"], ".txt")):
-        (Path(folder) / f"p00{suffix}").rename(Path(folder) / f"{os.fsdecode(bytes([0xFC]))}{suffix}")
+        (Path(folder) / f"p00{suffix}").rename(Path(folder) / f"{os.fsdecode(name)}{suffix}")
     assert train(*data_words(tmp_path / "own", entry)) == 1
-    assert re.search(r"own/images: the name '.*\.png' is not UTF-8\. Rename it", capsys.readouterr().err)
+    assert re.search(rf"own/images: the name '.*\.png' {fault}\. Rename it", capsys.readouterr().err)
 
 
 def test_validation_that_shows_nothing(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
