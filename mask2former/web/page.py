@@ -47,7 +47,8 @@ def build_page(model: Segmenter, title: str = "Mask2Former") -> Any:
         try:
             result = model.predict(picture, task=task, threshold=None if task == "semantic" else threshold)
         except ValueError as error:  # which need not tell where the server keeps it
-            raise gradio.Error(str(error).replace(picture, Path(picture).name)) from error
+            message = str(error).replace(picture, Path(picture).name)
+            raise gradio.Error(message, print_exception=False) from error  # nothing for the server's log
         regions = find_regions(result, task)
         return render_view(result, task, regions), str(_pack(result, task, regions, Path(download.GRADIO_CACHE)))
 

@@ -86,8 +86,9 @@ def test_what_is_no_picture_is_told_without_its_place(page: Any, segment: Callab
     (tmp_path / "note.png").write_text("hello")
     (upload,) = (block for block in page.blocks.values() if isinstance(block, gradio.Image))
     given = upload.preprocess(gradio.image_utils.ImageData(path=str(tmp_path / "note.png"), orig_name="note.png"))
-    with pytest.raises(gradio.Error, match=r"^'note.png: cannot be read as an image"):
+    with pytest.raises(gradio.Error, match=r"^'note.png: cannot be read as an image") as told:
         segment(given, "panoptic", 0.5)
+    assert not told.value.print_exception  # to the log, with its place
 
 
 def test_no_picture_is_no_result(segment: Callable[..., Any]) -> None:
