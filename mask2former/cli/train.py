@@ -5,6 +5,7 @@ import argparse
 from detectron2.engine import default_argument_parser
 
 from mask2former.cli.common import DATA_ERRORS, Commands, complaining
+from mask2former.engine.data_loader import FILE_ERRORS
 from mask2former.engine.launch import check_address, check_num_gpus
 from mask2former.engine.run import run
 from mask2former.engine.setup import load_config
@@ -46,7 +47,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 # Weights, data, output, and another training there; all else needs its traceback.
-@complaining(FileNotFoundError, PermissionError, BlockingIOError)
+@complaining(*FILE_ERRORS, PermissionError, BlockingIOError)
 def _run(args: argparse.Namespace) -> int:
     (run if args.data is None else train_and_report)(args)
     return 0

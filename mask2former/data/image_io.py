@@ -11,12 +11,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-__all__ = ["image_size", "read_image", "read_label_image", "to_eight_bits", "verify_image"]
+__all__ = ["UnreadableImage", "image_size", "read_image", "read_label_image", "to_eight_bits", "verify_image"]
 
 _logger = logging.getLogger(__name__)
+
+
+class UnreadableImage(ValueError):  # noqa: N818  as PIL.UnidentifiedImageError, it is no fault of a program
+    """A file is not an image, or is damaged."""
+
 
 _ORIENTATION = 0x0112  # EXIF tag
 _TRANSPOSED = {5, 6, 7, 8}  # orientations that swap width and height
@@ -150,8 +155,10 @@ def _opening(path: str | Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such file. Check the folders of the data set.") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
-        raise ValueError(
-            f"{path}: cannot be read as an image ({error}). It is damaged, cut short or of an unknown format: "
+        # Of a file that is no picture Pillow says where in memory it is.
+        reason = "its content has no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        raise UnreadableImage(
+            f"{path}: cannot be read as an image ({reason}). It is damaged, cut short or of an unknown format: "
             "copy it again, or take it out of the data set."
         ) from error
 

@@ -1,4 +1,7 @@
-"""The training batches: an endless sequence in which batch ``i`` depends only on the run's seed and ``i``."""
+"""The training batches: an endless sequence in which batch ``i`` depends only on the run's seed and ``i``.
+
+And those of evaluations. A file that is gone or damaged is told by all loaders as if they had no workers.
+"""
 
 import itertools
 import logging
@@ -7,20 +10,28 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MetadataCatalog, build_detection_train_loader
+from detectron2.data import (
+    DatasetFromList,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from mask2former.data import check_config_against_data
+from mask2former.data.image_io import UnreadableImage
 from mask2former.engine.random_state import derive_seed, isolated_rng
 
-__all__ = ["TrainLoader", "build_train_loader", "ignore_interrupts"]
+__all__ = ["FILE_ERRORS", "TestLoader", "TrainLoader", "build_test_loader", "build_train_loader"]
 
 logger = logging.getLogger(__name__)
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
+# Of a picture or a map of labels, which tell all there is to know: PyTorch would add the worker's stack.
+FILE_ERRORS = (FileNotFoundError, UnreadableImage)
 SampleKey = tuple[int, int]  # position in the global sequence of samples, index into the data set
 
 
@@ -65,10 +76,10 @@ class TrainLoader:
             batch_sampler=itertools.islice(self._batches(), self.first_batch, None),
             num_workers=self.num_workers,
             collate_fn=_keep_list,
-            worker_init_fn=ignore_interrupts,
+            worker_init_fn=_ignore_interrupts,
             generator=Generator(),  # else the loader would draw from the model's random numbers
         )
-        return iter(loader)
+        return map(_raise_errors, loader)
 
     def _batches(self) -> Iterator[list[SampleKey]]:
         rank, world_size = comm.get_rank(), comm.get_world_size()
@@ -87,7 +98,9 @@ class _SeededDataset(Dataset):
 
     def __init__(self, records: Dataset, mapper: Mapper, seed: int) -> None:
         self.records = records
-        self.mapper = PicklableWrapper(mapper)  # from Python 3.14 on, workers get a pickled copy, of a closure as well
+        self.mapper = PicklableWrapper(
+            _Telling(mapper)
+        )  # from Python 3.14 on, workers get a pickled copy, of a closure as well
         self.seed = seed
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
@@ -108,6 +121,45 @@ class _SeededDataset(Dataset):
     def _map(self, index: int, seed: int) -> dict[str, Any] | None:
         with isolated_rng(seed):
             return self.mapper(self.records[index])
+
+
+class TestLoader:
+    """The batches of Detectron2's loader for an evaluation.
+
+    Args:
+        loader: whose mapper is a :class:`_Telling` one.
+    """
+
+    __test__ = False  # nothing for pytest
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return map(_raise_errors, self._loader)
+
+
+class _Telling:
+    """A mapper that gives a file's error in place of its sample, for :func:`_raise_errors`."""
+
+    def __init__(self, mapper: Mapper) -> None:
+        self._mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any] | Exception | None:
+        try:
+            return self._mapper(record)
+        except FILE_ERRORS as error:
+            return error
+
+
+def _raise_errors(batch: list[dict[str, Any] | Exception]) -> list[dict[str, Any]]:
+    for sample in batch:
+        if isinstance(sample, Exception):
+            raise sample
+    return batch  # type: ignore[return-value]
 
 
 def build_train_loader(cfg: CfgNode, mapper: Mapper) -> TrainLoader:
@@ -141,7 +193,14 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper) -> TrainLoader:
     )
 
 
-def ignore_interrupts(_: int) -> None:
+def build_test_loader(cfg: CfgNode, dataset_name: str, mapper: Mapper) -> TestLoader:
+    """Build Detectron2's loader of one of ``cfg.DATASETS.TEST``, each image once."""
+    loader = build_detection_test_loader(cfg, dataset_name, mapper=_Telling(mapper))
+    loader.worker_init_fn = _ignore_interrupts
+    return TestLoader(loader)
+
+
+def _ignore_interrupts(_: int) -> None:
     """For a loader's workers: Ctrl-C reaches them too, but it is their program that ends them, without an error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

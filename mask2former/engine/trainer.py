@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -16,7 +15,7 @@ from torch import nn
 from mask2former.data import build_dataset_mapper
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.engine.config_files import with_opts
-from mask2former.engine.data_loader import TrainLoader, build_train_loader, ignore_interrupts
+from mask2former.engine.data_loader import FILE_ERRORS, TestLoader, TrainLoader, build_test_loader, build_train_loader
 from mask2former.engine.hooks import (
     BestCheckpointer,
     EarlyStopping,
@@ -91,11 +90,15 @@ class Trainer(DefaultTrainer):
             logger.info("The run that is resumed was stopped early, so nothing is left to do.")
             return None
         self.data_loader.first_batch = self.start_iter * self.cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS
+        failures = logging.getLogger("detectron2.engine.train_loop")
+        failures.addFilter(_without_stack)
         try:
             super().train()
         except TrainingStopped as stop:
             logger.info(str(stop))
             self.checkpointer.save("model_final", iteration=self.iter)
+        finally:
+            failures.removeFilter(_without_stack)
         return self._last_eval_results
 
     def build_hooks(self) -> list[HookBase]:
@@ -145,10 +148,8 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg, build_dataset_mapper(cfg, is_train=True))
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
-        loader = build_detection_test_loader(cfg, dataset_name, mapper=build_dataset_mapper(cfg, is_train=False))
-        loader.worker_init_fn = ignore_interrupts
-        return loader
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> TestLoader:
+        return build_test_loader(cfg, dataset_name, build_dataset_mapper(cfg, is_train=False))
 
     @classmethod
     def test(
@@ -177,6 +178,14 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder)
+
+
+def _without_stack(record: logging.LogRecord) -> bool:
+    """Leave out of what Detectron2 logs when a training fails what says nothing of a file that is gone or damaged."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, FILE_ERRORS):
+        record.msg, record.args, record.exc_info = "%s --resume goes on from the last checkpoint.", (error,), None
+    return True
 
 
 def _with_seed(cfg: CfgNode) -> CfgNode:

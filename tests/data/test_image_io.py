@@ -93,7 +93,7 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image .* copy it again"):
         read_image(path)
     (tmp_path / "b.jpg").write_text("not an image")
-    with pytest.raises(ValueError, match=r"b\.jpg: cannot be read as an image"):
+    with pytest.raises(ValueError, match=r"b\.jpg: cannot be read as an image \(its content has no format that"):
         image_size(tmp_path / "b.jpg")
     with pytest.raises(FileNotFoundError, match=r"c\.png: no such file"):
         read_image(tmp_path / "c.png")

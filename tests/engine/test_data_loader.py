@@ -11,7 +11,8 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset
 
-from mask2former.engine.data_loader import TrainLoader, build_train_loader
+from mask2former.data import read_image
+from mask2former.engine.data_loader import TrainLoader, build_test_loader, build_train_loader
 
 RECORDS = [{"file_name": str(i), "width": 4 + i % 3, "height": 5} for i in range(10)]
 
@@ -161,3 +162,24 @@ def test_an_iterable_data_set_is_an_error(toy_config):
             build_train_loader(toy_config(DATASETS__TRAIN="('stream',)"), lambda record: record)
     finally:
         DatasetCatalog.remove("stream")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("damage", ["gone", "damaged"])
+def test_a_file_that_is_lost_is_told_without_the_worker_s_stack(num_workers, damage, tmp_path, toy_config):
+    path = tmp_path / "a.png"
+    if damage == "damaged":
+        path.write_bytes(b"\x89PNG")
+    error, message = {
+        "gone": (FileNotFoundError, f"{path}: no such file. Check the folders of the data set."),
+        "damaged": (ValueError, f"{path}: cannot be read as an image"),
+    }[damage]
+
+    def read(record: dict) -> dict:
+        return {"image": read_image(path)}
+
+    cfg = toy_config(DATALOADER__NUM_WORKERS=num_workers)
+    for loader in (make(mapper=read, num_workers=num_workers), build_test_loader(cfg, "toy", read)):
+        with pytest.raises(error) as raised:
+            list(itertools.islice(loader, 3))
+        assert str(raised.value).startswith(message)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import hooks
 from torch import nn
 
 from mask2former.engine import Trainer
@@ -201,3 +203,32 @@ def test_a_killed_run_loses_no_more_than_the_steps_since_its_checkpoint(killed: 
     assert lost["call1"] == lost["call2"] == [0, 3]  # before the first checkpoint has its name
     assert all(lost[f"call{call}"] == [0, 0] for call in (3, 4, 5, 6))
     assert killed["leftovers"] == []
+
+
+def test_a_picture_that_is_lost_ends_the_training_with_one_line(
+    toy_config, toy, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    toy.write_dataset(data)
+    toy.register_dataset(data, "lost")
+    monkeypatch.setattr(logging.getLogger("detectron2"), "propagate", True)
+    cfg = toy_config(DATASETS__TRAIN="('lost',)", DATASETS__TEST="()", SOLVER__CHECKPOINT_PERIOD=2)
+    trainer = Trainer(cfg)
+
+    def lose(trainer: Trainer) -> None:
+        if trainer.iter == 4:
+            for picture in data.glob("0*.png"):
+                picture.rename(picture.with_suffix(".lost"))
+
+    trainer.register_hooks([hooks.CallbackHook(after_step=lose)])
+    with pytest.raises(FileNotFoundError, match=r"\.png: no such file"):
+        trainer.train()
+    (line,) = (record for record in caplog.records if record.levelno >= logging.ERROR)
+    assert re.fullmatch(r".*\.png: no such file\..* --resume goes on from the last checkpoint\.", line.getMessage())
+    assert line.exc_info is None
+    for picture in data.glob("*.lost"):
+        picture.rename(picture.with_suffix(".png"))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load()
+    assert trainer.start_iter == 4
+    trainer.train()
