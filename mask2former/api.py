@@ -10,6 +10,7 @@ Example::
     result.save("out/")
 """
 
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def load(
         ValueError: the weights are not those of a whole model of this configuration, ``optimize`` is unknown, or an
             exported file is given what it cannot have: weights, ``optimize`` or ``opts``.
     """
-    if isinstance(model, str | Path) and is_exported(path := Path(model).expanduser()):
+    if isinstance(model, str | Path) and is_exported(path := Path(os.path.expanduser(model))):
         _refuse(path, weights=weights, optimize=optimize, opts=opts)
         return open_exported(path, device)
     options = [*(["MODEL.DEVICE", device] if device else []), *_optimization_keys(optimize), *opts]

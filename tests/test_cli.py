@@ -398,3 +398,22 @@ def test_help_names_every_command(repository: Path) -> None:
     for command in COMMANDS:
         assert f"    {command} " in done.stdout
     assert cv2.__name__ not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("predict a.png --output out --model {}", "there is no model '{}'"),
+        ("benchmark {}", "there is no model '{}'"),
+        ("convert {} b.pth", "there is no file {}"),
+        ("inspect --data {}", "{}: no such file"),
+    ],
+)
+def test_a_path_of_a_user_who_is_not_there(
+    command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("a.png", np.zeros((4, 4, 3), np.uint8))
+    assert cli.main([word.format("~nobody-at-all/a.pth") for word in command.split()]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message.format("~nobody-at-all/a.pth") in line

@@ -83,7 +83,7 @@ def run_script(prepare: Callable[[Job], None], description: str | None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="make again what is there already")
     arguments = parser.parse_args()
     try:
-        prepare(Job(arguments.root.expanduser(), arguments.workers, arguments.overwrite))
+        prepare(Job(Path(os.path.expanduser(arguments.root)), arguments.workers, arguments.overwrite))
     except (FileNotFoundError, ValueError, ImportError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 

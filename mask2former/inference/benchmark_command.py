@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
     device: str = first.cfg.MODEL.DEVICE
     results = {
         "model": str(args.model),
-        "file": is_exported(Path(args.model).expanduser()),
+        "file": is_exported(Path(os.path.expanduser(args.model))),
         "picture": {"path": args.image, "size": list(benchmark.picture.shape[:2])},
         "options": {**benchmark.options, "rounds": benchmark.rounds, "warm_up": benchmark.warm_up},
         "predictions": _describe_predictions(benchmark, first),
@@ -100,7 +101,7 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
 def _load_models(args: argparse.Namespace) -> dict[str, Segmenter]:
     """The plain model, and a faster one if it is asked for."""
     faster = args.optimize or args.dtype != "float32" or args.compile != "none"
-    if is_exported(path := Path(args.model).expanduser()):
+    if is_exported(path := Path(os.path.expanduser(args.model))):
         if faster or args.untrained or args.weights or args.opts:
             raise ValueError(
                 f"{path} is an exported file, which is timed as it is; leave --optimize, --dtype, --compile, "

@@ -1,5 +1,6 @@
 """Finding the configuration and the weights of what a user calls a model."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def model_config(model: str | Path, weights: str | Path | None = None, opts: Seq
     """
     if weights == "":  # of a variable that is not set, perhaps
         raise ValueError("weights is empty, which names no checkpoint; leave it out for those that go with the model.")
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # Path.expanduser ends at unknown users
     if path.suffix.lower() in _CONFIG_SUFFIXES:
         if not path.is_file():
             raise FileNotFoundError(f"there is no configuration {model}; check the path and the working directory.")

@@ -1,5 +1,6 @@
 """Finding out what ``--data`` is, and writing it as an entry of ``DATASETS.CUSTOM``."""
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def find_entries(given: Given) -> tuple[Entry, Entry | None]:
     """
     if given.format not in (None, *FORMATS):
         raise ValueError(f"--format is {given.format}, expected one of {', '.join(FORMATS)}.")
-    data = given.data.expanduser().absolute()
+    data = Path(os.path.expanduser(given.data)).absolute()  # Path.expanduser ends at unknown users
     if not data.exists():
         raise FileNotFoundError(f"{given.data}: no such file or folder.")
     if data.suffix.lower() == ".zip":
@@ -284,4 +285,4 @@ def _names_of_lists(path: Path) -> set[str]:
 
 
 def _text(path: Path) -> str:
-    return str(path.expanduser().absolute())
+    return str(Path(os.path.expanduser(path)).absolute())

@@ -1,5 +1,6 @@
 """From what ``MODEL.WEIGHTS`` says to a file on this machine."""
 
+import os
 from pathlib import Path
 
 from mask2former.weights.download import download
@@ -33,7 +34,7 @@ def find_weights(source: str | Path) -> str:
         ValueError: what was downloaded is not what was published.
     """
     source = str(source)
-    path = Path(source.removeprefix("file://")).expanduser()
+    path = Path(os.path.expanduser(source.removeprefix("file://")))  # Path.expanduser ends at unknown users
     if path.is_dir():
         return file_in_folder(str(path))
     if path.is_file():

@@ -14,7 +14,7 @@ MASK_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff"})
 
 def resolve(path: str) -> Path:
     """A path of a configuration: relative ones start at ``$DETECTRON2_DATASETS`` (default ``datasets``)."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser() / Path(path).expanduser()
+    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")), os.path.expanduser(path))
 
 
 def find_files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
