@@ -58,10 +58,20 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     Args:
         args: of ``detectron2.engine.default_argument_parser``.
+
+    Raises:
+        OSError: the output folder cannot be written.
     """
     setup_logger(distributed_rank=comm.get_rank(), name="mask2former")
     cfg = load_config(args.config_file, args.opts)
-    default_setup(cfg, args)
+    try:
+        default_setup(cfg, args)
+    except OSError as error:
+        if error.filename is None:  # a full disk, of which Python says nothing else
+            config = Path(cfg.OUTPUT_DIR, "config.yaml")
+            config.unlink(missing_ok=True)  # the half of one would count as a whole
+            error.filename = str(config)
+        raise
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask2former", configure_stdout=False)
     return cfg
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mask2former.engine import load_config, setup
+from tests.small_disk import disk_of
 
 
 def test_options_override_the_file(tmp_path):
@@ -65,3 +66,10 @@ def test_setup_prepares_the_output_folder_and_the_seed(tmp_path):
     assert (tmp_path / "out" / "config.yaml").is_file()
     logging.getLogger("mask2former.test").info("a line of ours")
     assert "a line of ours" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_no_half_of_a_configuration_is_left_on_a_full_disk(tmp_path):
+    args = argparse.Namespace(config_file="", opts=["OUTPUT_DIR", str(tmp_path / "out")], eval_only=True)
+    with disk_of(1000), pytest.raises(OSError, match=r"File too large: '.*out/config\.yaml'"):
+        setup(args)
+    assert not (tmp_path / "out/config.yaml").exists()
