@@ -25,7 +25,7 @@ from mask2former.data import check_config_against_data
 from mask2former.data.image_io import UnreadableImage
 from mask2former.engine.random_state import derive_seed, isolated_rng
 
-__all__ = ["FILE_ERRORS", "TestLoader", "TrainLoader", "build_test_loader", "build_train_loader"]
+__all__ = ["FILE_ERRORS", "TrainLoader", "build_test_loader", "build_train_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -98,9 +98,8 @@ class _SeededDataset(Dataset):
 
     def __init__(self, records: Dataset, mapper: Mapper, seed: int) -> None:
         self.records = records
-        self.mapper = PicklableWrapper(
-            _Telling(mapper)
-        )  # from Python 3.14 on, workers get a pickled copy, of a closure as well
+        # From Python 3.14 on, workers get a pickled copy, of a closure as well.
+        self.mapper = PicklableWrapper(_Telling(mapper))
         self.seed = seed
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
@@ -123,23 +122,11 @@ class _SeededDataset(Dataset):
             return self.mapper(self.records[index])
 
 
-class TestLoader:
-    """The batches of Detectron2's loader for an evaluation.
+class _TestLoader(DataLoader):
+    """Detectron2's loader for an evaluation, with a mapper that is a :class:`_Telling` one."""
 
-    Args:
-        loader: whose mapper is a :class:`_Telling` one.
-    """
-
-    __test__ = False  # nothing for pytest
-
-    def __init__(self, loader: DataLoader) -> None:
-        self._loader = loader
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        return map(_raise_errors, self._loader)
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:  # type: ignore[override]  # PyTorch's is a class of its own
+        return map(_raise_errors, super().__iter__())
 
 
 class _Telling:
@@ -193,11 +180,12 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper) -> TrainLoader:
     )
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str, mapper: Mapper) -> TestLoader:
+def build_test_loader(cfg: CfgNode, dataset_name: str, mapper: Mapper) -> DataLoader:
     """Build Detectron2's loader of one of ``cfg.DATASETS.TEST``, each image once."""
     loader = build_detection_test_loader(cfg, dataset_name, mapper=_Telling(mapper))
     loader.worker_init_fn = _ignore_interrupts
-    return TestLoader(loader)
+    loader.__class__ = _TestLoader
+    return loader
 
 
 def _ignore_interrupts(_: int) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from mask2former.data import build_dataset_mapper
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.engine.config_files import with_opts
-from mask2former.engine.data_loader import FILE_ERRORS, TestLoader, TrainLoader, build_test_loader, build_train_loader
+from mask2former.engine.data_loader import FILE_ERRORS, TrainLoader, build_test_loader, build_train_loader
 from mask2former.engine.hooks import (
     BestCheckpointer,
     EarlyStopping,
@@ -148,7 +148,7 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg, build_dataset_mapper(cfg, is_train=True))
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> TestLoader:
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
         return build_test_loader(cfg, dataset_name, build_dataset_mapper(cfg, is_train=False))
 
     @classmethod

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -66,6 +67,19 @@ def test_a_killed_training_leaves_no_lock(tmp_path: Path) -> None:
         other.join()
         with only_training_in(tmp_path):
             assert (tmp_path / "training.lock").read_text().startswith(f"process {os.getpid()} of ")
+
+
+def test_the_lock_of_a_machine_that_may_be_gone_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_lock, "_PAUSE", 0.01)
+    with training_elsewhere(tmp_path) as other:
+        monkeypatch.setattr("socket.gethostname", lambda: "another")
+        monkeypatch.setattr(folder_lock, "_LEASE", 0.02)
+        with pytest.raises(BlockingIOError, match="another program"), only_training_in(tmp_path):
+            pass
+        monkeypatch.setattr(folder_lock, "_LEASE", 60)
+        Timer(0.2, other.kill).start()
+        with only_training_in(tmp_path):
+            assert (tmp_path / "training.lock").read_text() == f"process {os.getpid()} of another"
 
 
 @pytest.mark.parametrize(
