@@ -70,14 +70,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
     """``relu(layer(x))``, (..., C) to (..., K); without gradients on a GPU, or in bfloat16 on a CPU, rounded once."""
-    if type(layer) not in (nn.Linear, FasterLinear) or _has_hooks(layer) or not _is_plain(layer.weight):
+    if type(layer) not in (nn.Linear, FasterLinear) or _has_hooks(layer):
         # Not in place, which hooks of a backward pass forbid. Before PyTorch 2.15, a sharded layer would not see that
         # its backward pass begins.
         return F.relu(layer(x))
     known = cast(nn.Linear, layer)
-    if takes_bfloat16(x):
+    is_plain = _is_plain(known.weight)
+    if is_plain and takes_bfloat16(x):
         return bfloat16_linear(x, known.weight, known.bias, relu=True)
-    if known.bias is not None and is_inference_on_gpu(x):
+    if is_plain and known.bias is not None and is_inference_on_gpu(x):
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
         bias, rows, weight = (y.to(dtype) for y in (known.bias, x.flatten(0, -2), known.weight))
         return torch._addmm_activation(bias, rows, weight.t()).unflatten(0, x.shape[:-1])
@@ -85,7 +86,7 @@ def linear_relu(layer: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
-def _is_plain(weight: Tensor | nn.Module) -> bool:
+def _is_plain(weight: Tensor) -> bool:
     """Whether it is no tensor of a class of its own, as quantised ones are, which knows PyTorch's functions alone."""
     return type(weight) in (Tensor, nn.Parameter)
 
