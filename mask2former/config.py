@@ -36,22 +36,22 @@ def _add_pixel_decoder_keys(cfg: CN) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     # Channels of the per-pixel embedding, and so of a query's mask embedding (official).
     head.MASK_DIM = 256
-    # Layers of the pixel decoder's Transformer encoder; 6 in Mask2Former (official). MSDeformAttnPixelDecoder's refines
-    # several scales together; the other decoders' works on the coarsest one, as MaskFormer's does.
+    # Layers of the pixel decoder's Transformer encoder; 6 in Mask2Former (official). In MSDeformAttnPixelDecoder it
+    # refines several scales together; in the other decoders only the coarsest one, as in MaskFormer.
     head.TRANSFORMER_ENC_LAYERS = 0
     # A name in Detectron2's SEM_SEG_HEADS registry (official). "MSDeformAttnPixelDecoder" is Mask2Former's;
     # "BasePixelDecoder" and "TransformerEncoderPixelDecoder" are MaskFormer's; "FPNPixelDecoder",
-    # "SemanticFPNPixelDecoder", "FaPNPixelDecoder" and "BiFPNPixelDecoder" are of Table 4e, CONVS_DIM wide.
+    # "SemanticFPNPixelDecoder", "FaPNPixelDecoder" and "BiFPNPixelDecoder", CONVS_DIM wide, are those of Table 4e.
     head.PIXEL_DECODER_NAME = "BasePixelDecoder"
-    # SemanticFPNPixelDecoder: width of the branch that adds up all scales (128 in its paper); None is CONVS_DIM.
+    # SemanticFPNPixelDecoder: channels of the branch that adds up all scales (128 in its paper); None is CONVS_DIM.
     head.SEMANTIC_FPN_DIM = None
-    # BiFPNPixelDecoder: passes over the pyramid; 8 is what EfficientDet's rule gives for a width of 256.
+    # BiFPNPixelDecoder: number of passes over the pyramid; EfficientDet's rule gives 8 for 256 channels.
     head.BIFPN_LAYERS = 8
     # Backbone features that enter multi-scale deformable attention, one level each (official).
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
-    # Sampling points per head and level (official, but hard-coded to 4 there).
+    # Sampling points per head and level (hard-coded to 4 in the official release).
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
-    # Attention heads (official, but MASK_FORMER.NHEADS was used instead there; both are 8 in every official file).
+    # Attention heads (official, but MASK_FORMER.NHEADS is used instead there; both are 8 in every official file).
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
     # Hidden width of the encoder's feed-forward network (hard-coded to 1024 in the official release).
     head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = 1024
@@ -63,45 +63,46 @@ def _add_transformer_decoder_keys(cfg: CN) -> None:
     # A name in the TRANSFORMER_DECODER registry: "MultiScaleMaskedTransformerDecoder" is Mask2Former's,
     # "StandardTransformerDecoder" MaskFormer's (official).
     mask_former.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
-    # What the Transformer decoder attends to: "multi_scale_pixel_decoder" is MultiScaleMaskedTransformerDecoder's;
-    # "transformer_encoder", "pixel_embedding" or a backbone feature such as "res5" are StandardTransformerDecoder's
+    # What the Transformer decoder attends to: "multi_scale_pixel_decoder" with MultiScaleMaskedTransformerDecoder;
+    # "transformer_encoder", "pixel_embedding" or a backbone feature such as "res5" with StandardTransformerDecoder
     # (official).
     mask_former.TRANSFORMER_IN_FEATURE = "res5"
     # Scales of the pixel decoder that the Transformer decoder visits in turn (hard-coded to 3 in the official release).
     mask_former.NUM_FEATURE_LEVELS = 3
-    # Segments that can be found in one image; PerPixelBaselinePlusHead has one for each class (official).
+    # Queries: the most segments that can be found in one image. PerPixelBaselinePlusHead has one for each class instead
+    # (official).
     mask_former.NUM_OBJECT_QUERIES = 100
     # Channels of the queries (official).
     mask_former.HIDDEN_DIM = 256
-    # Attention heads, of a pixel decoder's plain Transformer encoder too (official).
+    # Attention heads, also of a plain Transformer encoder in the pixel decoder (official).
     mask_former.NHEADS = 8
     # Hidden width of the feed-forward networks (official).
     mask_former.DIM_FEEDFORWARD = 2048
     # Self-attention layers on the feature that StandardTransformerDecoder reads (official).
     mask_former.ENC_LAYERS = 0
-    # Predictions. MultiScaleMaskedTransformerDecoder counts the one from the learnable queries, so that 10 means nine
-    # layers; StandardTransformerDecoder has as many layers (official).
+    # Number of predictions. MultiScaleMaskedTransformerDecoder counts the one from the learnable queries before the
+    # first layer, so 10 means nine layers; StandardTransformerDecoder has this many layers (official).
     mask_former.DEC_LAYERS = 6
     # Dropout of the Transformer layers, the pixel decoder's included (official).
     mask_former.DROPOUT = 0.1
     # Normalise before attention and feed-forward network, not after (official). The encoder of MSDeformAttnPixelDecoder
-    # always does it after.
+    # always normalises after.
     mask_former.PRE_NORM = False
     # Project features to HIDDEN_DIM even where they already have that many channels (official).
     mask_former.ENFORCE_INPUT_PROJ = False
-    # What a decoder layer reads pixels with, in the registry CROSS_ATTENTION (Table 4c): "MaskedAttentionLayer",
+    # How a decoder layer reads pixels, a name in the CROSS_ATTENTION registry (Table 4c): "MaskedAttentionLayer",
     # "CrossAttentionLayer" (all pixels), "SMCALayer" or "MaskPoolingLayer".
     mask_former.CROSS_ATTENTION_NAME = "MaskedAttentionLayer"
-    # Which of the NUM_FEATURE_LEVELS scales decoder layers read, in this order, 0 being the coarsest; [] is all of
-    # them, coarse to fine. [2] of 3 is the single scale 1/8 (Table 4d).
+    # Which of the NUM_FEATURE_LEVELS scales the decoder layers read, in this order, 0 being the coarsest; [] is all of
+    # them, coarse to fine. With three scales, [2] is the single scale 1/8 (Table 4d).
     mask_former.FEATURE_LEVELS = []
-    # "efficient": each layer reads one of these scales, in turn. "naive": every layer reads all (Table 4d).
+    # "efficient": each layer reads one of these scales, in turn. "naive": every layer reads all of them (Table 4d).
     mask_former.MULTI_SCALE = "efficient"
     # False: queries start at zero, and no prediction is made from them before the first layer (Table 4b).
     mask_former.LEARNABLE_QUERY_FEATURES = True
     # True: self-attention before cross-attention in each layer (Table 4b).
     mask_former.SELF_ATTENTION_FIRST = False
-    # Dropout of the Transformer decoder alone (Table 4b); None takes DROPOUT, which the pixel decoder reads too.
+    # Dropout of the Transformer decoder alone (Table 4b); None takes DROPOUT, which the pixel decoder also uses.
     mask_former.DECODER_DROPOUT = None
     # Images are padded to a multiple of this; a negative value takes the backbone's own (official).
     mask_former.SIZE_DIVISIBILITY = 32
@@ -109,7 +110,7 @@ def _add_transformer_decoder_keys(cfg: CN) -> None:
 
 def _add_loss_and_test_keys(cfg: CN) -> None:
     mask_former = cfg.MODEL.MASK_FORMER
-    # Training loss (Section 3.3): a loss for every prediction, not for the last alone (official).
+    # Compute the training loss for every prediction, not only for the last one (official).
     mask_former.DEEP_SUPERVISION = True
     # Weight of "no object" in the class loss (official).
     mask_former.NO_OBJECT_WEIGHT = 0.1
@@ -117,71 +118,70 @@ def _add_loss_and_test_keys(cfg: CN) -> None:
     mask_former.CLASS_WEIGHT = 1.0
     # Weight of the dice loss, and of its cost (official).
     mask_former.DICE_WEIGHT = 1.0
-    # Weight of the loss of single pixels (MASK_LOSS), and of its cost (official).
+    # Weight of the per-pixel mask loss (MASK_LOSS), and of its cost (official).
     mask_former.MASK_WEIGHT = 20.0
-    # Points of each mask at which the mask losses look (official).
+    # Number of points in each mask at which the mask losses are computed (official).
     mask_former.TRAIN_NUM_POINTS = 112 * 112
-    # Random candidates for each of these points, of which the most uncertain ones are kept (official).
+    # Random candidates per point; the most uncertain ones are kept (official).
     mask_former.OVERSAMPLE_RATIO = 3.0
-    # Share of TRAIN_NUM_POINTS that is chosen from the candidates; the others are uniform (official).
+    # Share of TRAIN_NUM_POINTS that is chosen from the candidates; the others are uniformly random (official).
     mask_former.IMPORTANCE_SAMPLE_RATIO = 0.75
     # What the matching cost compares: random "points" (MATCHING_NUM_POINTS), or whole "masks" (Table 5).
     mask_former.MATCHING_COST_ON = "points"
     # What the mask losses compare: "points" (TRAIN_NUM_POINTS), or whole "masks", in three times the memory (Table 5).
     mask_former.MASK_LOSS_ON = "points"
-    # Points of the matching cost; None takes TRAIN_NUM_POINTS.
+    # Number of points for the matching cost; None takes TRAIN_NUM_POINTS.
     mask_former.MATCHING_NUM_POINTS = None
-    # What MASK_WEIGHT weighs, in the loss and in the matching: "cross_entropy", or MaskFormer's "focal".
+    # The per-pixel mask loss and matching cost: "cross_entropy", or MaskFormer's "focal".
     mask_former.MASK_LOSS = "cross_entropy"
-    # Leave void pixels (ignore label, crowds, padding) out of the mask costs and losses. The official release counts
-    # them as background, and so does the default, for the same numbers; examples for your own data turn it on.
+    # Leave void pixels (ignore label, crowds, padding) out of the mask costs and losses. By default they count as
+    # background, as in the official release; the examples for your own data turn this on.
     mask_former.IGNORE_VOID = False
     # Parts that recompute their activations in the backward pass instead of keeping them, which takes less memory and
-    # more time: of "backbone" (ResNet or Swin), "pixel_decoder" (with an encoder) and "transformer_decoder".
-    # torch.compile ignores this and decides by itself what it recomputes.
+    # more time: any of "backbone" (ResNet or Swin), "pixel_decoder" (if it has an encoder) and "transformer_decoder".
+    # torch.compile ignores this and decides by itself what to recompute.
     mask_former.ACTIVATION_CHECKPOINTING = []
 
     mask_former.TEST = CN()
-    # Compute class scores of pixels (official).
+    # Give semantic results: class scores of every pixel (official).
     mask_former.TEST.SEMANTIC_ON = True
-    # Compute instances (official).
+    # Give instances (official).
     mask_former.TEST.INSTANCE_ON = False
-    # Compute panoptic segments (official).
+    # Give panoptic segments (official).
     mask_former.TEST.PANOPTIC_ON = False
     # Panoptic: a query below this class probability is dropped (official).
     mask_former.TEST.OBJECT_MASK_THRESHOLD = 0.0
-    # Panoptic: a segment that keeps less than this share of its own mask after the merge is dropped (official).
+    # Panoptic: a segment is dropped if less than this share of its mask is left after overlaps are resolved (official).
     mask_former.TEST.OVERLAP_THRESHOLD = 0.0
-    # Semantic: resize mask logits to the output size before the classes are mixed, not after. Always done when
-    # instance or panoptic results are asked for (official).
+    # Semantic: resize mask logits to the output size before classes and masks are combined, not after. Always done when
+    # instance or panoptic results are turned on (official).
     mask_former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
-    # Images larger than this (pixels of the network's input, after resizing) are segmented in square tiles of this
-    # side, and segments are joined across the seams; 0 never does. A multiple of the padding (32), as is the overlap.
+    # Images larger than this (in pixels of the network's input, after resizing) are segmented in square tiles of this
+    # side, and segments are joined across the seams; 0 turns tiles off. A multiple of 32, as is the overlap.
     mask_former.TEST.TILE_SIZE = 0
-    # Least overlap of tiles: larger than most objects, at most half a tile.
+    # Smallest overlap of tiles: larger than most objects, at most half a tile.
     mask_former.TEST.TILE_OVERLAP = 0
-    # Make each connected region of a thing's mask an instance of its own: for cells and other things that are always
-    # connected in a picture. Panoptic and instance results.
+    # Make each connected region of a thing's mask an instance of its own, in panoptic and instance results: for cells
+    # and other things that are always in one piece.
     mask_former.TEST.SPLIT_DISCONNECTED_THINGS = False
-    # Run images of different sizes apart, so that each gets what it gets alone. Otherwise images are padded to the
-    # largest of the batch and the padding takes part in convolutions, norms and attention, as in the official release.
+    # Run images of different sizes separately, so that results do not depend on the batch. Otherwise images are padded
+    # to the largest of the batch, as in the official release, and padding affects convolutions, norms and attention.
     mask_former.TEST.BATCH_BY_SIZE = False
 
 
 def _add_inference_keys(cfg: CN) -> None:
     """How fast a trained model runs (docs/performance.md); training and the evaluations during it ignore these keys."""
     cfg.MODEL.INFERENCE = CN()
-    # Fold batch norms into convolutions, and lay memory out as the processor likes it: the same results up to float32's
-    # rounding. None does so on a CPU where people's own pictures are segmented (mask2former.load, the command, the
-    # demo), with models of this package's classes, and not in evaluations. Always done where DTYPE or COMPILE is not
-    # the default.
+    # Fold batch norms into convolutions and make layers faster: the same results up to float32's rounding. None turns
+    # this on for a CPU in mask2former.load, `mask2former predict` and the demo, except for subclasses of MaskFormer,
+    # and off in evaluations. Always on if DTYPE or COMPILE is not the default.
     cfg.MODEL.INFERENCE.OPTIMIZE = None
-    # "bfloat16" computes convolutions and matrix products in it: for GPUs, and CPUs with AMX or AVX512_BF16.
+    # "bfloat16" computes convolutions and matrix products in that type: for GPUs, and CPUs with AMX or AVX512_BF16.
     cfg.MODEL.INFERENCE.DTYPE = "float32"
-    # "default" or "reduce-overhead" pass backbone and head through torch.compile, at the first image; the latter, for
-    # GPUs, records a CUDA graph for each size of image, of which there should be few.
+    # "default" or "reduce-overhead" compile backbone and head by torch.compile at the first image; the latter, for
+    # GPUs, records a CUDA graph for each image size, of which there should be few.
     cfg.MODEL.INFERENCE.COMPILE = "none"
-    # On a CPU with glibc: never return freed memory to the system, because getting it back is slow. Concerns the whole
+    # On a CPU with glibc: never return freed memory to the system, because getting it back is slow. Affects the whole
     # process.
     cfg.MODEL.INFERENCE.KEEP_MEMORY = False
 
@@ -191,7 +191,7 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.SWIN = CN()
     # Side of the pre-training's images, which fixes the size of the absolute position embedding (APE).
     cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE = 224
-    # Pixels of a patch's side.
+    # Side of a patch in pixels.
     cfg.MODEL.SWIN.PATCH_SIZE = 4
     # Channels of the first stage; each further one has twice as many.
     cfg.MODEL.SWIN.EMBED_DIM = 96
@@ -199,7 +199,7 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
     # Attention heads of each stage.
     cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
-    # Patches of a window's side.
+    # Side of a window in patches.
     cfg.MODEL.SWIN.WINDOW_SIZE = 7
     # Hidden width of the feed-forward networks, relative to the stage's channels.
     cfg.MODEL.SWIN.MLP_RATIO = 4.0
@@ -219,12 +219,12 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.SWIN.PATCH_NORM = True
     # Features to return.
     cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Recompute blocks in the backward pass, which saves memory.
+    # Recompute blocks in the backward pass, to save memory.
     cfg.MODEL.SWIN.USE_CHECKPOINT = False
 
     # TimmBackbone: any timm model with `features_only` as a Detectron2 backbone (needs the extra "timm").
     cfg.MODEL.TIMM = CN()
-    # As in timm.list_models(); pretrained weights are named by MODEL.WEIGHTS, like every other backbone's.
+    # A name in timm.list_models(); MODEL.WEIGHTS names pretrained weights, as for every other backbone.
     cfg.MODEL.TIMM.MODEL_NAME = "tf_efficientnet_lite0"
     # Of "res2" (stride 4), "res3" (8), "res4" (16), "res5" (32); what is not listed is not computed.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
@@ -242,27 +242,27 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.COLOR_AUG_SSD = False
     # Pad training images of the mask_former_* mappers to a multiple of this; -1 does not (official).
     cfg.INPUT.SIZE_DIVISIBILITY = -1
-    # Large-scale jittering of the coco_*_lsj mappers: resize by MIN_SCALE..MAX_SCALE, crop or pad to IMAGE_SIZE square
-    # (official).
+    # Side of the training crops of the coco_*_lsj mappers (large-scale jittering), which resize an image by a random
+    # factor between MIN_SCALE and MAX_SCALE, then crop or pad it to this square (official).
     cfg.INPUT.IMAGE_SIZE = 1024
     # The smallest factor (official).
     cfg.INPUT.MIN_SCALE = 0.1
     # The largest factor (official).
     cfg.INPUT.MAX_SCALE = 2.0
 
-    # What MIN_SCALE..MAX_SCALE multiply in the coco_*_lsj mappers: "crop" first fits the image into IMAGE_SIZE, as the
-    # official release does; "image" keeps its own size, where the size of a pixel means something (microscopes).
+    # What this factor multiplies: with "crop" the size of the image after it was fitted into IMAGE_SIZE, as in the
+    # official release; with "image" its own size, if the size of a pixel has a meaning (microscopes).
     cfg.INPUT.SCALE_REFERENCE = "crop"
-    # Turn training images by a random multiple of 90 degrees.
+    # Rotate training images by a random multiple of 90 degrees.
     cfg.INPUT.RANDOM_QUARTER_TURN = False
-    # Raise intensities to a power between 1 / (1 + this) and 1 + this.
+    # Raise the intensities of training images to a random power between 1 / (1 + this) and 1 + this.
     cfg.INPUT.RANDOM_GAMMA = 0.0
-    # Exchange black and white this often (0..1).
+    # Probability of inverting the intensities of a training image.
     cfg.INPUT.RANDOM_INVERT = 0.0
     # Above 0, test images are resized by this factor, and MIN_SIZE_TEST and MAX_SIZE_TEST are not read.
     cfg.INPUT.TEST_SCALE = 0.0
 
-    # Your own data: one entry a data set, {name: {FORMAT: ..., IMAGES: ..., ...}}; see datasets/README.md.
+    # Your own data: an entry for each data set, {name: {FORMAT: ..., IMAGES: ..., ...}}; see datasets/README.md.
     cfg.DATASETS.CUSTOM = CN(new_allowed=True)
 
 
@@ -271,7 +271,7 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone relative to BASE_LR (official).
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
-    # Weight decay of nn.Embedding, the queries among them (official).
+    # Weight decay of nn.Embedding layers, such as the queries (official).
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     # Autocast type when SOLVER.AMP.ENABLED: "float16" (with loss scaling), "bfloat16", or "auto": float16 on a GPU, as
     # in the official release; on a CPU bfloat16 if it has units for it, else float32.
@@ -279,17 +279,16 @@ def _add_solver_keys(cfg: CN) -> None:
     # Micro-batches that IMS_PER_BATCH is divided into; their gradients are averaged before the optimizer's step.
     cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS = 1
     # On a GPU, record the network's forward and backward pass as CUDA graphs, because launching their kernels one by
-    # one takes longer than the kernels do. For batches of one size, or up to four; not with FSDP or activation
-    # checkpointing.
+    # one takes longer than running them. For batches of at most four sizes; not with FSDP or activation checkpointing.
     cfg.SOLVER.CUDA_GRAPHS = False
-    # A step whose losses or gradients are infinite or NaN is skipped with a warning and counted (skipped_steps in the
-    # metrics). The run ends with an error when more than this many in a row are; 0 ends it at the first.
+    # Steps with infinite or NaN losses or gradients are skipped with a warning and counted (skipped_steps in the
+    # metrics). If more than this many are skipped in a row, the run ends with an error; 0 ends it at the first.
     cfg.SOLVER.MAX_SKIPPED_STEPS = 10
 
     cfg.SOLVER.DDP = CN()
-    # Promise that the same parameters get gradients in every step: DDP then need not look for those that do not.
+    # Promise that the same parameters get gradients in every step, so that DDP need not search for unused ones.
     cfg.SOLVER.DDP.STATIC_GRAPH = False
-    # Type in which gradients travel between processes: "none" is their own, "bfloat16" or "float16" take half as many
+    # Type in which gradients are sent between processes: "none" is their own, "bfloat16" or "float16" take half as many
     # bytes. float16 overflows above 65504.
     cfg.SOLVER.DDP.COMPRESSION = "none"
     cfg.SOLVER.FSDP = CN()
@@ -300,30 +299,30 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.FSDP.UNIT_PARAMETERS = 100_000
     # "bfloat16" gathers and computes with parameters of that type; the optimizer's stay float32. Needs AMP.
     cfg.SOLVER.FSDP.PARAM_DTYPE = "float32"
-    # Type in which gradients travel: "float32" or "bfloat16".
+    # Type in which gradients are sent: "float32" or "bfloat16".
     cfg.SOLVER.FSDP.REDUCE_DTYPE = "float32"
 
-    # Test-time augmentation is Detectron2's TEST.AUG (ENABLED, MIN_SIZES, MAX_SIZE, FLIP). If this is not empty, views
-    # are the test image resized by these factors, and MIN_SIZES and MAX_SIZE are not read: for images of various sizes.
+    # Test-time augmentation for images of various sizes: if not empty, the views are the test image resized by these
+    # factors, in place of Detectron2's MIN_SIZES and MAX_SIZE.
     cfg.TEST.AUG.SCALES = []
-    # Also report AP by the smaller of mask IoU and Boundary IoU, of data sets with instances in COCO's format.
+    # Also report boundary AP, by the smaller of mask IoU and boundary IoU, for instances in COCO's format.
     cfg.TEST.BOUNDARY_AP = False
-    # Also report PQ of semantic results, of which each class of an image is one segment (MaskFormer's PQ^St).
+    # Also report the PQ of semantic results, where each class in an image is one segment (MaskFormer's PQ^St).
     cfg.TEST.SEMANTIC_PQ = False
-    # What computes AP and PQ: "hotcoco", or "reference" (pycocotools and panopticapi) with the same figures; "auto" is
-    # hotcoco where it is installed.
+    # What computes AP and PQ: "hotcoco", or "reference" (pycocotools and panopticapi), with the same results; "auto"
+    # is hotcoco if it is installed.
     cfg.TEST.EVALUATION_BACKEND = "auto"
     cfg.TEST.BEST_CHECKPOINT = CN()
-    # Keep the checkpoint with the best value of METRIC, of the evaluations during a training, as model_best.pth.
+    # Keep the checkpoint whose evaluation during training had the best METRIC, as model_best.pth.
     cfg.TEST.BEST_CHECKPOINT.ENABLED = False
     # The task and the metric, as the evaluation prints them.
     cfg.TEST.BEST_CHECKPOINT.METRIC = "panoptic_seg/PQ"
-    # "max" or "min": which value is the best.
+    # "max" or "min": whether the highest or the lowest value is best.
     cfg.TEST.BEST_CHECKPOINT.MODE = "max"
     cfg.TEST.EARLY_STOPPING = CN()
     # Stop the training when BEST_CHECKPOINT.METRIC has not improved for this many evaluations in a row; 0 never does.
     cfg.TEST.EARLY_STOPPING.PATIENCE = 0
-    # Detectron2's VIS_PERIOD says how often sample predictions go to TensorBoard; this many images each time.
+    # Images in each set of sample predictions for TensorBoard; Detectron2's VIS_PERIOD says how often.
     cfg.TEST.VIS_IMAGES = 4
 
     cfg.LOGGING = CN()
