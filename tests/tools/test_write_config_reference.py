@@ -46,7 +46,7 @@ def test_every_key_is_there_with_its_default() -> None:
 def test_a_row() -> None:
     text = PAGE.read_text("utf-8")
     section = text[text.index("### MODEL.MASK_FORMER\n") : text.index("### MODEL.MASK_FORMER.TEST\n")]
-    assert re.search(r"\| `NUM_OBJECT_QUERIES` \| `100` \| int \| Segments that can be found in one image; ", section)
+    assert re.search(r"\| `NUM_OBJECT_QUERIES` \| `100` \| int \| Queries: the most segments that ", section)
     assert "| `SOLVER.BASE_LR` | `0.001` | float | learning rate, " in text
 
 
