@@ -10,7 +10,6 @@ Example::
     result.save("out/")
 """
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from detectron2.config import CfgNode
 
 from mask2former.engine.config_files import with_opts
 from mask2former.export import is_exported
+from mask2former.home import expand_home
 from mask2former.inference import InstanceResult, PanopticResult, PanopticSegment, Result, Segmenter, SemanticResult
 from mask2former.inference.exported import open_exported
 from mask2former.inference.loading import model_config
@@ -85,7 +85,7 @@ def load(
         ValueError: the weights are not those of a whole model of this configuration, ``optimize`` is unknown, or an
             exported file is given what it cannot have: weights, ``optimize`` or ``opts``.
     """
-    if isinstance(model, str | Path) and is_exported(path := Path(os.path.expanduser(model))):
+    if isinstance(model, str | Path) and is_exported(path := expand_home(model)):
         _refuse(path, weights=weights, optimize=optimize, opts=opts)
         return open_exported(path, device)
     options = [*(["MODEL.DEVICE", device] if device else []), *_optimization_keys(optimize), *opts]

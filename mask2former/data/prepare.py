@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mask2former.home import expand_home
+
 __all__ = ["Job", "present", "run_script", "whole_file", "write_image", "write_json"]
 
 Task = TypeVar("Task")
@@ -83,7 +85,7 @@ def run_script(prepare: Callable[[Job], None], description: str | None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="make again what is there already")
     arguments = parser.parse_args()
     try:
-        prepare(Job(Path(os.path.expanduser(arguments.root)), arguments.workers, arguments.overwrite))
+        prepare(Job(expand_home(arguments.root), arguments.workers, arguments.overwrite))
     except (FileNotFoundError, ValueError, ImportError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 

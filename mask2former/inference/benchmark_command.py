@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tabulate import tabulate
 
 from mask2former.durable_files import write_file
 from mask2former.export import ExportedResults, is_exported
+from mask2former.home import expand_home
 from mask2former.inference.benchmark import PARTS, Benchmark, cpu_name, time_models, untrained
 from mask2former.inference.exported import open_exported
 from mask2former.inference.loading import model_config
@@ -81,7 +81,7 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
     device: str = first.cfg.MODEL.DEVICE
     results = {
         "model": str(args.model),
-        "file": is_exported(Path(os.path.expanduser(args.model))),
+        "file": is_exported(expand_home(args.model)),
         "picture": {"path": args.image, "size": list(benchmark.picture.shape[:2])},
         "options": {**benchmark.options, "rounds": benchmark.rounds, "warm_up": benchmark.warm_up},
         "predictions": _describe_predictions(benchmark, first),
@@ -101,7 +101,7 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
 def _load_models(args: argparse.Namespace) -> dict[str, Segmenter]:
     """The plain model, and a faster one if it is asked for."""
     faster = args.optimize or args.dtype != "float32" or args.compile != "none"
-    if is_exported(path := Path(os.path.expanduser(args.model))):
+    if is_exported(path := expand_home(args.model)):
         if faster or args.untrained or args.weights or args.opts:
             raise ValueError(
                 f"{path} is an exported file, which is timed as it is; leave --optimize, --dtype, --compile, "

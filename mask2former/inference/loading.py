@@ -1,6 +1,5 @@
 """Finding the configuration and the weights of what a user calls a model."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from detectron2.config import CfgNode
 
 from mask2former.engine.setup import finish_config, load_config, warn_of_starting_weights
 from mask2former.export import is_exported
+from mask2former.home import expand_home
 from mask2former.inference import huggingface
 from mask2former.weights import find_entry, installed_file, parse_repository, suggest_names
 
@@ -36,7 +36,7 @@ def model_config(model: str | Path, weights: str | Path | None = None, opts: Seq
     """
     if weights == "":  # of a variable that is not set, perhaps
         raise ValueError("weights is empty, which names no checkpoint; leave it out for those that go with the model.")
-    path = Path(os.path.expanduser(model))  # Path.expanduser ends at unknown users
+    path = expand_home(model)
     if path.suffix.lower() in _CONFIG_SUFFIXES:
         if not path.is_file():
             raise FileNotFoundError(f"there is no configuration {model}; check the path and the working directory.")

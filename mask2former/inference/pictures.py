@@ -2,7 +2,6 @@
 
 import glob
 import io
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 
 from mask2former.data.datasets.files import IMAGE_SUFFIXES
 from mask2former.data.image_io import read_image, to_eight_bits
+from mask2former.home import expand_home
 
 __all__ = ["Picture", "find_pictures", "is_single", "iterate_sources", "open_picture"]
 
@@ -52,7 +52,7 @@ def find_pictures(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     pictures: dict[Path, None] = {}
     complaints = []
     for given in inputs:
-        path = Path(os.path.expanduser(given))  # not Path.expanduser, which ends at a file called ~a.png
+        path = expand_home(given)
         if path.is_dir():
             found = _pictures_among(path.iterdir())
         elif path.exists():
@@ -68,7 +68,7 @@ def find_pictures(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
 def is_single(source: Any) -> bool:
     """Whether a source is one picture, and not a folder, a pattern or a collection."""
     if isinstance(source, str | Path):
-        path = Path(os.path.expanduser(source))
+        path = expand_home(source)
         return path.is_file() or not (path.is_dir() or glob.has_magic(str(path)))
     return isinstance(source, Image.Image | np.ndarray | torch.Tensor)
 
@@ -106,7 +106,7 @@ def open_picture(source: Any) -> Picture:
         TypeError: the source is of no such kind.
     """
     if isinstance(source, str | Path):
-        path = Path(os.path.expanduser(source))
+        path = expand_home(source)
         return Picture(np.ascontiguousarray(read_image(path)), path)
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "")  # empty where it was not read from a file of a name

@@ -1,6 +1,5 @@
 """Finding out what ``--data`` is, and writing it as an entry of ``DATASETS.CUSTOM``."""
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from mask2former.data.datasets.formats.json_files import read_json
 from mask2former.data.datasets.formats.labelme import labelme_names
 from mask2former.data.datasets.formats.palette import looks_like_palette, read_palette
 from mask2former.data.datasets.formats.paths import spellings
+from mask2former.home import expand_home
 from mask2former.own_data.archive import unpack
 from mask2former.own_data.yolo_yaml import labels_beside, read_yolo_yaml
 
@@ -57,7 +57,7 @@ def find_entries(given: Given) -> tuple[Entry, Entry | None]:
     """
     if given.format not in (None, *FORMATS):
         raise ValueError(f"--format is {given.format}, expected one of {', '.join(FORMATS)}.")
-    data = Path(os.path.expanduser(given.data)).absolute()  # Path.expanduser ends at unknown users
+    data = expand_home(given.data).absolute()
     if not data.exists():
         raise FileNotFoundError(f"{given.data}: no such file or folder.")
     if data.suffix.lower() == ".zip":
@@ -285,4 +285,4 @@ def _names_of_lists(path: Path) -> set[str]:
 
 
 def _text(path: Path) -> str:
-    return str(Path(os.path.expanduser(path)).absolute())
+    return str(expand_home(path).absolute())

@@ -1,8 +1,8 @@
 """From what ``MODEL.WEIGHTS`` says to a file on this machine."""
 
-import os
 from pathlib import Path
 
+from mask2former.home import expand_home
 from mask2former.weights.download import download
 from mask2former.weights.files import file_in_folder
 from mask2former.weights.hub import parse_repository
@@ -34,7 +34,7 @@ def find_weights(source: str | Path) -> str:
         ValueError: what was downloaded is not what was published.
     """
     source = str(source)
-    path = Path(os.path.expanduser(source.removeprefix("file://")))  # Path.expanduser ends at unknown users
+    path = expand_home(source.removeprefix("file://"))
     if path.is_dir():
         return file_in_folder(str(path))
     if path.is_file():

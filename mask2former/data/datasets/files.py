@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from mask2former.home import expand_home
+
 from .formats.json_files import read_text
 
 __all__ = ["IMAGE_SUFFIXES", "MASK_SUFFIXES", "find_files", "match_files", "read_lines", "resolve"]
@@ -14,7 +16,7 @@ MASK_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff"})
 
 def resolve(path: str) -> Path:
     """A path of a configuration: relative ones start at ``$DETECTRON2_DATASETS`` (default ``datasets``)."""
-    return Path(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")), os.path.expanduser(path))
+    return expand_home(os.environ.get("DETECTRON2_DATASETS", "datasets")) / expand_home(path)
 
 
 def find_files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
