@@ -11,7 +11,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.engine import launch as launch_processes
 from detectron2.utils import comm
 
-__all__ = ["check_address", "check_num_gpus", "is_own_address", "launch"]
+__all__ = ["check_address", "check_num_gpus", "is_first_process", "is_own_address", "launch"]
 
 _TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}  # in the environment of its processes
 
@@ -75,6 +75,15 @@ def check_address(num_machines: int, dist_url: str | None) -> None:
 def is_own_address(dist_url: str | None) -> bool:
     """Whether a ``--dist-url`` names no other machine: none, "auto", and Detectron2's default, one port for a user."""
     return dist_url in (None, "auto", default_argument_parser().get_default("dist_url"))
+
+
+def is_first_process(machine_rank: int) -> bool:
+    """Whether this program is the first of those that make up a job, before they have joined.
+
+    Args:
+        machine_rank: ``--machine-rank``, which torchrun leaves at 0.
+    """
+    return machine_rank == 0 and int(os.environ.get("RANK", 0)) == 0
 
 
 def _join_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> None:

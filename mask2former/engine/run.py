@@ -1,7 +1,6 @@
 """What ``train_net.py`` and the command ``mask2former`` run: one training or one evaluation."""
 
 import argparse
-import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +11,7 @@ from detectron2.utils import comm
 
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.engine.folder_lock import only_training_in
-from mask2former.engine.launch import is_own_address, launch
+from mask2former.engine.launch import is_first_process, is_own_address, launch
 from mask2former.engine.setup import load_config, setup, warn_of_starting_weights
 from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.trainer import Trainer
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     """
     is_alone = args.num_machines == 1 and is_own_address(args.dist_url)
     url = "auto" if is_alone else args.dist_url  # a port of its own, for other programs may run
-    writes = not args.eval_only and args.machine_rank == 0 and int(os.environ.get("RANK", 0)) == 0
+    writes = not args.eval_only and is_first_process(args.machine_rank)
     folder = load_config(args.config_file, args.opts).OUTPUT_DIR if writes else ""
     try:
         with only_training_in(Path(folder)) if folder else nullcontext():

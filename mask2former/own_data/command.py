@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from mask2former.data.datasets.entry import FORMATS
 from mask2former.data.datasets.formats.faults import list_faults
-from mask2former.engine.launch import check_num_gpus
+from mask2former.engine.launch import check_num_gpus, is_first_process
 from mask2former.engine.run import run
 from mask2former.engine.wandb_logger import import_wandb
 from mask2former.own_data.base import find_base
@@ -126,7 +126,7 @@ def train_and_report(args: argparse.Namespace) -> None:
     for name in ("num_gpus", "num_machines", "machine_rank", "dist_url"):
         setattr(job, name, getattr(args, name))
     run(job)
-    if int(os.environ.get("RANK", 0)) == 0 and args.machine_rank == 0:
+    if is_first_process(args.machine_rank):
         print(f"The report: {write_report(output)}")
         known = read_inspection(output)
         if known and known["left_out"]:
