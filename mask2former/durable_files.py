@@ -1,12 +1,13 @@
 """Files that a full disk, a kill or a power cut leaves as they were before, or whole."""
 
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["remove_leftovers", "replace_file", "sync", "write_file"]
+__all__ = ["remove_leftovers", "replace_file", "saved_bytes", "sync", "write_file"]
 
 _UNFINISHED = ".part"
 
@@ -52,6 +53,17 @@ def write_file(path: Path, content: bytes) -> None:
         raise OSError(
             f"{path}: cannot be written ({error.strerror}); is there space, and may you write there?"
         ) from error
+
+
+def saved_bytes(save: Callable[[io.BytesIO], object]) -> bytes:
+    """What ``save`` writes into a file, for the functions above.
+
+    Of libraries that would write the file themselves: PyTorch turns the error of a full disk into another, and Pillow
+    does not say which file has no room.
+    """
+    file = io.BytesIO()
+    save(file)
+    return file.getvalue()
 
 
 def remove_leftovers(folder: Path, *patterns: str) -> None:

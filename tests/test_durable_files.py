@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mask2former.durable_files import remove_leftovers, replace_file, write_file
+from mask2former.durable_files import remove_leftovers, replace_file, saved_bytes, write_file
 from tests.small_disk import disk_of
 
 
@@ -88,3 +88,7 @@ def test_a_file_that_may_not_be_written_stays(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"a\.txt: cannot be written \(Is a directory\)"):
         write_file(tmp_path / "a.txt", b"")
     assert (tmp_path / "a.txt").is_dir()
+
+
+def test_what_would_be_written() -> None:
+    assert saved_bytes(lambda file: file.write(b"whole")) == b"whole"

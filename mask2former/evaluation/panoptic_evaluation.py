@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from tabulate import tabulate
 
-from mask2former.durable_files import write_file
+from mask2former.durable_files import saved_bytes, write_file
 from mask2former.evaluation.backend import use_hotcoco
 
 __all__ = ["PanopticEvaluator", "count_matches", "match_segments", "sum_pq", "summarize_pq"]
@@ -74,9 +75,8 @@ class PanopticEvaluator(DatasetEvaluator):
             annotation = self._annotation_of(image)
             png = self._png_dir / annotation["file_name"]
             png.parent.mkdir(parents=True, exist_ok=True)
-            encoded = io.BytesIO()  # of a full disk Pillow would not say which file has no room
-            Image.fromarray(id2rgb(torch.as_tensor(segment_ids).cpu().numpy())).save(encoded, "png")
-            write_file(png, encoded.getvalue())
+            picture = Image.fromarray(id2rgb(torch.as_tensor(segment_ids).cpu().numpy()))
+            write_file(png, saved_bytes(partial(picture.save, format="png")))
             self._predictions.append(
                 {
                     "image_id": image["image_id"],

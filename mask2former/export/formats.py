@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mask2former.durable_files import replace_file
+from mask2former.durable_files import replace_file, saved_bytes
 
 from .graph import INPUT_NAME, MAX_BATCH, MAX_SIZE, MIN_SIZE, OUTPUT_NAMES, ExportGraph, InputType
 from .info import INFO_KEY, ExportInfo
@@ -103,10 +103,9 @@ def _write_torch_export(graph: ExportGraph, sample: Tensor, path: Path, info: Ex
 
 
 def _write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
-    content = io.BytesIO()  # not the file itself: PyTorch turns its errors into others
-    save(content)
+    content = saved_bytes(save)
     with replace_file(path) as file:
-        file.write(content.getbuffer())
+        file.write(content)
 
 
 def _write_aoti(graph: ExportGraph, sample: Tensor, path: Path, info: ExportInfo) -> None:

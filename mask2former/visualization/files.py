@@ -1,13 +1,13 @@
 """Drawings as files of a folder."""
 
-import io
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from mask2former.durable_files import write_file
+from mask2former.durable_files import saved_bytes, write_file
 from mask2former.visualization.sheet import contact_sheet
 
 __all__ = ["save_drawings"]
@@ -43,6 +43,4 @@ def save_drawings(drawings: Iterable[tuple[str, np.ndarray, str]], folder: Path,
 
 
 def _write_jpeg(path: Path, rgb: np.ndarray) -> None:
-    encoded = io.BytesIO()  # of a full disk Pillow would not say which file has no room
-    Image.fromarray(rgb).save(encoded, "jpeg", quality=92)
-    write_file(path, encoded.getvalue())
+    write_file(path, saved_bytes(partial(Image.fromarray(rgb).save, format="jpeg", quality=92)))

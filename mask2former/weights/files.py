@@ -4,6 +4,7 @@ import io
 import pickle
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mask2former.durable_files import replace_file
+from mask2former.durable_files import replace_file, saved_bytes
 
 __all__ = [
     "WEIGHT_NAMES",
@@ -154,9 +155,7 @@ def write_weights(weights: Mapping[str, Tensor], path: str | Path, **more: Any) 
     """
     path = Path(path)
     if path.suffix == ".pth":
-        saved = io.BytesIO()  # not the file itself: PyTorch turns its errors into others
-        torch.save({"model": dict(weights), **more}, saved)
-        content = saved.getvalue()
+        content = saved_bytes(partial(torch.save, {"model": dict(weights), **more}))
     elif path.suffix == ".pkl":
         if unknown := [name for name, tensor in weights.items() if tensor.dtype == torch.bfloat16]:
             raise ValueError(f"{path}: NumPy has no bfloat16, which {unknown[0]} is; write .pth or .safetensors.")

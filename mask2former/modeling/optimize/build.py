@@ -30,7 +30,8 @@ def prepare_for_inference(
 
     Args:
         model: with its weights; put in evaluation mode.
-        optimize: make a copy by :func:`optimize_for_inference`; so do the next two if they are not the defaults.
+        optimize: make a copy by :func:`optimize_for_inference`; so do the next two if they are not the defaults. None
+            does not.
         dtype: as there.
         compile_mode: as there.
         keep_memory: call :func:`keep_freed_memory`.
