@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mask2former.data.datasets.cache import build_once, cache_folder
-from mask2former.data.datasets.formats.faults import DataError, Faults
+from mask2former.data.datasets.faults import DataError, Faults
 from mask2former.data.datasets.formats.paths import path_below
 
 __all__ = ["unpack"]

@@ -8,7 +8,7 @@ from detectron2.engine import default_argument_parser
 from tabulate import tabulate
 
 from mask2former.data.datasets.entry import FORMATS
-from mask2former.data.datasets.formats.faults import list_faults
+from mask2former.data.datasets.faults import list_faults
 from mask2former.engine.launch import check_num_gpus, is_first_process
 from mask2former.engine.run import run
 from mask2former.engine.wandb_logger import import_wandb

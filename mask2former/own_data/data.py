@@ -9,7 +9,7 @@ from detectron2.data import Metadata
 
 from mask2former.data import Inspection, inspect_records
 from mask2former.data.datasets.entry import parse_entry
-from mask2former.data.datasets.formats.faults import DataError, Fault
+from mask2former.data.datasets.faults import DataError, Fault
 from mask2former.own_data.source import Entry, Given, find_entries
 from mask2former.own_data.split import split_records
 

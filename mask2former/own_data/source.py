@@ -7,10 +7,10 @@ from typing import Any
 
 from mask2former.data.datasets.entry import FORMATS
 from mask2former.data.datasets.files import MASK_SUFFIXES, find_files, read_lines
-from mask2former.data.datasets.formats.json_files import read_json
 from mask2former.data.datasets.formats.labelme import labelme_names
 from mask2former.data.datasets.formats.palette import looks_like_palette, read_palette
 from mask2former.data.datasets.formats.paths import spellings
+from mask2former.data.datasets.json_files import read_json
 from mask2former.home import expand_home
 from mask2former.own_data.archive import unpack
 from mask2former.own_data.yolo_yaml import labels_beside, read_yolo_yaml

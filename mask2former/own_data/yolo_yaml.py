@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from mask2former.data.datasets.cache import build_once, cache_folder
+from mask2former.data.datasets.faults import DataError, Fault, Faults
 from mask2former.data.datasets.files import IMAGE_SUFFIXES, find_files
-from mask2former.data.datasets.formats.faults import DataError, Fault, Faults
-from mask2former.data.datasets.formats.json_files import read_text, shown
+from mask2former.data.datasets.json_files import read_text, shown
 from mask2former.engine.config_files import UniqueKeyLoader
 
 __all__ = ["labels_beside", "read_yolo_yaml"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mask2former.data.datasets.formats.faults import DataError
+from mask2former.data.datasets.faults import DataError
 from mask2former.own_data.archive import unpack
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mask2former.data.datasets.entry import parse_entry
-from mask2former.data.datasets.formats.faults import DataError
+from mask2former.data.datasets.faults import DataError
 from mask2former.own_data.source import Given, find_entries
 from tests.brick_data import FORMATS, make_pictures, write_data
 from tests.mutations import JUNK, ROUNDS, at_every_path, mutate, mutate_bytes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mask2former.home import expand_home
 
-from .formats.json_files import read_text
+from .json_files import read_text
 
 __all__ = ["IMAGE_SUFFIXES", "MASK_SUFFIXES", "find_files", "match_files", "read_lines", "resolve"]
 

@@ -15,8 +15,8 @@ from .cache import build_once, cache_folder
 from .categories import Category, panoptic_metadata, thing_metadata
 from .coco_panoptic import load_coco_panoptic
 from .derived import ignore_label
+from .faults import DataError, Fault, list_faults
 from .files import read_lines
-from .formats.faults import DataError, Fault, list_faults
 from .formats.source import FAULTS_FILE, INSTANCES_FILE, PANOPTIC_FILE, Source, choose_images
 
 __all__ = ["CustomDataset"]

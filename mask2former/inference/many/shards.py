@@ -11,8 +11,8 @@ import numpy as np
 
 from mask2former.data.datasets.files import IMAGE_SUFFIXES, find_files
 from mask2former.data.datasets.formats.coco_entries import entry_id
-from mask2former.data.datasets.formats.json_files import read_json, read_text, shown
 from mask2former.data.datasets.formats.paths import path_below
+from mask2former.data.datasets.json_files import read_json, read_text, shown
 from mask2former.data.image_io import read_image
 
 __all__ = ["FileShard", "PictureSource", "Shard", "TarShard", "digest_shards", "find_shards"]

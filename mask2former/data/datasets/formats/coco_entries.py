@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..categories import Category
+from ..faults import DataError, Fault, Faults
 from ..files import IMAGE_SUFFIXES, find_files
-from .faults import DataError, Fault, Faults
-from .json_files import is_number, read_flag, read_json, shown
+from ..json_files import is_number, read_flag, read_json, shown
 from .paths import path_below, spellings
 from .source import choose_images, verify_images
 

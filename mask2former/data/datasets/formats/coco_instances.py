@@ -7,9 +7,9 @@ from typing import Any
 
 from ..categories import Category
 from ..files import IMAGE_SUFFIXES, find_files
+from ..json_files import read_flag, shown
 from .coco_entries import entry_id, read_categories, read_coco, read_images
 from .instances import InstanceFile
-from .json_files import read_flag, shown
 
 __all__ = ["CocoInstanceSource"]
 

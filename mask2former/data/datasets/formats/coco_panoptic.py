@@ -10,11 +10,11 @@ import numpy as np
 from ...panoptic_png import read_panoptic_png
 from ..categories import Category, panoptic_order
 from ..derived import instance_annotations, write_semantic_png
+from ..faults import DataError, Faults
 from ..files import IMAGE_SUFFIXES, find_files
+from ..json_files import read_flag, shown
 from ..segments import measure_segments
 from .coco_entries import ImageEntries, read_categories, read_coco, read_images, with_plain_name
-from .faults import DataError, Faults
-from .json_files import read_flag, shown
 from .panoptic import PanopticImage, convert_images, write_panoptic
 from .paths import path_below
 

@@ -12,9 +12,9 @@ from ...image_io import read_label_image, verify_image
 from ...panoptic_png import check_label_size, write_panoptic_png
 from ..categories import Category, panoptic_order
 from ..derived import instance_annotations, write_semantic_png
+from ..faults import DataError, Fault, Faults
 from ..files import IMAGE_SUFFIXES, MASK_SUFFIXES, find_files
 from ..segments import VOID, split_segments
-from .faults import DataError, Fault, Faults
 from .palette import Palette
 from .panoptic import PanopticImage, convert_images, write_panoptic
 from .source import choose_images

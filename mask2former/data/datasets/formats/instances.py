@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..categories import Category
-from .faults import Faults
+from ..faults import Faults
 from .masks import measure_segmentation
 from .source import FAULTS_FILE, INSTANCES_FILE
 

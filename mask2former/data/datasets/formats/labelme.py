@@ -14,10 +14,10 @@ import pycocotools.mask as mask_util
 from PIL import Image
 
 from ..categories import Category
+from ..faults import DataError, Fault, Faults
 from ..files import IMAGE_SUFFIXES, find_files
-from .faults import DataError, Fault, Faults
+from ..json_files import is_number, read_json, shown
 from .instances import InstanceFile
-from .json_files import is_number, read_json, shown
 from .masks import measure_segmentation
 from .source import choose_images, verify_images
 

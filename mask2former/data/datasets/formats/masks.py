@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
-from .json_files import is_number, shown
+from ..json_files import is_number, shown
 
 __all__ = ["measure_segmentation"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ...image_io import read_image
-from .faults import Faults
-from .json_files import read_text
+from ..faults import Faults
+from ..json_files import read_text
 
 __all__ = ["VOID", "Palette", "looks_like_palette", "read_palette"]
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ..cache import run_parallel
 from ..categories import Category
 from ..derived import write_instances_json
-from .faults import DataError, Faults
+from ..faults import DataError, Faults
 from .source import FAULTS_FILE, INSTANCES_FILE, PANOPTIC_FILE
 
 __all__ = ["PanopticImage", "convert_images", "write_panoptic"]

@@ -3,7 +3,7 @@
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from .json_files import shown
+from ..json_files import shown
 
 __all__ = ["path_below", "spellings"]
 

@@ -7,8 +7,8 @@ from typing import Protocol
 from ...image_io import verify_image
 from ..cache import run_parallel
 from ..categories import Category
+from ..faults import Faults
 from ..files import read_lines
-from .faults import Faults
 
 __all__ = ["FAULTS_FILE", "INSTANCES_FILE", "PANOPTIC_FILE", "Source", "choose_images", "verify_images"]
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..categories import Category
+from ..faults import DataError, Fault, Faults
 from ..files import IMAGE_SUFFIXES, find_files
-from .faults import DataError, Fault, Faults
+from ..json_files import read_text
 from .instances import InstanceFile
-from .json_files import read_text
 from .source import choose_images, verify_images
 
 __all__ = ["YoloSource"]

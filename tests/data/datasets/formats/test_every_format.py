@@ -13,7 +13,7 @@ from PIL import Image
 
 from mask2former.data.dataset_mappers import dataset_mapper_class
 from mask2former.data.datasets.entry import parse_entry
-from mask2former.data.datasets.formats.faults import DataError
+from mask2former.data.datasets.faults import DataError
 from mask2former.data.datasets.own import CustomDataset
 from tests.brick_data import FORMATS, NAMES, Picture, make_pictures, write_data
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mask2former.data.datasets.entry import parse_entry
-from mask2former.data.datasets.formats.faults import DataError
+from mask2former.data.datasets.faults import DataError
 from tests.brick_data import FORMATS, make_pictures, write_data
 from tests.mutations import ROUNDS, at_every_path, mutate
 

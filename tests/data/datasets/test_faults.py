@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mask2former.data.datasets.entry import parse_entry
-from mask2former.data.datasets.formats.faults import DataError, Fault, list_faults
+from mask2former.data.datasets.faults import DataError, Fault, list_faults
 from tests.brick_data import make_pictures, write_data
 
 Change = Callable[[dict[str, Any]], object]
