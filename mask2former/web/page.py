@@ -88,6 +88,6 @@ def _pack(result: Result, task: Task, regions: list[Region], cache: Path) -> Pat
                 archive.write(path, path.name)
         for number, region in enumerate(regions, start=1):
             name = "".join(c if c.isalnum() else "_" for c in region.name)
-            _, png = cv2.imencode(".png", region.mask.astype(np.uint8) * 255)
+            _, png = cv2.imencode(".png", region.mask().astype(np.uint8) * 255)
             archive.writestr(f"masks/{number:03}_{name}.png", png.tobytes())
     return packed

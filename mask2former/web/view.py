@@ -3,7 +3,9 @@
 import base64
 import html
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 
 import cv2
@@ -22,12 +24,14 @@ class Region:
     Attributes:
         name: of the class.
         score: 0 to 1; None where a task gives none.
-        mask: (H, W) bool.
+        area: in pixels.
+        mask: gives its pixels, (H, W) bool; one at a time, as a hundred of a photograph's would take gigabytes.
     """
 
     name: str
     score: float | None
-    mask: np.ndarray
+    area: int
+    mask: Callable[[], np.ndarray]
 
 
 def find_regions(result: Result, task: Task) -> list[Region]:
@@ -35,30 +39,36 @@ def find_regions(result: Result, task: Task) -> list[Region]:
     if task == "instance":
         found = result.instances
         regions = [
-            Region(name, float(score), mask)
+            Region(name, float(score), int(np.count_nonzero(mask)), partial(np.asarray, mask))
             for name, score, mask in zip(found.names, found.scores, found.masks, strict=True)
         ]
-        return [region for region in regions if region.mask.any()]
+        return [region for region in regions if region.area]
     if task == "panoptic":
         panoptic = result.panoptic
-        regions = [Region(segment.name, segment.score, panoptic.mask(segment)) for segment in panoptic.segments]
+        regions = [
+            Region(segment.name, segment.score, segment.area, partial(panoptic.mask, segment))
+            for segment in panoptic.segments
+        ]
     else:
         semantic = result.semantic
-        present = np.unique(semantic.labels).tolist()
-        regions = [Region(semantic.names[label], None, semantic.labels == label) for label in present]
-    return sorted(regions, key=lambda region: -np.count_nonzero(region.mask))
+        labels, areas = np.unique(semantic.labels, return_counts=True)
+        regions = [
+            Region(semantic.names[label], None, int(area), partial(np.equal, semantic.labels, label))
+            for label, area in zip(labels, areas, strict=True)
+        ]
+    return sorted(regions, key=lambda region: -region.area)
 
 
 def render_view(result: Result, task: Task, regions: list[Region]) -> str:
     """HTML without references to anything outside: the drawing, a picture of numbers for the mouse, and a table."""
     numbers = np.zeros(result.size, np.int32)
     for number in range(len(regions), 0, -1):  # where regions overlap, the first is on top
-        numbers[regions[number - 1].mask] = number
+        numbers[regions[number - 1].mask()] = number
     channels = np.stack([numbers & 255, numbers >> 8 & 255, numbers >> 16], axis=-1).astype(np.uint8)  # RGB
     labels = [{"name": region.name, "score": _percent(region.score)} for region in regions]
     rows = [
         f'<tr data-number="{number}"><td>{html.escape(region.name)}</td><td>{_percent(region.score)}</td>'
-        f"<td>{np.count_nonzero(region.mask)}</td></tr>"
+        f"<td>{region.area}</td></tr>"
         for number, region in enumerate(regions, start=1)
     ]
     drawing = _data_uri(result.draw(task=task), ".jpg")

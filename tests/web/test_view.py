@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import re
+import tracemalloc
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
 
 from mask2former.inference import Result
+from mask2former.visualization import Task
 from mask2former.web.view import find_regions, render_view
 
 HEIGHT, WIDTH = 6, 8
@@ -90,3 +92,24 @@ def test_more_regions_than_a_byte_counts(result: Result) -> None:
     crowded = Result(np.zeros((20, 15, 3), np.uint8), ("instance",), {"instances": many}, result.metadata)
     _, numbers = _read(render_view(crowded, "instance", find_regions(crowded, "instance")))
     assert numbers.ravel().tolist() == list(range(1, 301))
+
+
+@pytest.mark.parametrize("task", ["panoptic", "semantic"])
+def test_regions_do_not_keep_a_mask_each(task: Task, result: Result) -> None:
+    ids = torch.arange(1, 51, dtype=torch.int32)[:, None].expand(50, 2000).contiguous()
+    segments = [{"id": n, "isthing": True, "category_id": 0, "score": 0.5} for n in range(1, 51)]
+    scores = torch.zeros(3, 50, 2000).scatter(0, (ids[None] % 3).long(), 1.0)
+    large = Result(
+        np.zeros((50, 2000, 3), np.uint8),
+        (task,),
+        {"panoptic_seg": (ids, segments), "sem_seg": scores},
+        result.metadata,
+    )
+    find_regions(large, task)  # the result keeps what is read of it
+    tracemalloc.start()
+    regions = find_regions(large, task)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < ids.numel() / 2  # bytes; a mask takes one a pixel
+    assert all(region.area == np.count_nonzero(region.mask()) for region in regions)
+    assert sum(region.area for region in regions) == ids.numel()
