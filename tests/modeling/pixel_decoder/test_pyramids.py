@@ -314,11 +314,17 @@ def naive_encoder(encoder: CoarseEncoder, x: Tensor) -> Tensor:
 def test_every_decoder_uses_the_encoder(tiny_cfg: CfgNode, name: str) -> None:
     tiny_cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = name
     tiny_cfg.MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS = 2
-    tiny_cfg.MODEL.MASK_FORMER.PRE_NORM = True
+    mask_former = tiny_cfg.MODEL.MASK_FORMER
+    mask_former.NHEADS, mask_former.DIM_FEEDFORWARD, mask_former.DROPOUT, mask_former.PRE_NORM = 2, 40, 0.25, True
     shapes = {f"res{i}": ShapeSpec(channels=8, stride=2**i) for i in range(2, 6)}
     decoder = build_pixel_decoder(tiny_cfg, shapes)
     called: list[torch.Size] = []
     decoder.encoder.register_forward_pre_hook(lambda _, arguments: called.append(arguments[0].shape))
     decoder.forward_features({key: torch.randn(1, 8, 64 // s.stride, 64 // s.stride) for key, s in shapes.items()})
     assert called == [(1, 64, 2, 2)]
-    assert [layer.pre_norm for layer in decoder.encoder.layers] == [True, True]
+    assert len(decoder.encoder.layers) == 2
+    for layer in decoder.encoder.layers:
+        assert layer.linear1.weight.shape == (40, 64)
+        assert layer.self_attn.num_heads == 2
+        assert layer.self_attn.dropout == layer.dropout.p == 0.25
+        assert layer.pre_norm

@@ -29,7 +29,8 @@ def _flood(mask: np.ndarray) -> list[np.ndarray]:
     return regions
 
 
-def test_parts_equal_flood_fill() -> None:
+@pytest.mark.parametrize("classes", [{0}, {1}, {0, 1}])
+def test_parts_equal_flood_fill(classes: set[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(12, K + 1, generator=generator)
     masks = torch.randn(12, 9, 11, generator=generator) - 0.5
@@ -37,11 +38,14 @@ def test_parts_equal_flood_fill() -> None:
     masks[4] = 1  # connected
     masks[7] = masks[6] = masks[5]  # found by three queries
     logits[5:8] = torch.tensor([[2.0, 0, 0], [3, 0, 0], [1, 0, 0]])
-    found_logits, found_masks = split_disconnected(logits, masks, classes={0})
+    masks[8] = masks[9] = masks[5]  # and by two of the other class
+    logits[8:10] = torch.tensor([[0, 2.0, 0], [0, 1, 0]])
+    found_logits, found_masks = split_disconnected(logits, masks, classes=classes)
+    of_class = logits[:, :K].argmax(-1).tolist()
     expected = []
     for row in range(12):
         regions = _flood((masks[row] > 0).numpy())
-        if len(regions) < 2 or logits[row, :K].argmax() != 0:
+        if len(regions) < 2 or of_class[row] not in classes:
             expected.append((row, masks[row]))
             continue
         least = min(3, max(region.sum() for region in regions))
@@ -59,7 +63,7 @@ def test_parts_equal_flood_fill() -> None:
         repeats = [
             (inside & (other > 0)).sum() > 0.5 * (inside | (other > 0)).sum()
             for other_row, other in chosen
-            if logits[other_row, :K].argmax() == logits[row, :K].argmax() == 0
+            if of_class[other_row] == of_class[row] and of_class[row] in classes
         ]
         if not any(repeats):
             chosen.append((row, mask))
