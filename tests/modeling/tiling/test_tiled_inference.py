@@ -228,6 +228,28 @@ def test_the_model_segments_large_images_in_tiles(tiny_cfg: CfgNode) -> None:
     assert torch.allclose(one["sem_seg"], untiled["sem_seg"], atol=1e-3)
 
 
+def test_each_task_alone_in_tiles(tiny_cfg: CfgNode) -> None:
+    test = tiny_cfg.MODEL.MASK_FORMER.TEST
+    test.TILE_SIZE, test.TILE_OVERLAP, test.OBJECT_MASK_THRESHOLD, test.OVERLAP_THRESHOLD = 64, 32, 0.0, 0.0
+    model = build_model(tiny_cfg).eval()
+    entry = {"image": torch.rand(3, 90, 130) * 255}
+    with torch.no_grad():
+        model.sem_seg_head.predictor.class_embed.bias[-1] = -9  # no query is "no object"
+        together = model([entry])[0]
+        model.semantic_on, model.instance_on = False, False
+        panoptic = model([entry])[0]
+        model.panoptic_on, model.instance_on = False, True
+        instance = model([entry])[0]
+        model.instance_on, model.semantic_on = False, True
+        semantic = model([entry])[0]
+    assert [list(result) for result in (panoptic, instance, semantic)] == [["panoptic_seg"], ["instances"], ["sem_seg"]]
+    assert panoptic["panoptic_seg"][1]
+    assert panoptic["panoptic_seg"][1] == together["panoptic_seg"][1]
+    assert torch.equal(panoptic["panoptic_seg"][0], together["panoptic_seg"][0])
+    assert torch.equal(instance["instances"].scores, together["instances"].scores)
+    assert torch.equal(semantic["sem_seg"], together["sem_seg"])
+
+
 @pytest.mark.parametrize("by_size", [False, True])
 def test_images_that_fit_into_a_tile_are_segmented_whole(tiny_cfg: CfgNode, by_size: bool) -> None:
     """In a batch with larger ones too: enlarged to a tile, they would get another result than alone."""
