@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mask2former.home import expand_home
+from mask2former.processors import count_usable_cores
 
 __all__ = ["Job", "present", "run_script", "whole_file", "write_image", "write_json"]
 
@@ -81,7 +82,7 @@ def run_script(prepare: Callable[[Job], None], description: str | None) -> None:
         default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
         help="folder of all data sets (default: $DETECTRON2_DATASETS, else ./datasets; now %(default)s)",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=count_usable_cores(), help="processes (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="make again what is there already")
     arguments = parser.parse_args()
     try:

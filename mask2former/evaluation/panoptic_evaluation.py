@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import logging
-import os
 from collections.abc import Iterable
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -25,6 +24,7 @@ from tabulate import tabulate
 
 from mask2former.durable_files import saved_bytes, write_file
 from mask2former.evaluation.backend import use_hotcoco
+from mask2former.processors import count_usable_cores
 
 __all__ = ["PanopticEvaluator", "count_matches", "match_segments", "sum_pq", "summarize_pq"]
 
@@ -176,7 +176,7 @@ def match_segments(
         return pq_compute_single_core(0, [pair], str(truth_dir), str(prediction_dir), categories)
 
     # Threads: the time goes to reading PNGs and sorting in NumPy, which both let others run.
-    with ThreadPool(os.cpu_count()) as pool, contextlib.redirect_stdout(io.StringIO()):
+    with ThreadPool(count_usable_cores()) as pool, contextlib.redirect_stdout(io.StringIO()):
         stats = pool.map(match, predictions)
     return {prediction["image_id"]: stat for prediction, stat in zip(predictions, stats, strict=True)}
 

@@ -1,12 +1,13 @@
 """How much memory a process may use, and how much a model needs for a picture."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
+
+from mask2former.processors import count_usable_cores
 
 __all__ = ["Machine", "count_parameters", "images_that_fit", "this_machine"]
 
@@ -35,7 +36,7 @@ def this_machine(device: str, processes: int) -> Machine:
         device: As in ``MODEL.DEVICE``.
         processes: Of the training, on this machine; each has a GPU of its own.
     """
-    cpus = max(1, len(os.sched_getaffinity(0)) // processes if hasattr(os, "sched_getaffinity") else 1)
+    cpus = max(1, count_usable_cores() // processes)
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(torch.device(device).index or 0)
         return Machine(True, free, cpus)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mask2former.data.prepare import Job, present, run_script, whole_file, write_image, write_json
+from mask2former.processors import count_usable_cores
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -90,7 +91,7 @@ def test_splits_that_are_there(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], Job(Path("/data"), os.cpu_count() or 1)),
+        ([], Job(Path("/data"), count_usable_cores())),
         (["--root", "~/x", "--workers", "3", "--overwrite"], Job(Path("~/x").expanduser(), 3, True)),
     ],
 )

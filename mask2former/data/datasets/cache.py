@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
+from mask2former.processors import count_usable_cores
+
 __all__ = ["build_once", "cache_folder", "run_parallel"]
 
 Task = TypeVar("Task")
@@ -81,5 +83,5 @@ def _build_alone(folder: Path, build: Callable[[Path], None]) -> None:
 
 def run_parallel(function: Callable[[Task], Result], tasks: Sequence[Task], description: str) -> list[Result]:
     """``[function(task) for task in tasks]`` in threads, with a progress bar on a terminal."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, count_usable_cores())) as pool:
         return list(tqdm(pool.map(function, tasks), total=len(tasks), desc=description, unit="image", disable=None))

@@ -1,6 +1,5 @@
 """The whole job: find the pictures, check that it is the same job as before, do what is left, list what failed."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from mask2former.inference.many.ray_runner import run_ray
 from mask2former.inference.many.shards import Shard, find_shards
 from mask2former.inference.many.worker import Settings
 from mask2former.inference.request import Options, tasks_of
+from mask2former.processors import count_usable_cores
 
 __all__ = ["Done", "Workers", "predict_many"]
 
@@ -113,8 +113,7 @@ def _threads(workers: Workers) -> int:
     """Of each worker."""
     if workers.ray is not None:
         return max(1, int(workers.cpus))
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, available // workers.number)
+    return max(1, count_usable_cores() // workers.number)
 
 
 @contextmanager
