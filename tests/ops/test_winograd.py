@@ -168,11 +168,12 @@ def test_gradients(size: tuple[int, ...], gradients_of_weights: list[torch.Size]
         torch.testing.assert_close(of_ours.double(), of_direct, rtol=0, atol=4e-6 * float(of_direct.abs().max()))
 
 
-def test_gradients_as_exact_as_of_a_direct_convolution() -> None:
+def test_rounding_errors_of_gradients() -> None:
+    # Not compared with a direct convolution's, which are three times as large on one processor as on another.
     problem = make(2, 64, 64, 64, 64)
     expected = gradients(direct, *(x.double() for x in problem))
-    for ours, theirs, exactly in zip(gradients(conv2d, *problem), gradients(direct, *problem), expected, strict=True):
-        assert error(ours, exactly) < 2.5 * error(theirs, exactly)
+    for ours, exactly in zip(gradients(conv2d, *problem), expected, strict=True):
+        assert error(ours, exactly) < 2e-6 * exactly.square().mean().sqrt()
 
 
 def test_only_the_gradients_that_are_needed(gradients_of_weights: list[torch.Size]) -> None:
