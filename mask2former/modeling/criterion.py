@@ -1,4 +1,4 @@
-"""The training loss (Section 3.3): classes of all queries, masks of the matched ones."""
+"""The training loss (Section 4.1, at the points of Section 3.3): classes of all queries, masks of the matched ones."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -42,7 +42,10 @@ Comparison = Callable[
 
 
 class SetCriterion(nn.Module):
-    """Match predictions with targets, then sum cross-entropy over queries and the mask losses over matched pairs.
+    """Match predictions with targets, then compare classes of all queries and masks of matched pairs.
+
+    The cross-entropy is the weighted mean over queries, the mask losses are sums over pairs, divided by the number of
+    targets in the batch.
 
     All layers are matched and compared together. With another matcher, or in a subclass that has a ``get_loss``,
     ``loss_labels`` or ``loss_masks`` of its own, it is one after the other by these, as in the official release.
@@ -51,7 +54,7 @@ class SetCriterion(nn.Module):
         num_classes: K, without "no object".
         matcher: the assignment.
         weight_dict: weight of each term by name; kept for the caller, terms are returned unweighted.
-        eos_coef: weight of "no object" in the cross-entropy (0.1 in the paper).
+        eos_coef: weight of "no object" in the cross-entropy, where each class has 1; 0.1 in the official release.
         losses: of "labels" and "masks".
         num_points: points P per mask.
         oversample_ratio: see :func:`~mask2former.modeling.point_sampling.uncertain_points`.

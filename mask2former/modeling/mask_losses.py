@@ -1,4 +1,4 @@
-"""The mask losses, each for pairs and for all pairs of predictions and targets (Section 3.3; DETR, Section A.2).
+"""The mask losses, each for pairs and for all pairs of predictions and targets (Section 4.1; DETR, Section A.2).
 
 Pairwise forms are the matching costs. ``valid`` marks the points that count, None all of them; where no point is
 valid a loss is 0.

@@ -82,7 +82,7 @@ class BasePixelDecoder(TopDownPath):
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class TransformerEncoderPixelDecoder(BasePixelDecoder):
-    """:class:`BasePixelDecoder` with DETR's encoder on the coarsest feature, as MaskFormer has it for instances."""
+    """:class:`BasePixelDecoder` with DETR's encoder on the coarsest feature: MaskFormer's for COCO, with ResNets."""
 
     @configurable
     def __init__(

@@ -276,6 +276,9 @@ def _check_options(
 
 
 def _attention_mask(mask_embedding: Tensor, gate_features: Tensor) -> Tensor:
-    """Where each query attends: inside its predicted mask, or everywhere if that is empty (equation 3); (N, Q, HW)."""
+    """Where each query attends, (N, Q, HW): inside its predicted mask (equation 3).
+
+    If that is empty, everywhere, as in the official release: of nothing there is no softmax.
+    """
     inside = mask_logits(mask_embedding, gate_features) >= 0  # a probability of at least one half
     return inside | ~inside.any(dim=-1, keepdim=True)
