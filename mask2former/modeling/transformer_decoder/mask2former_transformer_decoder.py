@@ -209,7 +209,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 if keep_all:
                     intermediate.append(self._predict(normed, mask_embedding, mask_features))
                 if self.reads_masks:
-                    attend = _attention_mask(mask_embedding.detach(), scale.gate)
+                    attend = _attention_mask(mask_embedding.detach(), scale.mask_features)
             if self.self_attention_first:
                 x = self_attention(x, query_pos)
             x = cross_attention(x, query_pos, scale, attend)
@@ -233,13 +233,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             height, width = features[level].shape[-2:]
             # Resizing and the dot product with a query's embedding are both linear, so they can be swapped: the
             # embedding is resized once, and masks for attention are computed at the attention's own resolution.
-            gate = F.interpolate(mask_features.detach(), size=(height, width), mode="bilinear", align_corners=False)
+            resized = F.interpolate(mask_features.detach(), size=(height, width), mode="bilinear", align_corners=False)
             memory = project(features[level]).flatten(2).transpose(1, 2) + embed  # (N, HW, C)
             positions = self.pe_layer(height, width, mask_features.device).flatten(2).transpose(1, 2)  # (1, HW, C)
             scale = Scale(
                 memory=memory,
                 keys=memory + positions,
-                gate=gate.flatten(2),
+                mask_features=resized.flatten(2),
                 shapes=[(height, width)],
             )
             scales.append(scale)
@@ -275,10 +275,10 @@ def _check_options(
         )
 
 
-def _attention_mask(mask_embedding: Tensor, gate_features: Tensor) -> Tensor:
+def _attention_mask(mask_embedding: Tensor, mask_features: Tensor) -> Tensor:
     """Where each query attends, (N, Q, HW): inside its predicted mask (equation 3).
 
     If that is empty, everywhere, as in the official release: of nothing there is no softmax.
     """
-    inside = mask_logits(mask_embedding, gate_features) >= 0  # a probability of at least one half
+    inside = mask_logits(mask_embedding, mask_features) >= 0  # a probability of at least one half
     return inside | ~inside.any(dim=-1, keepdim=True)

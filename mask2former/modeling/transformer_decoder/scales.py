@@ -16,7 +16,7 @@ class Scale(NamedTuple):
     """Features (N, S, C), with the embedding of their level."""
     keys: Tensor
     """The same with their position encodings added, (N, S, C): once for all layers that read them."""
-    gate: Tensor
+    mask_features: Tensor
     """The per-pixel embedding at the same pixels, (N, mask_dim, S): times a query's embedding, its mask here."""
     shapes: list[tuple[int, int]]
     """(height, width) of each map; their areas add up to S."""
@@ -33,7 +33,7 @@ def all_at_once(scales: Sequence[Scale]) -> list[Scale]:
         Scale(
             memory=torch.cat([scale.memory for scale in scales], dim=1),
             keys=torch.cat([scale.keys for scale in scales], dim=1),
-            gate=torch.cat([scale.gate for scale in scales], dim=2),
+            mask_features=torch.cat([scale.mask_features for scale in scales], dim=2),
             shapes=[shape for scale in scales for shape in scale.shapes],
         )
     ]

@@ -22,7 +22,7 @@ def _scale(shapes: list[tuple[int, int]], images: int = 2) -> Scale:
     return Scale(
         memory=torch.randn(images, pixels, CHANNELS),
         keys=torch.randn(images, pixels, CHANNELS),
-        gate=torch.randn(images, 4, pixels),
+        mask_features=torch.randn(images, 4, pixels),
         shapes=shapes,
     )
 
@@ -200,7 +200,7 @@ def test_all_at_once_concatenates_pixels() -> None:
     (joint,) = all_at_once(scales)
     assert joint.shapes == SHAPES
     assert torch.equal(joint.memory[:, :6], scales[0].memory)
-    assert torch.equal(joint.gate[:, :, 6:], scales[1].gate)
+    assert torch.equal(joint.mask_features[:, :, 6:], scales[1].mask_features)
     assert torch.equal(joint.keys[:, 6:], scales[1].keys)
 
 

@@ -25,7 +25,9 @@ def attention_of_pytorch(attention: MultiheadAttention, query: Tensor, key: Tens
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_sub_layers_are_residuals_around_their_function(pre_norm: bool) -> None:
     x, pos = torch.randn(1, 3, 8), torch.randn(1, 3, 8)
-    scale = Scale(memory=torch.randn(1, 5, 8), keys=torch.randn(1, 5, 8), gate=torch.randn(1, 8, 5), shapes=[(1, 5)])
+    scale = Scale(
+        memory=torch.randn(1, 5, 8), keys=torch.randn(1, 5, 8), mask_features=torch.randn(1, 8, 5), shapes=[(1, 5)]
+    )
     self_attention, cross_attention = SelfAttentionLayer(8, 2, 0.0, pre_norm), CrossAttentionLayer(8, 2, 0.0, pre_norm)
     ffn = FFNLayer(8, 16, 0.0, pre_norm)
     for layer in (self_attention, cross_attention, ffn):
