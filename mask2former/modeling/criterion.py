@@ -63,7 +63,8 @@ class SetCriterion(nn.Module):
         mask_loss: "cross_entropy", or "focal" as in MaskFormer; the dice loss comes with both.
 
     Raises:
-        ValueError: if ``losses``, ``compare_on`` or ``mask_loss`` names what does not exist.
+        ValueError: if ``losses``, ``compare_on`` or ``mask_loss`` names what does not exist, or there are fewer
+            candidates than points to be chosen from them.
     """
 
     empty_weight: Tensor
@@ -90,6 +91,12 @@ class SetCriterion(nn.Module):
         if compare_on not in comparisons:
             raise ValueError(
                 f"MODEL.MASK_FORMER.MASK_LOSS_ON is {compare_on!r}; expected one of {sorted(comparisons)}."
+            )
+        if not 0 <= importance_sample_ratio <= min(oversample_ratio, 1):
+            raise ValueError(
+                f"MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO is {importance_sample_ratio}, the share of points that are "
+                f"chosen from MODEL.MASK_FORMER.OVERSAMPLE_RATIO times as many candidates, {oversample_ratio}; let it "
+                "be in 0..1 and no larger than that."
             )
         self.compare_on = compare_on
         self.compare = comparisons[compare_on]

@@ -358,6 +358,15 @@ def test_unknown_losses_are_an_error() -> None:
         SetCriterion(3, HungarianMatcher(), {}, 0.1, mask_loss="l2")
 
 
+@pytest.mark.parametrize(("oversample", "importance"), [(0.5, 0.75), (3.0, 1.5), (3.0, -0.5)])
+def test_points_that_cannot_be_chosen_are_an_error(oversample: float, importance: float) -> None:
+    message = (
+        rf"IMPORTANCE_SAMPLE_RATIO is {importance}, .*OVERSAMPLE_RATIO times as many candidates, {oversample}; let"
+    )
+    with pytest.raises(ValueError, match=message):
+        SetCriterion(3, HungarianMatcher(), {}, 0.1, oversample_ratio=oversample, importance_sample_ratio=importance)
+
+
 def test_focal_loss_is_used_in_matching_and_loss() -> None:
     outputs, target = make_outputs(5), make_target(3)
     matcher = HungarianMatcher(0, 1, 0, 64, mask_loss="focal")
