@@ -108,7 +108,7 @@ class StandardTransformerDecoder(nn.Module):
             "hidden_dim": mask_former.HIDDEN_DIM,
             "num_queries": mask_former.NUM_OBJECT_QUERIES,
             "nheads": mask_former.NHEADS,
-            "dropout": mask_former.DROPOUT,
+            "dropout": mask_former.DROPOUT if mask_former.DECODER_DROPOUT is None else mask_former.DECODER_DROPOUT,
             "dim_feedforward": mask_former.DIM_FEEDFORWARD,
             "enc_layers": mask_former.ENC_LAYERS,
             "dec_layers": mask_former.DEC_LAYERS,

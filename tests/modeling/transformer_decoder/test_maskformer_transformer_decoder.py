@@ -131,3 +131,10 @@ def test_decoders_of_one_map_and_of_several(tiny_v1_cfg: CfgNode) -> None:
     mask_former.TRANSFORMER_IN_FEATURE = "res5"
     with pytest.raises(ValueError, match=r"reads several maps, .*TRANSFORMER_IN_FEATURE is 'res5'"):
         build_transformer_decoder(tiny_v1_cfg, 64)
+
+
+@pytest.mark.parametrize(("of_decoder", "expected"), [(0.25, 0.25), (0.0, 0.0), (None, 0.125)])
+def test_dropout_of_the_decoder_alone(tiny_v1_cfg: CfgNode, of_decoder: float | None, expected: float) -> None:
+    mask_former = tiny_v1_cfg.MODEL.MASK_FORMER
+    mask_former.DROPOUT, mask_former.DECODER_DROPOUT = 0.125, of_decoder
+    assert build_transformer_decoder(tiny_v1_cfg, 64).transformer["decoder"].layers[0].dropout.p == expected
