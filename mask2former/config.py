@@ -37,7 +37,8 @@ def _add_pixel_decoder_keys(cfg: CN) -> None:
     # Channels of the per-pixel embedding, and so of a query's mask embedding (official).
     head.MASK_DIM = 256
     # Layers of the pixel decoder's Transformer encoder; 6 in Mask2Former (official). In MSDeformAttnPixelDecoder it
-    # refines several scales together; in the other decoders only the coarsest one, as in MaskFormer.
+    # refines several scales together; in the other decoders only the coarsest one, as in MaskFormer. BasePixelDecoder
+    # has none.
     head.TRANSFORMER_ENC_LAYERS = 0
     # A name in Detectron2's SEM_SEG_HEADS registry (official). "MSDeformAttnPixelDecoder" is Mask2Former's;
     # "BasePixelDecoder" and "TransformerEncoderPixelDecoder" are MaskFormer's; "FPNPixelDecoder",
