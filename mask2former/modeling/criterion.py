@@ -63,8 +63,8 @@ class SetCriterion(nn.Module):
         mask_loss: "cross_entropy", or "focal" as in MaskFormer; the dice loss comes with both.
 
     Raises:
-        ValueError: if ``losses``, ``compare_on`` or ``mask_loss`` names what does not exist, or there are fewer
-            candidates than points to be chosen from them.
+        ValueError: if ``losses``, ``compare_on`` or ``mask_loss`` names what does not exist, there are no points, or
+            fewer candidates than points to be chosen from them.
     """
 
     empty_weight: Tensor
@@ -91,6 +91,10 @@ class SetCriterion(nn.Module):
         if compare_on not in comparisons:
             raise ValueError(
                 f"MODEL.MASK_FORMER.MASK_LOSS_ON is {compare_on!r}; expected one of {sorted(comparisons)}."
+            )
+        if compare_on == "points" and num_points < 1:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TRAIN_NUM_POINTS is {num_points}; masks are compared at one point or more."
             )
         if not 0 <= importance_sample_ratio <= min(oversample_ratio, 1):
             raise ValueError(
@@ -256,8 +260,9 @@ class SetCriterion(nn.Module):
             queries, matched = map(torch.cat, zip(*pairs, strict=True))
             of_image.view(-1)[queries] = target["labels"][matched]
         losses = F.cross_entropy(logits.float().flatten(0, 2), classes.flatten(), self.empty_weight, reduction="none")
-        weights = self.empty_weight[classes]
-        return {"loss_ce": losses.view_as(classes).sum((0, 2)) / weights.sum((0, 2))}
+        # All weights are 0 where nothing is annotated and "no object" has none.
+        weights = self.empty_weight[classes].sum((0, 2)).clamp(min=torch.finfo(torch.float32).tiny)
+        return {"loss_ce": losses.view_as(classes).sum((0, 2)) / weights}
 
     def _mask_losses(
         self,

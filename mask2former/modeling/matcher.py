@@ -47,7 +47,8 @@ class HungarianMatcher(nn.Module):
         mask_loss: "cross_entropy" or "focal", as in the criterion.
 
     Raises:
-        ValueError: if all weights are 0, or ``compare_on`` or ``mask_loss`` names what does not exist.
+        ValueError: if all weights are 0, there are no points, or ``compare_on`` or ``mask_loss`` names what does not
+            exist.
     """
 
     @configurable
@@ -65,6 +66,11 @@ class HungarianMatcher(nn.Module):
         if compare_on not in comparisons:
             raise ValueError(
                 f"MODEL.MASK_FORMER.MATCHING_COST_ON is {compare_on!r}; expected one of {sorted(comparisons)}."
+            )
+        if compare_on == "points" and num_points < 1:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.MATCHING_NUM_POINTS, or TRAIN_NUM_POINTS in its place, is {num_points}; masks are "
+                "compared at one point or more."
             )
         self.compare_on = compare_on
         self.compare = comparisons[compare_on]

@@ -358,6 +358,21 @@ def test_unknown_losses_are_an_error() -> None:
         SetCriterion(3, HungarianMatcher(), {}, 0.1, mask_loss="l2")
 
 
+def test_no_points_are_an_error() -> None:
+    with pytest.raises(ValueError, match="TRAIN_NUM_POINTS is 0; masks are compared at one point or more"):
+        SetCriterion(3, HungarianMatcher(), {}, 0.1, num_points=0)
+    SetCriterion(3, HungarianMatcher(), {}, 0.1, num_points=0, compare_on="masks")
+
+
+def test_nothing_annotated_and_no_weight_for_no_object() -> None:
+    outputs = make_outputs(5)
+    outputs["pred_logits"].requires_grad_()
+    losses = SetCriterion(3, HungarianMatcher(), {}, eos_coef=0.0)(outputs, [make_target(0)])
+    assert losses["loss_ce"] == 0
+    losses["loss_ce"].backward()
+    assert not outputs["pred_logits"].grad.any()
+
+
 @pytest.mark.parametrize(("oversample", "importance"), [(0.5, 0.75), (3.0, 1.5), (3.0, -0.5)])
 def test_points_that_cannot_be_chosen_are_an_error(oversample: float, importance: float) -> None:
     message = (

@@ -137,3 +137,6 @@ def test_half_precision_is_compared_in_float32(matcher: HungarianMatcher) -> Non
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to compare: set at least one of its weights above 0"):
         HungarianMatcher(0, 0, 0)
+    with pytest.raises(ValueError, match=r"MATCHING_NUM_POINTS, .* is 0; masks are compared at one point or more"):
+        HungarianMatcher(num_points=0)
+    HungarianMatcher(num_points=0, compare_on="masks")
