@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def test_memory_is_had_again_without_page_faults(faults: Callable[..., tuple[int
 
 
 @glibc
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="PyTorch for ARM has an allocator that keeps memory itself")
 def test_a_program_does_what_the_environment_says(faults: Callable[..., tuple[int, int]]) -> None:
     before, after = faults("keep_freed_memory_of_program", MALLOC_TRIM_THRESHOLD_="131072")
     assert after > before / 2
