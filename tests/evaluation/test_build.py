@@ -86,6 +86,12 @@ def test_several_test_sets_have_a_folder_each(make_scene, config, run, tmp_path)
     assert (tmp_path / "out" / "inference" / scene.name / "coco_instances_results.json").is_file()
 
 
+def test_the_backend_is_that_of_the_configuration(make_scene, config):
+    scene = make_scene()
+    for evaluator in build_evaluator(config(TEST__EVALUATION_BACKEND="reference"), scene.name)._evaluators[:2]:
+        assert evaluator._backend == "reference"
+
+
 def test_more_detections_than_coco_s_100_count(make_scene, config):
     scene = make_scene()
     evaluator = build_evaluator(config(TEST__DETECTIONS_PER_IMAGE=375), scene.name)._evaluators[1]

@@ -10,6 +10,7 @@ import pycocotools.mask as mask_util
 import pytest
 from pycocotools.coco import COCO
 
+from mask2former.evaluation import LVISEvaluator, lvis_evaluation
 from mask2former.evaluation.lvis_evaluation import federated_ap
 
 SIZE = 200
@@ -99,6 +100,17 @@ def test_no_predictions_and_no_instances(truth):
     metrics = federated_ap(coco, [detection(1, 1, 0.5, BOX)], "segm")
     assert metrics["AP"] == pytest.approx(100)
     assert np.isnan([metrics["APs"], metrics["APl"], metrics["APr"], metrics["APf"]]).all()
+
+
+def test_only_the_surest_detections_of_an_image_are_kept(make_scene, run, tmp_path, monkeypatch):
+    scene = make_scene()
+    found = [score for output in scene.outputs for score in output["instances"].scores.tolist()]
+    monkeypatch.setattr(lvis_evaluation, "MAX_DETECTIONS", 1)
+    run(LVISEvaluator(scene.name, output_dir=str(tmp_path / "out")), scene.inputs, scene.outputs)
+    kept = json.loads((tmp_path / "out" / "lvis_instances_results.json").read_text())
+    surest = [output["instances"].scores.max().item() for output in scene.outputs if len(output["instances"])]
+    assert [detection["score"] for detection in kept] == surest
+    assert len(found) > len(kept) > 2
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])

@@ -81,6 +81,21 @@ def test_only_the_best_hundred_count(evaluator: ProposalEvaluator) -> None:
     assert evaluator.evaluate() == expected.evaluate()
 
 
+def test_only_images_that_were_seen_count(evaluator: ProposalEvaluator, tmp_path: Path) -> None:
+    evaluator.process([{"image_id": 1}], [{"proposals": {"both": (FOUND, np.array([0.9, 0.8]))}}])
+    alone = evaluator.evaluate()
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["images"].append({**content["images"][0], "id": 2})
+    content["annotations"] += [
+        {**annotation, "id": annotation["id"] + 9, "image_id": 2} for annotation in content["annotations"]
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with_another = ProposalEvaluator("proposals")
+    with_another.process([{"image_id": 1}], [{"proposals": {"both": (FOUND, np.array([0.9, 0.8]))}}])
+
+    assert with_another.evaluate() == alone
+
+
 def test_proposals_of_all_processes_count(evaluator: ProposalEvaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process has seen the image, the other none."""
     evaluator.process([{"image_id": 1}], [{"proposals": {"both": (FOUND, np.array([0.9, 0.8]))}}])
