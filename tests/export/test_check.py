@@ -106,11 +106,15 @@ def test_a_wrong_score_mask_or_class(check: Check) -> None:
     def no_masks(outputs: Outputs) -> None:
         outputs["masks"][:] = False
 
+    def smaller_masks(outputs: Outputs) -> None:
+        outputs["masks"][:, :, :1] = False
+
     def other_scores(outputs: Outputs) -> None:
         outputs["scores"] *= 0.75
 
     check(look)
     surest = max(scores)
     assert check(other_scores) == pytest.approx(0.25 * surest, rel=1e-3)
+    assert 0.001 < check(smaller_masks) < 0.5
     for change in (no_masks, other_class, lambda outputs: outputs["scores"].zero_()):
         assert check(change) == pytest.approx(surest)
