@@ -25,6 +25,12 @@ def test_names_are_at_the_top() -> None:
         _ = m2f.laod
 
 
+def test_completion_offers_what_was_not_imported_yet() -> None:
+    code = "import mask2former as m2f; assert {'load', *m2f.__all__} <= set(dir(m2f)), dir(m2f)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_everything_public_is_documented() -> None:
     for name in api.__all__:
         assert inspect.getdoc(getattr(api, name)), name
