@@ -16,7 +16,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from mask2former.engine.config_files import with_opts
+from mask2former.engine.setup import finish_config
 from mask2former.export import is_exported
 from mask2former.home import expand_home
 from mask2former.inference import InstanceResult, PanopticResult, PanopticSegment, Result, Segmenter, SemanticResult
@@ -92,7 +92,9 @@ def load(
     if not isinstance(model, CfgNode):
         return Segmenter(model_config(model, weights, options))
     weights_key = [] if weights is None else ["MODEL.WEIGHTS", str(weights)]
-    return Segmenter(with_opts(model, [*weights_key, *options]))
+    cfg = model.clone()
+    cfg.defrost()
+    return Segmenter(finish_config(cfg, [*weights_key, *options]))
 
 
 def _refuse(path: Path, **arguments: Any) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
 import mask2former as m2f
@@ -50,6 +51,23 @@ def test_configuration_of_the_caller_is_left_alone(tiny_config: Path) -> None:
     assert cfg.dump() == before
     assert model.cfg.INPUT.MIN_SIZE_TEST == 32
     assert model.cfg.is_frozen()
+
+
+def test_configuration_as_detectron2_reads_it(tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has looked yet for a GPU, nor registered its data sets."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = get_cfg()
+    m2f.add_maskformer2_config(cfg)
+    cfg.merge_from_file(str(tiny_config))
+    entry = {"FORMAT": "id_png", "IMAGES": "a", "INSTANCES": "b", "CLASS_NAMES": ["brick"]}
+    cfg.DATASETS.CUSTOM.of_a_cfg_node = CfgNode(entry)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("of_a_cfg_node",)
+    cfg.MODEL.DEVICE = "cuda"
+    model = m2f.load(cfg)
+    assert model.model.device.type == "cpu"
+    assert model.metadata.thing_classes == ["brick"]
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE is 'gpu', expected"):
+        m2f.load(cfg, device="gpu")
 
 
 def test_output_folder_of_a_training(training: Path) -> None:
