@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 
 from mask2former.engine.setup import finish_config
@@ -47,7 +48,7 @@ def load(
     model: str | Path | CfgNode,
     weights: str | Path | None = None,
     *,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     optimize: bool | str | Collection[str] | None = None,
     opts: Sequence[str] = (),
 ) -> Segmenter:
@@ -67,8 +68,8 @@ def load(
             - a file of ``mask2former export``: ONNX, TorchScript, ``torch.export`` or AOTInductor. All but ONNX are
               programs, so load only those that you trust.
         weights: a checkpoint in any form that is understood; None takes the one that goes with ``model``.
-        device: "cpu", "cuda" or "cuda:1"; None takes the GPU if there is one, and for an exported file what it was
-            made for.
+        device: "cpu", "cuda" or "cuda:1", or a ``torch.device``; None takes the GPU if there is one, and for an
+            exported file what it was made for.
         optimize: True gives the same results sooner, and False leaves every layer as it was built; None is True on a
             CPU, for models of this package's classes, where the configuration does not say. Also one or several of
             "bfloat16" (results differ a little), "compile", "cuda_graphs" (for pictures of few sizes) and "keep_memory"
@@ -87,8 +88,9 @@ def load(
     """
     if isinstance(model, str | Path) and is_exported(path := expand_home(model)):
         _refuse(path, weights=weights, optimize=optimize, opts=opts)
-        return open_exported(path, device)
-    options = [*(["MODEL.DEVICE", device] if device else []), *_optimization_keys(optimize), *opts]
+        return open_exported(path, None if device is None else str(device))
+    device_key = [] if device is None else ["MODEL.DEVICE", str(device)]
+    options = [*device_key, *_optimization_keys(optimize), *opts]
     if not isinstance(model, CfgNode):
         return Segmenter(model_config(model, weights, options))
     weights_key = [] if weights is None else ["MODEL.WEIGHTS", str(weights)]

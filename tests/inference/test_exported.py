@@ -78,6 +78,7 @@ def test_torchscript(export: Export, tiny: m2f.Segmenter, photograph: np.ndarray
     assert model.offered_tasks == TASKS
     assert model.metadata.thing_classes == ["cat", "dog"]
     assert model.metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1}
+    assert m2f.load(export("torchscript"), device=torch.device("cpu")).model.device.type == "cpu"
 
 
 @pytest.mark.parametrize("input_type", ["uint8", "float32"])

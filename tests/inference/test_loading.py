@@ -1,6 +1,7 @@
 """What ``load`` understands: configurations, names, checkpoints, folders."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,16 @@ def test_configuration_as_detectron2_reads_it(tiny_config: Path, monkeypatch: py
     assert model.metadata.thing_classes == ["brick"]
     with pytest.raises(ValueError, match=r"MODEL\.DEVICE is 'gpu', expected"):
         m2f.load(cfg, device="gpu")
+
+
+@pytest.mark.parametrize("make", [str, Path, lambda path: load_config(str(path))])
+def test_device_as_pytorch_has_it(tiny_config: Path, make: Callable[[Path], str | Path | CfgNode]) -> None:
+    assert m2f.load(make(tiny_config), device=torch.device("cpu")).cfg.MODEL.DEVICE == "cpu"
+
+
+def test_device_that_is_empty(tiny_config: Path) -> None:
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE is '', expected"):
+        m2f.load(tiny_config, device="")
 
 
 def test_output_folder_of_a_training(training: Path) -> None:
