@@ -87,7 +87,7 @@ def load_exported(path: str | Path, device: str | None = None) -> ExportedModel:
     export_format = _format_of(path)
     if export_format in (None, "onnx"):
         text, run = _load_onnx(path, device)
-        return ExportedModel(path, ExportInfo.from_json(text, path), run)
+        return ExportedModel(path, ExportInfo.from_json(text, path), _RunOfFile(run, path, device))
     text, run = _LOADERS[export_format](path)
     info = ExportInfo.from_json(text, path)
     if device is not None and not device.startswith(info.device):
@@ -95,7 +95,28 @@ def load_exported(path: str | Path, device: str | None = None) -> ExportedModel:
             f"{path} was exported on {info.device!r} and runs nowhere else, but the device is {device!r}; export it "
             "there (MODEL.DEVICE), or take ONNX."
         )
-    return ExportedModel(path, info, run, device or info.device)
+    return ExportedModel(path, info, _RunOfFile(run, path, device), device or info.device)
+
+
+class _RunOfFile:
+    """What runs a file: copies share it, and a process that gets it pickled opens the file by itself."""
+
+    def __init__(self, run: Run, path: Path, device: str | None) -> None:
+        self._run = run
+        self._opened = path.absolute(), device
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self._run(images)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_RunOfFile":
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Run], tuple[Path, str | None]]:
+        return _open_again, self._opened
+
+
+def _open_again(path: Path, device: str | None) -> Run:
+    return load_exported(path, device)._run
 
 
 def _format_of(path: Path) -> str | None:

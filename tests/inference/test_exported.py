@@ -1,6 +1,8 @@
 """Exported files, loaded like any model: the same results as of the model that they were made of."""
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,26 @@ def test_torchscript(export: Export, tiny: m2f.Segmenter, photograph: np.ndarray
     assert model.metadata.thing_classes == ["cat", "dog"]
     assert model.metadata.thing_dataset_id_to_contiguous_id == {1: 0, 2: 1}
     assert m2f.load(export("torchscript"), device=torch.device("cpu")).model.device.type == "cpu"
+
+
+@pytest.mark.parametrize("export_format", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_copied_and_pickled(
+    export: Export, export_format: ExportFormat, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = export(export_format)
+    monkeypatch.chdir(file.parent)
+    model = m2f.load(file.name, device="cpu")
+    content = pickle.dumps(model)
+    assert len(content) < file.stat().st_size  # it names the file
+    monkeypatch.chdir(tmp_path)
+    for again in (pickle.loads(content), copy.deepcopy(model)):
+        assert_alike(again.predict(photograph), model.predict(photograph))
+    file.rename(file.with_name("elsewhere"))
+    try:
+        with pytest.raises(FileNotFoundError, match="there is no file /"):
+            pickle.loads(content)
+    finally:
+        file.with_name("elsewhere").rename(file)
 
 
 @pytest.mark.parametrize("input_type", ["uint8", "float32"])
