@@ -186,6 +186,11 @@ class MaskFormer(nn.Module):
             return self._segment(batched_inputs)
         if self.criterion is None:
             raise ValueError("this model has no criterion and cannot be trained; call model.eval() to segment images.")
+        if not all("instances" in entry for entry in batched_inputs):
+            raise ValueError(
+                "the model is in training mode, but an image has no instances to train with; call model.eval() to "
+                "segment images."
+            )
         images = self._normalise_and_pad(batched_inputs)
         # Before the network: copies to a GPU wait for what it has been given to do.
         targets = self._targets(batched_inputs, images)

@@ -117,6 +117,11 @@ def test_void_is_ignored_if_asked(tiny_cfg: CfgNode, ignore_void: bool) -> None:
     assert (losses["loss_mask"] == 0) == ignore_void
 
 
+def test_a_model_that_was_left_in_training_mode(tiny_cfg: CfgNode) -> None:
+    with pytest.raises(ValueError, match=r"is in training mode, but an image has no instances .* model\.eval\(\)"):
+        build_model(tiny_cfg).train()([training_input(64, 64, 2), {"image": torch.zeros(3, 64, 64)}])
+
+
 def test_targets_may_have_boxes(tiny_cfg: CfgNode) -> None:
     """Detectron2's mappers and many of its users' give them; nothing here reads them."""
     model, entry = build_model(tiny_cfg).train(), training_input(64, 64, 2)
