@@ -219,7 +219,7 @@ class Segmenter:
         resized = T.AugInput(_reorder(picture.image, self.cfg.INPUT.FORMAT))
         request.resize(resized)
         self._check_side(request, picture, resized.image.shape[:2])
-        image = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))  # (C, H', W')
+        image = torch.from_numpy(np.array(resized.image.transpose(2, 0, 1), order="C"))  # (C, H', W')
         return picture, {"image": image, "height": height, "width": width}
 
     def _check_side(self, request: Request, picture: Picture, seen: tuple[int, int]) -> None:

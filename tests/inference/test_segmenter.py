@@ -359,6 +359,16 @@ class TestRealModel:
         with pytest.raises(ValueError, match="data set scenes does not say which classes are things"):
             tiny.predict(np.zeros((8, 8, 3), np.uint8), task="panoptic")
 
+    @pytest.mark.filterwarnings("error::UserWarning")
+    def test_gray_models_take_pictures_as_they_are(self, tiny_config: Path, photograph: np.ndarray) -> None:
+        opts = ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[100.0]", "MODEL.PIXEL_STD", "[50.0]"]
+        gray = m2f.load(tiny_config, opts=opts)
+        torch.set_warn_always(True)
+        try:
+            assert gray.predict(photograph, size=0).size == (90, 120)
+        finally:
+            torch.set_warn_always(False)
+
     def test_gray_models_get_one_channel(self, tiny: m2f.Segmenter, photograph: np.ndarray) -> None:
         gray = _reorder(photograph, "L")
         assert gray.shape == (90, 120, 1)
