@@ -1,5 +1,6 @@
 """Exported files as models to predict with."""
 
+import logging
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
@@ -11,6 +12,8 @@ from mask2former.export import MAX_SIZE, MIN_SIZE, ExportInfo, load_exported, mo
 from mask2former.inference.segmenter import Segmenter
 
 __all__ = ["open_exported"]
+
+logger = logging.getLogger(__name__)
 
 
 def open_exported(path: Path, device: str | None = None) -> Segmenter:
@@ -27,10 +30,29 @@ def open_exported(path: Path, device: str | None = None) -> Segmenter:
         ValueError: it is not such a file, or cannot run there.
     """
     exported = load_exported(path, device)
+    _warn_of_what_it_leaves_out(exported.info, path)
     model = model_of_file(exported)
     metadata = metadata_from_json(exported.info.metadata)
     cfg = _config(exported.info, path)
     return Segmenter(cfg, model=model, metadata=metadata, least_side=MIN_SIZE, most_side=MAX_SIZE)
+
+
+def _warn_of_what_it_leaves_out(info: ExportInfo, path: Path) -> None:
+    """Say so where the model that was exported would find something else."""
+    if info.postprocessing == "none":
+        return
+    left_out = {
+        f"larger pictures are cut into tiles of {info.tile_size} pixels": info.tile_size > 0,
+        "disconnected things are split": info.split_disconnected_things and info.postprocessing != "semantic",
+    }
+    for what in filter(left_out.get, left_out):
+        logger.warning(
+            "%s: %s by the model that was exported, but not by this file, which has %s post-processing inside, so "
+            "results may be much worse; export with --with-postprocessing none.",
+            path,
+            what,
+            info.postprocessing,
+        )
 
 
 def _config(info: ExportInfo, path: Path) -> CfgNode:

@@ -1,6 +1,7 @@
 """Exported files, loaded like any model: the same results as of the model that they were made of."""
 
 import copy
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable
@@ -141,6 +142,32 @@ def test_postprocessing_inside(
         np.testing.assert_allclose(found.semantic.scores, resized.semantic.scores, atol=0.05)
     elif task == "panoptic":
         assert (found.panoptic.ids != resized.panoptic.ids).mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("postprocessing", "expected"),
+    [
+        ("panoptic", ["cut into tiles of 64 pixels by the model", "disconnected things are split by the model"]),
+        ("semantic", ["cut into tiles of 64 pixels by the model"]),
+        ("none", []),
+    ],
+)
+def test_what_is_not_inside_is_said(
+    postprocessing: PostProcessing,
+    expected: list[str],
+    tiny: m2f.Segmenter,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    facts: dict[str, Any] = {"postprocessing": postprocessing, "input_type": "uint8", "precision": "float32"}
+    info = ExportInfo.from_config(tiny.cfg, tiny.model, **facts)
+    info = dataclasses.replace(info, tile_size=64, tile_overlap=32, split_disconnected_things=True)
+    export_graph(ExportGraph(tiny.model, postprocessing), tmp_path / "a.pt", "torchscript", info)
+    m2f.load(tmp_path / "a.pt")
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == len(expected)
+    assert all(part in message for part, message in zip(expected, told, strict=True))
+    assert all("export with --with-postprocessing none" in message for message in told)
 
 
 def test_segments_that_resizing_loses_have_no_number(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
