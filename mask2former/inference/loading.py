@@ -32,8 +32,10 @@ def model_config(model: str | Path, weights: str | Path | None = None, opts: Seq
     Raises:
         FileNotFoundError: the model, its configuration or its weights are not there.
         OSError: it cannot be downloaded.
-        ValueError: it is not a model, or ``weights`` is empty.
+        ValueError: it is not a model, or ``model`` or ``weights`` is empty.
     """
+    if model == "":  # which, as a path, is the working directory
+        raise ValueError("model is empty; name one, as mask2former.list_models() lists them, or a file or folder.")
     if weights == "":  # of a variable that is not set, perhaps
         raise ValueError("weights is empty, which names no checkpoint; leave it out for those that go with the model.")
     path = expand_home(model)

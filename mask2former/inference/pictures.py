@@ -52,6 +52,9 @@ def find_pictures(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     pictures: dict[Path, None] = {}
     complaints = []
     for given in inputs:
+        if not given:  # of a variable that is not set, perhaps; as a path it is the working directory
+            complaints.append("a picture's name is empty; '.' stands for the pictures in the working directory")
+            continue
         path = expand_home(given)
         if path.is_dir():
             found = _pictures_among(path.iterdir())

@@ -203,6 +203,13 @@ def test_an_exported_file_has_no_configuration(tmp_path: Path) -> None:
         model_config(tmp_path / "model.onnx")
 
 
+def test_names_that_are_empty(training: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(training)  # whose model it is not
+    with pytest.raises(ValueError, match=r"model is empty; name one, as mask2former\.list_models\(\) lists them"):
+        m2f.load("")
+    assert m2f.load(".").model
+
+
 def test_weights_that_are_empty() -> None:
     with pytest.raises(ValueError, match="weights is empty, which names no checkpoint; leave it out"):
         model_config("coco/panoptic/R50", weights="")

@@ -151,6 +151,16 @@ class TestPictures:
         with pytest.raises(FileNotFoundError, match="no pictures in this folder"):
             colours.predict(tmp_path / "empty")
 
+    def test_an_empty_name_is_not_the_working_directory(
+        self, colours: m2f.Segmenter, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save("a.png")
+        monkeypatch.chdir(tmp_path)
+        for source in ("", ["a.png", ""]):
+            with pytest.raises(FileNotFoundError, match=r"a picture's name is empty; '\.' stands for"):
+                colours.predict(source)
+        assert find_pictures(["", "."]) == ([Path("a.png")], [find_pictures([""])[1][0]])
+
 
 class TestOptions:
     def test_first_task_is_the_default_and_several_can_be_asked_for(
