@@ -47,6 +47,18 @@ class TestPredict:
             assert (segment["category_name"], segment["area"]) == ("apple", 400)
         assert capsys.readouterr().out.splitlines()[0].startswith("a.png: 1 segments -> ")
 
+    def test_a_home_folder(
+        self,
+        run: Callable[..., int],
+        save: Save,  # noqa: F811
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Shells leave the sign alone in ``--output=~/out``."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert run(save("a.png"), "--output=~/out") == 0
+        assert (tmp_path / "out" / "a.json").is_file()
+
     def test_video(self, run: Callable[..., int], picture: np.ndarray, tmp_path: Path) -> None:  # noqa: F811
         with VideoWriter(tmp_path / "clip.avi", 10) as writer:
             for _ in range(3):

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from mask2former.cli.common import MODEL_ERRORS, Commands, add_model_arguments, complaining, load_model
+from mask2former.home import expand_home
 from mask2former.inference.pictures import find_pictures
 from mask2former.inference.result_files import make_folder, plan_outputs, plan_video_outputs
 from mask2former.inference.runs import complain, save_pictures, save_video
@@ -34,7 +35,7 @@ def add_predict(commands: Commands) -> None:
 @complaining(*MODEL_ERRORS)
 def _predict(args: argparse.Namespace) -> int:
     """Segment what can be read; 0 if that is all."""
-    output = Path(args.output)
+    output = expand_home(args.output)
     names = ("task", "threshold", "size", "batch_size", "tile", "tile_overlap")
     options = {name: getattr(args, name) for name in names}
     videos = list(dict.fromkeys(given for given in args.input if is_video(given)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mask2former.evaluation.run_lengths import encode_mask
+from mask2former.home import expand_home
 from mask2former.inference.exchange import to_coco, to_supervision
 from mask2former.inference.result_files import ResultFiles, id_map, make_folder, save_results, write_image
 from mask2former.visualization import Task, class_name, draw_predictions
@@ -208,7 +209,7 @@ class Result:
         Raises:
             ValueError: the drawing would overwrite the picture.
         """
-        files = ResultFiles.at(Path(output), self.path or Path("picture.png"))
+        files = ResultFiles.at(expand_home(output), self.path or Path("picture.png"))
         if self.path is not None and self.path.resolve() in {path.resolve() for path in files.paths}:
             raise ValueError(f"{self.path} would be overwritten by its own result; choose another place.")
         self.write(files, task=task)

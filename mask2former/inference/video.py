@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
+from mask2former.home import expand_home
+
 __all__ = ["VideoWriter", "frame_rate", "is_video", "open_video", "prefetch", "read_frames"]
 
 _Item = TypeVar("_Item")
@@ -34,6 +36,7 @@ def open_video(source: str | int) -> cv2.VideoCapture:
     """
     if isinstance(source, str):
         _check_name(source)
+        source = source if "://" in source else str(expand_home(source))
     video = cv2.VideoCapture(source)
     if not video.isOpened():
         what = f"camera {source}" if isinstance(source, int) else source

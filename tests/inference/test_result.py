@@ -198,6 +198,13 @@ class TestFiles:
         assert record["id_map"] is None
         assert [segment["area"] for segment in record["segments"]] == [400, 80, 48 * 64 - 480]
 
+    def test_save_into_the_home_folder(
+        self, result: m2f.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert result.save("~/out").drawing == tmp_path / "out" / "fruit.png"
+        assert (tmp_path / "out" / "fruit.png").is_file()
+
     def test_save_as_a_file(self, result: m2f.Result, tmp_path: Path) -> None:
         files = result.save(tmp_path / "deep" / "drawn.jpg", task="instance")
         assert {path.name for path in (tmp_path / "deep").iterdir()} == {"drawn.jpg", "drawn.json"}

@@ -261,6 +261,14 @@ class TestStream:
             lefts = [result.to_coco()[0]["bbox"][0] for result in results]
             assert np.abs(np.array(lefts) - [4, 9, 14]).max() <= 1
 
+    def test_a_video_in_the_home_folder(
+        self, colours: m2f.Segmenter, tmp_path: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with VideoWriter(tmp_path / "clip.avi", 10) as writer:
+            writer.write(picture)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert len(list(colours.stream("~/clip.avi"))) == 1
+
     def test_endless_generators_and_laziness(self, colours: m2f.Segmenter, rgb: np.ndarray) -> None:
         taken = 0
 
