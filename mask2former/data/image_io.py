@@ -157,10 +157,10 @@ def _opening(path: str | Path) -> Iterator[None]:
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         # Of a file that is no picture Pillow says where in memory it is.
         reason = "its content has no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-        raise UnreadableImage(
-            f"{path}: cannot be read as an image ({reason}). It is damaged, cut short or of an unknown format: "
-            "copy it again, or take it out of the data set."
-        ) from error
+        remedy = "It is damaged, cut short or of an unknown format: copy it again, or take it out of the data set."
+        if isinstance(error, Image.DecompressionBombError):
+            remedy = "If it may be so large, lift Pillow's limit: PIL.Image.MAX_IMAGE_PIXELS = None in Python."
+        raise UnreadableImage(f"{path}: cannot be read as an image ({reason}). {remedy}") from error
 
 
 def _load(path: str | Path, content: bytes | None = None) -> Image.Image:
