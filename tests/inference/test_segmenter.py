@@ -320,6 +320,18 @@ class TestRealModel:
             scaled.predict(photograph, task="semantic").semantic.scores, by_size.semantic.scores
         )
 
+    @pytest.mark.parametrize("opts", [[], ["INPUT.TEST_SCALE", "0.5"]])
+    def test_random_numbers_stay_the_callers(self, tiny_config: Path, photograph: np.ndarray, opts: list[str]) -> None:
+        model = m2f.load(tiny_config, opts=opts)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        expected = np.random.random(), torch.rand(1)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        list(model.stream([photograph], task=("panoptic", "instance", "semantic")))
+        model.predict(photograph, size=96, tile=64).draw()
+        assert (np.random.random(), torch.rand(1)) == expected
+
     def test_batches_of_mixed_sizes_are_single_pictures(self, tiny: m2f.Segmenter, photograph: np.ndarray) -> None:
         pictures = [photograph, photograph[:40], photograph[:, :50], photograph.transpose(1, 0, 2)]
         together = tiny.predict(pictures, task=("semantic", "panoptic"), batch_size=4, size=0)

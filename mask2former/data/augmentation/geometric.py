@@ -64,7 +64,9 @@ class ResizeByFactor(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]
-        scale = np.random.uniform(self.min_scale, self.max_scale)
+        scale = self.min_scale
+        if self.min_scale != self.max_scale:  # or a program that predicts would find its random numbers changed
+            scale = np.random.uniform(self.min_scale, self.max_scale)
         return T.ResizeTransform(height, width, max(round(height * scale), 1), max(round(width * scale), 1))
 
 
