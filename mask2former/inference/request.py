@@ -2,9 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from detectron2.config import CfgNode
@@ -68,18 +68,17 @@ class Options:
         Raises:
             ValueError: an option is out of range.
         """
-        task = default_tasks if self.task is None else self.task
-        tasks = (task,) if isinstance(task, str) else tuple(task)
-        unknown = [name for name in tasks if name not in _TASK_KEYS]
-        if unknown or not tasks:
-            given = f"task is {unknown[0]!r}" if unknown else "the configuration turns no task on"
+        task: Any = default_tasks if self.task is None else self.task
+        tasks = tuple(task) if isinstance(task, Iterable) and not isinstance(task, str) else (task,)
+        if not tasks or not set(tasks) <= _TASK_KEYS.keys():
+            given = "the configuration turns no task on" if self.task is None else f"task is {self.task!r}"
             raise ValueError(f"{given}; give --task or task=: panoptic, instance or semantic.")
         for name in ("size", "batch_size", "tile", "tile_overlap"):
             value = getattr(self, name)
             if not isinstance(value, Integral | None):
                 raise ValueError(f"{name} is {value!r}, expected a whole number.")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}, expected 0 to 1.")
+        if self.threshold is not None and not (isinstance(self.threshold, Real) and 0 <= self.threshold <= 1):
+            raise ValueError(f"threshold is {self.threshold!r}, expected 0 to 1.")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, expected at least 1.")
         _check_size(self.size, cfg)

@@ -200,6 +200,10 @@ class TestOptions:
         ("options", "message"),
         [
             ({"task": "depth"}, "task is 'depth'; give --task or task="),
+            ({"task": ("panoptic", "depth")}, r"task is \('panoptic', 'depth'\); give --task or task="),
+            ({"task": ()}, r"task is \(\); give --task or task="),
+            ({"task": 3}, "task is 3; give --task or task="),
+            ({"threshold": "0.5"}, r"threshold is '0\.5', expected 0 to 1"),
             ({"threshold": 1.5}, r"threshold is 1\.5, expected 0 to 1"),
             ({"size": -1}, "size is -1, expected pixels"),
             ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
