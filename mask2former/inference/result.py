@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -225,6 +225,8 @@ class Result:
 
     def _choose(self, task: Task | None) -> Task:
         task = task or self.tasks[0]
+        if task not in get_args(Task):
+            raise ValueError(f"task is {task!r}, expected one of {', '.join(get_args(Task))}.")
         if task not in self.tasks:
             raise ValueError(
                 f"there is no {task} result: predict(...) was asked for {' and '.join(self.tasks)}; "

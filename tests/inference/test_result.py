@@ -76,6 +76,10 @@ class TestOwnForm:
         with pytest.raises(ValueError, match="no semantic result"):
             only_panoptic.to_coco(task="semantic")
 
+    def test_what_is_no_task(self, result: m2f.Result) -> None:
+        with pytest.raises(ValueError, match="task is 'instances', expected one of panoptic, instance, semantic"):
+            result.to_coco(task="instances")
+
     def test_no_segment(self, config_file: Path) -> None:
         black = m2f.load(config_file).predict(
             np.zeros((8, 9, 3), np.uint8), task=("panoptic", "instance"), threshold=1.0
