@@ -75,6 +75,12 @@ class Segmenter:
             longest = info["test_longest_edge"] / max(height, width)
             scale = min(info["test_shortest_edge"] / min(height, width), longest)
         size = (int(width * scale + 0.5), int(height * scale + 0.5))
+        if info["split_disconnected_things"] and info["postprocessing"] != "semantic":
+            warnings.warn(
+                "the model makes an instance of each connected region of a thing's mask, which this example does not; "
+                "the result will be worse than that of mask2former.load",
+                stacklevel=2,
+            )
         if 0 < info["tile_size"] < max(size):
             warnings.warn(
                 f"the model is used in tiles of {info['tile_size']} pixels, which this example does not cut; of a "

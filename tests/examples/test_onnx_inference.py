@@ -142,7 +142,7 @@ def test_runs_without_pytorch(
 
 @pytest.mark.timeout(1800)
 def test_large_logits_and_tiles(example: ModuleType, exported: Callable, picture: Path) -> None:
-    """No overflow, and a word about tiles, which a graph does not cut."""
+    """No overflow, and a word about tiles, which a graph does not cut, and about regions, which it does not split."""
     *_, path = exported("none")
     segmenter = example.Segmenter(path)
     assert "tile_size" in segmenter.info
@@ -156,6 +156,9 @@ def test_large_logits_and_tiles(example: ModuleType, exported: Callable, picture
         assert not ids[-1].any()
     segmenter.info["tile_size"] = 32
     with pytest.warns(UserWarning, match="used in tiles of 32 pixels, .* does not cut; of a picture of 124 x 80"):
+        segmenter(Image.open(picture))
+    segmenter.info |= {"tile_size": 0, "split_disconnected_things": True}
+    with pytest.warns(UserWarning, match="an instance of each connected region .* which this example does not; the"):
         segmenter(Image.open(picture))
 
 
