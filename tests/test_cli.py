@@ -25,6 +25,12 @@ Save = Callable[..., Path]
 COMMANDS = ("predict", "inspect", "train", "eval", "export", "benchmark", "browse", "convert", "demo", "models")
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"mask2former {m2f.__version__}\n"
+
+
 @pytest.fixture
 def run(config_file: Path) -> Callable[..., int]:  # noqa: F811
     """Run ``mask2former predict`` with the colour model."""

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from mask2former import __version__
 from mask2former.cli.data import add_browse, add_inspect
 from mask2former.cli.models import add_benchmark, add_convert, add_demo, add_export, add_models
 from mask2former.cli.predict import add_predict
@@ -16,6 +17,7 @@ __all__ = ["get_parser", "main"]
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="mask2former", description="Segment pictures with Mask2Former, or train it.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     # As long as the longest command and its indentation, or argparse breaks that line.
     commands = parser.add_subparsers(title="commands", required=True, metavar="SUB-COMMAND")
     add_predict(commands)

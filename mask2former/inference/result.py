@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
+import cv2
 import numpy as np
 
 from mask2former.evaluation.run_lengths import encode_mask
@@ -113,6 +114,22 @@ class Result:
     predictions: Mapping[str, Any] = field(repr=False)
     metadata: Any = field(repr=False, default=None)
     path: Path | None = None
+
+    def __repr__(self) -> str:
+        """The picture and what was found in it, in one line."""
+        height, width = self.size
+        found = [f"{height} x {width}"]
+        if "panoptic" in self.tasks:
+            found.append(f"{len(self.panoptic.segments)} panoptic segments")
+        if "instance" in self.tasks:
+            found.append(f"{len(self.instances)} instances")
+        if "semantic" in self.tasks:
+            found.append("semantic")
+        return f"Result({'' if self.path is None else f'{self.path}: '}{', '.join(found)})"
+
+    def _repr_png_(self) -> bytes:
+        """The drawing, as Jupyter shows it."""
+        return cv2.imencode(".png", np.ascontiguousarray(self.draw()[:, :, ::-1]))[1].tobytes()
 
     @property
     def size(self) -> tuple[int, int]:

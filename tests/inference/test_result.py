@@ -36,6 +36,17 @@ def masks(picture: np.ndarray) -> dict[str, np.ndarray]:
 
 
 class TestOwnForm:
+    def test_in_one_line(self, result: m2f.Result) -> None:
+        assert repr(result) == f"Result({result.path}: 48 x 64, 3 panoptic segments, 2 instances, semantic)"
+
+    def test_of_an_array_and_one_task(self, config_file: Path, picture: np.ndarray) -> None:
+        result = m2f.load(config_file).predict(picture, task="instance")
+        assert repr(result) == "Result(48 x 64, 2 instances)"
+
+    def test_a_notebook_shows_the_drawing(self, result: m2f.Result) -> None:
+        shown = cv2.imdecode(np.frombuffer(result._repr_png_(), np.uint8), cv2.IMREAD_COLOR)
+        np.testing.assert_array_equal(shown[:, :, ::-1], result.draw())
+
     def test_panoptic(self, result: m2f.Result, masks: dict[str, np.ndarray]) -> None:
         panoptic = result.panoptic
         assert (panoptic.ids.shape, panoptic.ids.dtype) == ((48, 64), np.int32)
