@@ -3,7 +3,7 @@
 #
 #   apt-get install debootstrap qemu-user-static
 #   tools/run_on_arm.sh FOLDER make demo
-#   tools/run_on_arm.sh FOLDER make .venv/dev.stamp
+#   tools/run_on_arm.sh FOLDER make lint    # installs what the tests need
 #   tools/run_on_arm.sh FOLDER .venv/bin/python -m pytest tests/ops/test_native.py
 #
 # FOLDER becomes a Debian for ARM with a clone of this repository at HEAD, and stays for the next command. Everything

@@ -54,6 +54,8 @@ def check(words: list[str], *, complete: bool = True) -> Iterator[str]:
             yield "torchrun does not take these options"
         else:
             yield from check(["python", args.training_script, *args.training_script_args], complete=complete)
+    elif program == "tools/run_on_arm.sh":  # a folder, and any command
+        yield from check([rest[1].removeprefix(".venv/bin/"), *rest[2:]], complete=complete)
     elif program == "sbatch":  # its own options come first, then a script, which gives the rest to train_net.py
         script = next((word for word in rest if word.endswith(".sbatch")), "(none)")
         yield from _check_files(rest)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LANGUAGES = ("bash", "python", "yaml", "text", "bibtex")
-PROGRAMS = ("python", "pip", "make", "mask2former", "sbatch", "torchrun")
+PROGRAMS = ("python", "pip", "make", "mask2former", "sbatch", "torchrun", "tools/run_on_arm.sh")
 # What is history tells of commands, but not what to type.
 PAGES = sorted(
     path.relative_to(REPOSITORY).as_posix()

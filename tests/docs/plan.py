@@ -28,6 +28,7 @@ NOT_RUN = {
     r"mask2former benchmark .*": "measures; tests/inference/test_benchmark.py",
     r"python tools/predict_dataset\.py .*": "starts processes; tests/tools/test_predict_dataset.py",
     r"torchrun .*": "for several machines; tests/tools/test_slurm.py",
+    r"tools/run_on_arm\.sh .*": "needs root and an emulator, for hours",
     r"sbatch .*": "needs Slurm; tests/tools/test_slurm.py",
     r"mask2former convert \S+ for_transformers/ .*": "needs a large model; tests/inference/test_convert.py",
     r"mask2former convert swin_tiny.*": "of Microsoft's file; tests/modeling/checkpoint_compat/test_backbones.py",
