@@ -130,3 +130,10 @@ def test_unused_categories_are_void(tmp_path: Path):
     assert "sem_seg_file_name" not in record
     with pytest.raises(ValueError, match='segment 2 has category_id 6, which is not in "categories"'):
         load_coco_panoptic(file, "images", "panoptic", None, metadata)
+
+
+def test_an_annotation_of_no_image_is_an_error(tmp_path: Path):
+    file = tmp_path / "panoptic.json"
+    file.write_text('{"images": [], "annotations": [{"image_id": 3, "file_name": "a.png", "segments_info": []}]}')
+    with pytest.raises(ValueError, match=r'panoptic\.json: image_id 3 is annotated but not in "images"'):
+        load_coco_panoptic(file, "images", "panoptic", None, {})
