@@ -86,10 +86,11 @@ def load(
         ValueError: the weights are not those of a whole model of this configuration, ``optimize`` is unknown, or an
             exported file is given what it cannot have: weights, ``optimize`` or ``opts``.
     """
+    device_name = None if device is None else str(device)
     if isinstance(model, str | Path) and is_exported(path := expand_home(model)):
         _refuse(path, weights=weights, optimize=optimize, opts=opts)
-        return open_exported(path, None if device is None else str(device))
-    device_key = [] if device is None else ["MODEL.DEVICE", str(device)]
+        return open_exported(path, device_name)
+    device_key = [] if device_name is None else ["MODEL.DEVICE", device_name]
     options = [*device_key, *_optimization_keys(optimize), *opts]
     if not isinstance(model, CfgNode):
         return Segmenter(model_config(model, weights, options))

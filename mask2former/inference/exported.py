@@ -41,11 +41,12 @@ def _warn_of_what_it_leaves_out(info: ExportInfo, path: Path) -> None:
     """Say so where the model that was exported would find something else."""
     if info.postprocessing == "none":
         return
-    left_out = {
-        f"larger pictures are cut into tiles of {info.tile_size} pixels": info.tile_size > 0,
-        "disconnected things are split": info.split_disconnected_things and info.postprocessing != "semantic",
-    }
-    for what in filter(left_out.get, left_out):
+    left_out = []
+    if info.tile_size > 0:
+        left_out.append(f"larger pictures are cut into tiles of {info.tile_size} pixels")
+    if info.split_disconnected_things and info.postprocessing != "semantic":
+        left_out.append("disconnected things are split")
+    for what in left_out:
         logger.warning(
             "%s: %s by the model that was exported, but not by this file, which has %s post-processing inside, so "
             "results may be much worse; export with --with-postprocessing none.",
