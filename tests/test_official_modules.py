@@ -1,8 +1,11 @@
 """Imports that programs of the official release have."""
 
 from importlib import import_module
+from typing import Any
 
 import pytest
+import torch
+from detectron2.data import MetadataCatalog
 
 import train_net
 from mask2former._official_modules import OFFICIAL_MODULES
@@ -22,6 +25,9 @@ NAMES = {
     f"{DATA}.mask_former_instance_dataset_mapper": ["MaskFormerInstanceDatasetMapper"],
     f"{DATA}.mask_former_panoptic_dataset_mapper": ["MaskFormerPanopticDatasetMapper"],
     f"{DATA}.mask_former_semantic_dataset_mapper": ["MaskFormerSemanticDatasetMapper"],
+    "mask2former.data.datasets.register_ade20k_full": ["ADE20K_SEM_SEG_FULL_CATEGORIES"],
+    "mask2former.data.datasets.register_ade20k_panoptic": ["ADE20K_150_CATEGORIES"],
+    "mask2former.data.datasets.register_mapillary_vistas": ["MAPILLARY_VISTAS_SEM_SEG_CATEGORIES"],
     "mask2former.evaluation.instance_evaluation": ["InstanceSegEvaluator"],
     "mask2former.modeling.backbone.swin": ["D2SwinTransformer"],
     "mask2former.modeling.criterion": [
@@ -45,6 +51,11 @@ NAMES = {
         "MSDeformAttnTransformerEncoderOnly",
         "build_pixel_decoder",
     ],
+    "mask2former.modeling.pixel_decoder.ops.functions": ["MSDeformAttnFunction"],
+    "mask2former.modeling.pixel_decoder.ops.functions.ms_deform_attn_func": [
+        "MSDeformAttnFunction",
+        "ms_deform_attn_core_pytorch",
+    ],
     "mask2former.modeling.pixel_decoder.ops.modules": ["MSDeformAttn"],
     "mask2former.modeling.transformer_decoder.mask2former_transformer_decoder": [
         "MLP",
@@ -60,6 +71,7 @@ NAMES = {
         "build_transformer_decoder",
     ],
     "mask2former.modeling.transformer_decoder.position_encoding": ["PositionEmbeddingSine"],
+    "mask2former.modeling.transformer_decoder.transformer": ["_get_activation_fn", "_get_clones"],
     "mask2former.utils.misc": ["is_dist_avail_and_initialized", "nested_tensor_from_tensor_list"],
 }
 
@@ -87,3 +99,34 @@ def test_other_modules_are_missing_as_ever() -> None:
         import_module("mask2former.maskformer")
     with pytest.raises(ModuleNotFoundError, match="maskformer_model"):
         import_module("maskformer_model")
+
+
+def test_lists_of_categories() -> None:
+    from mask2former.data.datasets.register_ade20k_full import ADE20K_SEM_SEG_FULL_CATEGORIES
+    from mask2former.data.datasets.register_ade20k_panoptic import ADE20K_150_CATEGORIES
+    from mask2former.data.datasets.register_mapillary_vistas import MAPILLARY_VISTAS_SEM_SEG_CATEGORIES
+
+    def metadata(name: str) -> Any:
+        return MetadataCatalog.get(name)
+
+    ade20k = metadata("ade20k_panoptic_val")
+    assert [entry["name"] for entry in ADE20K_150_CATEGORIES] == ade20k.stuff_classes
+    assert [entry["color"] for entry in ADE20K_150_CATEGORIES] == ade20k.stuff_colors
+    assert [entry["name"] for entry in ADE20K_150_CATEGORIES if entry["isthing"]] == ade20k.thing_classes
+    assert [entry["id"] for entry in ADE20K_150_CATEGORIES] == list(range(150))
+
+    full = metadata("ade20k_full_sem_seg_val").stuff_classes
+    assert [entry["name"] for entry in ADE20K_SEM_SEG_FULL_CATEGORIES] == full
+    assert ADE20K_SEM_SEG_FULL_CATEGORIES[1] == {"name": "building, edifice", "id": 312, "trainId": 1}
+
+    evaluated = [entry for entry in MAPILLARY_VISTAS_SEM_SEG_CATEGORIES if entry["evaluate"]]
+    assert [entry["readable"] for entry in evaluated] == metadata("mapillary_vistas_sem_seg_val").stuff_classes
+    assert len(MAPILLARY_VISTAS_SEM_SEG_CATEGORIES) == 66
+
+
+def test_clones_do_not_share_parameters() -> None:
+    from mask2former.modeling.transformer_decoder.transformer import _get_activation_fn, _get_clones
+
+    clones = _get_clones(torch.nn.Linear(2, 2), 3)
+    assert len({id(clone.weight) for clone in clones}) == 3
+    assert _get_activation_fn("gelu")(torch.ones(1)).item() == pytest.approx(0.8413, abs=1e-4)

@@ -3,6 +3,7 @@
 Sequences come first, (Q, N, C), and masks say where *not* to look. Parameters have the names of our own layers.
 """
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -12,19 +13,34 @@ from torch.nn import functional as F
 
 from .transformer import init_matrices
 
-__all__ = ["CrossAttentionLayer", "FFNLayer", "PositionEmbeddingSine", "SelfAttentionLayer"]
+__all__ = [
+    "CrossAttentionLayer",
+    "FFNLayer",
+    "PositionEmbeddingSine",
+    "SelfAttentionLayer",
+    "_get_activation_fn",
+    "_get_clones",
+]
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "glu": F.glu}
+
+
+def _get_activation_fn(activation: str) -> Callable[[Tensor], Tensor]:
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}, expected one of {', '.join(_ACTIVATIONS)}.")
+    return _ACTIVATIONS[activation]
+
+
+def _get_clones(module: nn.Module, N: int) -> nn.ModuleList:  # noqa: N803 - the official name
+    return nn.ModuleList(copy.deepcopy(module) for _ in range(N))
 
 
 class _Layer(nn.Module):
     def __init__(self, d_model: int, dropout: float, activation: str, normalize_before: bool) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation is {activation!r}, expected one of {', '.join(_ACTIVATIONS)}.")
         self.norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
-        self.activation = _ACTIVATIONS[activation]
+        self.activation = _get_activation_fn(activation)
         self.normalize_before = normalize_before
 
     def _reset_parameters(self) -> None:

@@ -8,7 +8,35 @@ from torch import Tensor
 from ... import ops
 from .deformable_encoder import MSDeformAttnTransformerEncoder
 
-__all__ = ["MSDeformAttn", "MSDeformAttnTransformerEncoderOnly"]
+__all__ = [
+    "MSDeformAttn",
+    "MSDeformAttnFunction",
+    "MSDeformAttnTransformerEncoderOnly",
+    "ms_deform_attn_core_pytorch",
+]
+
+
+def ms_deform_attn_core_pytorch(
+    value: Tensor, value_spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """:func:`mask2former.ops.ms_deform_attn_reference` with shapes (L, 2) as a tensor."""
+    return ops.ms_deform_attn_reference(value, _shapes(value_spatial_shapes), sampling_locations, attention_weights)
+
+
+class MSDeformAttnFunction:
+    """:func:`mask2former.ops.ms_deform_attn`, called as an autograd function."""
+
+    @staticmethod
+    def apply(
+        value: Tensor,
+        value_spatial_shapes: Tensor,
+        value_level_start_index: Tensor | None,
+        sampling_locations: Tensor,
+        attention_weights: Tensor,
+        im2col_step: int,
+    ) -> Tensor:
+        """Attend, with shapes (L, 2) as a tensor; where levels begin and the step are not read."""
+        return ops.ms_deform_attn(value, _shapes(value_spatial_shapes), sampling_locations, attention_weights)
 
 
 class MSDeformAttn(ops.MSDeformAttn):
@@ -32,7 +60,8 @@ class MSDeformAttn(ops.MSDeformAttn):
 
         Args:
             query: (N, Q, C).
-            reference_points: (N, Q, L, 2) as (x, y) in 0..1.
+            reference_points: (N, Q, L, 2) as (x, y) in 0..1, with offsets in pixels; or (N, Q, L, 4) boxes as (centre
+                x, centre y, width, height) in 0..1, with offsets in half boxes over the number of points.
             input_flatten: (N, S, C), the levels flattened and concatenated.
             input_spatial_shapes: (L, 2), height and width of each level.
             input_level_start_index: not read; it follows from the shapes.
@@ -41,19 +70,25 @@ class MSDeformAttn(ops.MSDeformAttn):
         Returns:
             (N, Q, C).
         """
-        if reference_points.shape[-1] != 2:
-            raise ValueError(f"reference_points have shape {tuple(reference_points.shape)}, expected (N, Q, L, 2).")
+        if reference_points.shape[-1] not in (2, 4):
+            raise ValueError(
+                f"reference_points have shape {tuple(reference_points.shape)}, expected (N, Q, L, 2) or (N, Q, L, 4)."
+            )
         shape = (*query.shape[:2], self.n_heads, self.n_levels, self.n_points)
         value = self.value_proj(input_flatten)
         if input_padding_mask is not None:
             value = value.masked_fill(input_padding_mask[..., None], 0.0)
-        attended = ops.fused_ms_deform_attn(
-            value.unflatten(-1, (self.n_heads, -1)),
-            [(height, width) for height, width in torch.as_tensor(input_spatial_shapes).tolist()],
-            reference_points,
-            self.sampling_offsets(query).view(*shape, 2),
-            self.attention_weights(query).view(shape),
-        )
+        value = value.unflatten(-1, (self.n_heads, -1))
+        shapes = _shapes(input_spatial_shapes)
+        offsets = self.sampling_offsets(query).view(*shape, 2)
+        logits = self.attention_weights(query).view(shape)
+        if reference_points.shape[-1] == 2:
+            attended = ops.fused_ms_deform_attn(value, shapes, reference_points, offsets, logits)
+        else:
+            boxes = reference_points[:, :, None, :, None]
+            locations = boxes[..., :2] + offsets / self.n_points * boxes[..., 2:] / 2
+            weights = logits.flatten(-2).softmax(-1).view(shape)
+            attended = ops.ms_deform_attn(value, shapes, locations, weights)
         output: Tensor = self.output_proj(attended)
         return output
 
@@ -102,3 +137,7 @@ class MSDeformAttnTransformerEncoderOnly(MSDeformAttnTransformerEncoder):
         shapes = torch.tensor([x.shape[-2:] for x in srcs], device=srcs[0].device)
         areas = shapes.prod(1)
         return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1), shapes, areas.cumsum(0) - areas
+
+
+def _shapes(spatial_shapes: Tensor) -> list[tuple[int, int]]:
+    return [(height, width) for height, width in torch.as_tensor(spatial_shapes).tolist()]

@@ -14,6 +14,7 @@ from ..position_encoding import PositionEmbeddingSine
 from ..query_masks import mask_logits, predict_masks
 from . import layers
 from .layers import MLP, input_projection
+from .official_decoder import OfficialDecoder
 from .scales import MULTI_SCALE, Scale
 
 __all__ = [
@@ -27,16 +28,11 @@ __all__ = [
 
 
 @TRANSFORMER_DECODER_REGISTRY.register()
-class MultiScaleMaskedTransformerDecoder(nn.Module):
-    """Queries to class logits and mask logits, one scale of the pyramid a layer, in turn (Section 3.2.2)."""
+class MultiScaleMaskedTransformerDecoder(OfficialDecoder):
+    """Queries to class logits and mask logits, one scale of the pyramid a layer, in turn (Section 3.2.2).
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if hasattr(cls, "forward_prediction_heads") and cls.forward is MultiScaleMaskedTransformerDecoder.forward:
-            raise TypeError(
-                f"{cls.__name__} has forward_prediction_heads, which the official release's forward calls, but this "
-                "one does not: define forward too, with layers of this module."
-            )
+    A subclass that defines the official release's ``forward_prediction_heads`` gets the official layers.
+    """
 
     @configurable
     def __init__(
@@ -101,20 +97,31 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.feature_levels = levels
         self.arrange_scales = MULTI_SCALE[multi_scale]
         self.self_attention_first = self_attention_first
-        self.pe_layer = PositionEmbeddingSine(hidden_dim // 2)
 
         # Three lists, not one list of layers: the checkpoints' names.
-        attention = (hidden_dim, nheads, dropout, pre_norm)
-        self.transformer_cross_attention_layers = nn.ModuleList(
-            build_cross_attention(cross_attention_name, *attention) for _ in range(dec_layers)
-        )
-        self.reads_masks = any(layer.reads_masks for layer in self.transformer_cross_attention_layers)
-        self.transformer_self_attention_layers = nn.ModuleList(
-            layers.SelfAttentionLayer(*attention) for _ in range(dec_layers)
-        )
-        self.transformer_ffn_layers = nn.ModuleList(
-            layers.FFNLayer(hidden_dim, dim_feedforward, dropout, pre_norm) for _ in range(dec_layers)
-        )
+        self.has_official_layers = self.has_own_heads()
+        if self.has_official_layers:
+            _check_official_options(
+                FEATURE_LEVELS=not feature_levels,
+                MULTI_SCALE=multi_scale == "efficient",
+                CROSS_ATTENTION_NAME=cross_attention_name == "MaskedAttentionLayer",
+                LEARNABLE_QUERY_FEATURES=learnable_query_features,
+                SELF_ATTENTION_FIRST=not self_attention_first,
+            )
+            self.use_official_layers(hidden_dim, nheads, dim_feedforward, dropout, pre_norm)
+        else:
+            attention = (hidden_dim, nheads, dropout, pre_norm)
+            self.pe_layer = PositionEmbeddingSine(hidden_dim // 2)
+            self.transformer_cross_attention_layers = nn.ModuleList(
+                build_cross_attention(cross_attention_name, *attention) for _ in range(dec_layers)
+            )
+            self.reads_masks = any(layer.reads_masks for layer in self.transformer_cross_attention_layers)
+            self.transformer_self_attention_layers = nn.ModuleList(
+                layers.SelfAttentionLayer(*attention) for _ in range(dec_layers)
+            )
+            self.transformer_ffn_layers = nn.ModuleList(
+                layers.FFNLayer(hidden_dim, dim_feedforward, dropout, pre_norm) for _ in range(dec_layers)
+            )
         self.decoder_norm = nn.LayerNorm(hidden_dim)
 
         self.query_feat = nn.Embedding(num_queries, hidden_dim) if learnable_query_features else None
@@ -187,6 +194,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         Raises:
             ValueError: if the number of maps is not L.
         """
+        if self.has_official_layers:
+            return self.official_forward(multi_scale_features, mask_features)
         scales = self.arrange_scales(self._prepare_scales(multi_scale_features, mask_features))
         query_pos = self.query_embed.weight[None]  # (1, Q, C)
         x = torch.zeros_like(query_pos) if self.query_feat is None else self.query_feat.weight
@@ -272,6 +281,15 @@ def _check_options(
         raise ValueError(
             "MODEL.MASK_FORMER.LEARNABLE_QUERY_FEATURES is False and there is no decoder layer, so every query would "
             "stay zero; set MODEL.MASK_FORMER.DEC_LAYERS to at least 2."
+        )
+
+
+def _check_official_options(**is_official: bool) -> None:
+    changed = [f"MODEL.MASK_FORMER.{key}" for key, official in is_official.items() if not official]
+    if changed:
+        raise ValueError(
+            "a decoder with a forward_prediction_heads of its own works as the official release's, which has no "
+            f"{', '.join(changed)}; leave out the key, or the method."
         )
 
 

@@ -5,7 +5,12 @@ import torch
 
 from mask2former import ops
 from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttnTransformerEncoder
-from mask2former.modeling.pixel_decoder.official_deformable import MSDeformAttn, MSDeformAttnTransformerEncoderOnly
+from mask2former.modeling.pixel_decoder.official_deformable import (
+    MSDeformAttn,
+    MSDeformAttnFunction,
+    MSDeformAttnTransformerEncoderOnly,
+    ms_deform_attn_core_pytorch,
+)
 
 SHAPES = [(2, 3), (4, 5)]
 
@@ -19,8 +24,30 @@ def test_attention() -> None:
     query, value, points = torch.randn(2, 7, 16), torch.randn(2, 26, 16), torch.rand(2, 7, 2, 2)
     shapes, starts = torch.tensor(SHAPES), torch.tensor([0, 6])
     torch.testing.assert_close(layer(query, points, value, shapes, starts, None), own(query, points, value, SHAPES))
-    with pytest.raises(ValueError, match="expected \\(N, Q, L, 2\\)"):
-        layer(query, torch.rand(2, 7, 2, 4), value, shapes, starts)
+    with pytest.raises(ValueError, match=r"expected \(N, Q, L, 2\) or \(N, Q, L, 4\)"):
+        layer(query, torch.rand(2, 7, 2, 3), value, shapes, starts)
+
+
+def test_attention_in_boxes() -> None:
+    """A box whose half is as many pixels as there are points moves a point as its offset in pixels does."""
+    layer = MSDeformAttn(16, 2, 4, 3)
+    torch.nn.init.normal_(layer.sampling_offsets.weight)
+    query, value, points = torch.randn(2, 7, 16), torch.randn(2, 26, 16), torch.rand(2, 7, 2, 2)
+    shapes = torch.tensor(SHAPES)
+    boxes = torch.cat([points, (2 * 3 / shapes.flip(-1)).expand(2, 7, 2, 2)], dim=-1)
+    torch.testing.assert_close(layer(query, boxes, value, shapes), layer(query, points, value, shapes))
+
+
+def test_the_function() -> None:
+    value, weights = torch.randn(2, 26, 4, 8), torch.rand(2, 7, 4, 2, 3)
+    locations = torch.rand(2, 7, 4, 2, 3, 2, requires_grad=True)
+    shapes = torch.tensor(SHAPES)
+    expected = ops.ms_deform_attn_reference(value, SHAPES, locations, weights)
+    found = MSDeformAttnFunction.apply(value, shapes, torch.tensor([0, 6]), locations, weights, 128)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(ms_deform_attn_core_pytorch(value, shapes, locations, weights), expected)
+    gradients = [torch.autograd.grad(each.square().sum(), locations)[0] for each in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_padding_has_no_value() -> None:

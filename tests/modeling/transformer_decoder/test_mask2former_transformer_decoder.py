@@ -214,19 +214,3 @@ def test_official_arguments_suffice() -> None:
     output = decoder(maps, torch.randn(1, 32, 16, 16), None)
     assert output["pred_masks"].shape == (1, 5, 16, 16)
     assert len(output["aux_outputs"]) == 2
-
-
-def test_a_method_that_would_not_be_called_is_an_error() -> None:
-    with pytest.raises(TypeError, match=r"Own has forward_prediction_heads, .* define forward too"):
-
-        class Own(MultiScaleMaskedTransformerDecoder):
-            def forward_prediction_heads(self) -> None: ...
-
-    class WithForward(MultiScaleMaskedTransformerDecoder):
-        def forward(self, *args: Any) -> Any:
-            return self.forward_prediction_heads()
-
-        def forward_prediction_heads(self) -> int:
-            return 1
-
-    assert WithForward(32, **OFFICIAL_ARGUMENTS)() == 1
