@@ -30,7 +30,7 @@ class MaskFormerDatasetMapper:
     all that is random in it comes from NumPy's and Python's global generators, which Detectron2 seeds in every worker.
 
     A subclass that was written for the official release works with its arguments and attributes: ``tfm_gens``,
-    ``img_format``, ``size_divisibility``.
+    ``img_format``, ``size_divisibility``. It may also assign ``augmentations``.
 
     Args:
         is_train: Read annotations and augment; otherwise only read and resize.
@@ -97,6 +97,10 @@ class MaskFormerDatasetMapper:
         """All of them, the padding included."""
         padding = [PadToMultiple(self.size_divisibility)] if self.size_divisibility > 0 else []
         return T.AugmentationList([*self.tfm_gens, *padding])
+
+    @augmentations.setter
+    def augmentations(self, augmentations: Sequence[T.Augmentation | T.Transform] | T.AugmentationList) -> None:
+        self.tfm_gens = list(getattr(augmentations, "augs", augmentations))
 
     @classmethod
     def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:

@@ -367,6 +367,14 @@ def test_official_arguments_of_the_other_mappers(cfg: CfgNode, panoptic_dict: En
     assert _OfficialSemantic(cfg, False).size_divisibility == -1
 
 
+@pytest.mark.parametrize("kind", [list, T.AugmentationList])
+def test_augmentations_may_be_assigned(cfg: CfgNode, panoptic_dict: Entry, kind: Any) -> None:
+    mapper = _OfficialSemantic(cfg, True)
+    mapper.augmentations = kind([T.Resize((32, 48))])
+    assert mapper(panoptic_dict)["image"].shape == (3, 32, 48)
+    assert [type(augmentation) for augmentation in mapper.tfm_gens] == [T.Resize]
+
+
 def test_augmentations_are_needed() -> None:
     with pytest.raises(TypeError, match="MaskFormerDatasetMapper needs augmentations"):
         MaskFormerDatasetMapper(image_format="RGB")
