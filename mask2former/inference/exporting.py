@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from torch import Tensor
 
+from mask2former.data.augmentation import ResizeShortestEdge, build_test_augmentations
 from mask2former.data.image_io import read_image
 from mask2former.export import (
     ExportFormat,
@@ -137,11 +138,11 @@ def export_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     exact = args.output.with_suffix(".float32.onnx") if args.quantize else args.output
     export_graph(graph, exact, args.format, info)
     print(f"Wrote {exact} ({exact.stat().st_size / 1e6:.1f} MB)")
-    batches = list(itertools.islice(_batches_of_pictures(args.images, info, args.check_size), args.check_pictures))
+    batches = list(itertools.islice(_batches_of_pictures(args.images, cfg, args.check_size), args.check_pictures))
     tolerance = _TOLERANCES[precision] if args.tolerance is None else args.tolerance
     _check(exact, model, batches, tolerance)
     if args.quantize:
-        calibration = _calibration_batches(args.calibration_images, info) if args.quantize == "static" else ()
+        calibration = _calibration_batches(args.calibration_images, cfg, info) if args.quantize == "static" else ()
         quantize_onnx(exact, args.output, args.quantize, calibration, args.float_layers)
         print(f"Wrote {args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
         # Eight bits differ visibly in the logits and hardly in the results: tools/evaluate_exported.py measures those.
@@ -169,9 +170,9 @@ def _check(path: Path, model: MaskFormer, batches: Sequence[Tensor], tolerance: 
     print(f"Checked on pictures: {sizes}")
 
 
-def _calibration_batches(source: Path, info: ExportInfo) -> Iterator[np.ndarray]:
+def _calibration_batches(source: Path, cfg: CfgNode, info: ExportInfo) -> Iterator[np.ndarray]:
     """What the network will see: pictures and their mirror images, or their tiles where the model is used in tiles."""
-    for batch in _batches_of_pictures(source, info, None):
+    for batch in _batches_of_pictures(source, cfg):
         size = (batch.shape[-2], batch.shape[-1])
         tiles = [(slice(None), slice(None))]
         if 0 < info.tile_size < max(size):
@@ -182,33 +183,25 @@ def _calibration_batches(source: Path, info: ExportInfo) -> Iterator[np.ndarray]
             yield batch[..., rows, columns].to(getattr(torch, info.input_type)).numpy()
 
 
-def _batches_of_pictures(source: Path | None, info: ExportInfo, longest: int | None) -> Iterator[Tensor]:
+def _batches_of_pictures(source: Path | None, cfg: CfgNode, longest: int | None = None) -> Iterator[Tensor]:
     """Yield each picture of a folder (or the file), resized as for a test, with its mirror image.
 
     Args:
         source: None takes pictures from scikit-image.
-        info: says how the model wants its pictures.
+        cfg: says how the model wants its pictures.
         longest: most pixels of an edge; None does not limit it.
 
     Yields:
         (2, C, H, W) uint8.
     """
-    for picture in _pictures(source, info.channels):
-        height, width = picture.shape[:2]
-        scale = _test_scale(height, width, info)
-        if longest is not None:
-            scale = min(scale, longest / max(height, width))
-        resized = cv2.resize(picture, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_LINEAR)
-        tensor = torch.from_numpy(np.ascontiguousarray(resized.reshape(*resized.shape[:2], -1).transpose(2, 0, 1)))
+    resize = T.AugmentationList(build_test_augmentations(cfg))
+    for picture in _pictures(source, cfg.INPUT.FORMAT):
+        aug_input = T.AugInput(picture)
+        resize(aug_input)
+        if longest is not None and longest < max(aug_input.image.shape[:2]):
+            ResizeShortestEdge(longest, longest)(aug_input)
+        tensor = torch.from_numpy(np.atleast_3d(aug_input.image).transpose(2, 0, 1).copy())
         yield torch.stack([tensor, tensor.flip(-1)])
-
-
-def _test_scale(height: int, width: int, info: ExportInfo) -> float:
-    if info.test_scale > 0:
-        return info.test_scale
-    if info.test_shortest_edge == 0:
-        return 1.0
-    return min(info.test_shortest_edge / min(height, width), info.test_longest_edge / max(height, width))
 
 
 def _pictures(source: Path | None, channels: str) -> Iterator[np.ndarray]:

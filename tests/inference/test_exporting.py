@@ -1,14 +1,20 @@
 """``mask2former export``: the command; tests/tools/test_export_model.py has what it shares with the tool."""
 
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
 
 import mask2former as m2f
 from mask2former import cli
-from mask2former.export import ExportInfo
+from mask2former.data.augmentation import build_test_augmentations
+from mask2former.data.image_io import read_image
+from mask2former.engine.setup import load_config
+from mask2former.export import ExportInfo, load_exported
 from mask2former.inference import exporting
 from tests.same_results import assert_alike
 
@@ -28,8 +34,19 @@ def test_command(tiny_config: Path, picture: Path, tmp_path: Path, capsys: pytes
     assert f"Wrote {path} (" in printed
     assert "Maximal error of the mask logits: " in printed
     assert "Checked on pictures: 2 of 107 x 80" in printed
+    assert "Note: " not in printed
     found, expected = (m2f.load(x, opts=opts).predict(picture) for x, opts in ((path, ()), (tiny_config, size)))
     assert_alike(found, expected)
+
+
+def test_half_precision(tiny_config: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.pt"
+    words = ["--format", "torchscript", "--output", str(path), "--images", str(picture), "--half"]
+    assert cli.main(["export", str(tiny_config), *words, "--opts", "INPUT.MIN_SIZE_TEST", "80"]) == 0
+    tolerances = re.findall(r"error of the .*: (\S+) \(tolerance (\S+)\)", capsys.readouterr().out)
+    assert tolerances
+    assert all(1e-5 < float(error) < float(tolerance) == 0.05 for error, tolerance in tolerances)
+    assert load_exported(path).info.precision == "float16"
 
 
 def test_a_folder_that_is_not_ones_own(
@@ -81,6 +98,27 @@ def test_errors_have_one_line(
     assert message in line
 
 
+def resized_for_a_test(cfg: CfgNode, picture: np.ndarray) -> np.ndarray:
+    aug_input = T.AugInput(picture)
+    T.AugmentationList(build_test_augmentations(cfg))(aug_input)
+    return aug_input.image
+
+
+@pytest.mark.parametrize("format", ["RGB", "L"])
+@pytest.mark.parametrize("keys", [["INPUT.TEST_SCALE", "0.5"], ["INPUT.MIN_SIZE_TEST", "0"], []])
+def test_pictures_to_check_with_are_resized_as_for_a_test(
+    tiny_config: Path, picture: Path, photograph: np.ndarray, keys: list[str], format: str
+) -> None:
+    statistics = [] if format == "RGB" else ["MODEL.PIXEL_MEAN", "[1.0]", "MODEL.PIXEL_STD", "[1.0]"]
+    cfg = load_config(str(tiny_config), ["INPUT.FORMAT", format, *statistics, *keys])
+    (batch,) = exporting._batches_of_pictures(picture, cfg)
+    expected = resized_for_a_test(cfg, read_image(picture, format))
+    np.testing.assert_array_equal(batch[0].permute(1, 2, 0), np.atleast_3d(expected))
+    np.testing.assert_array_equal(batch[1], batch[0].flip(-1))
+    (small,) = exporting._batches_of_pictures(picture, cfg, longest=48)
+    assert small.shape == (2, len(batch[0]), 36, 48)
+
+
 @pytest.mark.parametrize(("tile_size", "count"), [(0, 1), (96, 1), (64, 4)])
 def test_calibration_shows_what_the_network_will_see(
     tiny_config: Path, picture: Path, photograph: np.ndarray, tile_size: int, count: int
@@ -92,9 +130,10 @@ def test_calibration_shows_what_the_network_will_see(
     info = ExportInfo.from_config(
         model.cfg, model.model, postprocessing="none", input_type="uint8", precision="float32"
     )
-    batches = list(exporting._calibration_batches(picture, info))
+    batches = list(exporting._calibration_batches(picture, model.cfg, info))
     assert len(batches) == count
-    resized = cv2.resize(photograph[:, :, ::-1], (96, 72)).transpose(2, 0, 1)
+    resized = resized_for_a_test(model.cfg, photograph[:, :, ::-1]).transpose(2, 0, 1)
+    assert resized.shape == (3, 72, 96)
     side = tile_size or 96
     expected = resized if count == 1 else resized[:, :side, :side]
     np.testing.assert_array_equal(batches[0][0], expected)
