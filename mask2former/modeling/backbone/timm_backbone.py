@@ -11,6 +11,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .simple_pyramid import build_simple_pyramid
+
 __all__ = ["TimmBackbone"]
 
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
@@ -20,11 +22,13 @@ STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 class TimmBackbone(Backbone):
     """A timm model as ``{"res2": 1/4, "res3": 1/8, "res4": 1/16, "res5": 1/32}`` feature maps.
 
-    Where a model has several features of one stride, the deepest is taken. Pretrained weights come from
-    ``MODEL.WEIGHTS`` like every other backbone's, never from timm's hub. ``MODEL.BACKBONE.FREEZE_AT`` is not read.
+    Where a model has several features of one stride, the deepest is taken; a plain ViT, all of whose features have
+    stride 16, gets ViTDet's pyramid of the deepest. Pretrained weights come from ``MODEL.WEIGHTS`` like every other
+    backbone's, never from timm's hub. ``MODEL.BACKBONE.FREEZE_AT`` is not read.
 
     Attributes:
         body: timm's feature extractor, without the layers past the last wanted feature.
+        pyramid: of a plain ViT, else None.
     """
 
     @configurable
@@ -36,6 +40,7 @@ class TimmBackbone(Backbone):
         norm: str = "FrozenBN",
         drop_path_rate: float = 0.0,
         in_channels: int = 3,
+        pyramid_channels: int = 256,
     ) -> None:
         """
         Args:
@@ -45,19 +50,30 @@ class TimmBackbone(Backbone):
                 parameters, ``"SyncBN"`` shares statistics between GPUs. Other norms are left alone.
             drop_path_rate: stochastic depth; 0 leaves the model's own default.
             in_channels: of the image.
+            pyramid_channels: of the features of a plain ViT.
         """
         super().__init__()
         self._out_features = _sorted_by_stride(out_features)
+        strides = [STRIDES[f] for f in self._out_features]
         options: dict[str, Any] = {"in_chans": in_channels, **_free_input_size(model_name)}
         if drop_path_rate > 0:
             options["drop_path_rate"] = drop_path_rate
         available = _create_extractor(model_name, options).feature_info
-        indices = _indices_of_strides(model_name, available, [STRIDES[f] for f in self._out_features])
+        is_plain_vit = set(available.reduction()) == {16}
+        if is_plain_vit and "dynamic_img_size" not in options:
+            raise ValueError(
+                f"timm's {model_name!r} takes images of one size only; see timm.list_models() for another."
+            )
+        indices = _indices_of_strides(model_name, available, [16] if is_plain_vit else strides)
         body = _create_extractor(model_name, {**options, "out_indices": indices})
         self.body = _fix_same_padding(_convert_batch_norm(_drop_unused_stages(body), norm))
         self._channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
-        self._out_feature_strides = {f: STRIDES[f] for f in self._out_features}
-        self._out_feature_channels = dict(zip(self._out_features, body.feature_info.channels(), strict=True))
+        channels = body.feature_info.channels()
+        self.pyramid = build_simple_pyramid(channels[0], strides, pyramid_channels) if is_plain_vit else None
+        if is_plain_vit:
+            channels = [pyramid_channels] * len(strides)
+        self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
+        self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -86,6 +102,8 @@ class TimmBackbone(Backbone):
         features = self.body(images)
         if self._channels_last:
             features = [x.permute(0, 3, 1, 2) for x in features]  # (N, C, H, W)
+        if self.pyramid is not None:
+            features = list(self.pyramid(features[0]).values())
         strides = self._out_feature_strides.values()
         features = [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(features, strides, strict=True)]
         return dict(zip(self._out_features, features, strict=True))
@@ -145,7 +163,7 @@ def _free_input_size(model_name: str) -> dict[str, bool]:
             "see timm.list_models()."
         )
     module = sys.modules[timm.model_entrypoint(model_name).__module__]
-    classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+    classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__.startswith("timm.models.")]
     arguments = {a for c in classes if issubclass(c, nn.Module) for a in inspect.signature(c).parameters}
     return {a: value for a, value in (("strict_img_size", False), ("dynamic_img_size", True)) if a in arguments}
 
@@ -173,9 +191,11 @@ def _indices_of_strides(model_name: str, feature_info: Any, strides: Sequence[in
     deepest = dict(zip(feature_info.reduction(), feature_info.out_indices, strict=True))
     missing = [s for s in strides if s not in deepest]
     if missing:
+        present = [f for f, s in STRIDES.items() if s in deepest]
         raise ValueError(
             f"timm's {model_name!r} has features of stride {sorted(deepest)}, but MODEL.TIMM.OUT_FEATURES asks for "
-            f"{missing}; choose from {[f for f, s in STRIDES.items() if s in deepest]}, or another model."
+            f"{missing}; choose {f'from {present}, or ' if present else ''}another model (a plain ViT needs patches of "
+            "16 pixels)."
         )
     return [deepest[s] for s in strides]
 

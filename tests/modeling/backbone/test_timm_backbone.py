@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mask2former import add_maskformer2_config
 from mask2former.modeling.backbone import TimmBackbone
+from mask2former.modeling.checkpoint_compat.backbones import convert_pretrained_backbone
 
 timm = pytest.importorskip("timm")
 
@@ -166,7 +167,11 @@ def test_built_from_a_configuration() -> None:
         ({"MODEL_NAME": "resnet18x"}, "MODEL_NAME is 'resnet18x', which timm .* does not have"),
         ({"OUT_FEATURES": ["res2", "res6"]}, r"OUT_FEATURES is \['res2', 'res6'\]; expected some of .*'res5'"),
         ({"OUT_FEATURES": []}, r"OUT_FEATURES is \[\]"),
-        ({"MODEL_NAME": "test_vit"}, r"stride \[16\], but .* asks for \[4, 8, 32\]; choose from \['res4'\]"),
+        (
+            {"MODEL_NAME": "vit_small_patch14_dinov2"},
+            r"stride \[14\], but .*; choose another model .* patches of 16 pixels",
+        ),
+        ({"MODEL_NAME": "beit_base_patch16_224"}, "'beit_base_patch16_224' takes images of one size only"),
         ({"MODEL_NAME": "resnet18", "NORM": "GN"}, "NORM is 'GN'; expected 'BN', 'FrozenBN' or 'SyncBN'"),
         ({"MODEL_NAME": "vgg11", "DROP_PATH_RATE": 0.1}, "'vgg11' has no stochastic depth; set .* 0 .it is 0.1"),
     ],
@@ -174,6 +179,47 @@ def test_built_from_a_configuration() -> None:
 def test_errors_say_what_to_do(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_backbone(config(**options))
+
+
+class TestPlainViT:
+    """All features of a plain ViT have stride 16."""
+
+    # With learnt and with rotary positions; deit3's class is made in another module than its options are read in.
+    @pytest.mark.parametrize("name", ["test_vit", "vit_small_patch16_dinov3", "deit3_small_patch16_224"])
+    def test_pyramid_of_the_last_feature(self, name: str) -> None:
+        backbone = TimmBackbone(model_name=name).eval()
+        images = torch.randn(1, 3, 64, 96)
+        with torch.no_grad():
+            features = backbone(images)
+            reference = timm.create_model(name, dynamic_img_size=True).eval()
+            reference.load_state_dict(
+                {n.removeprefix("model."): t for n, t in backbone.body.state_dict().items()}, False
+            )
+            (last,) = reference.forward_intermediates(images, indices=1, intermediates_only=True)
+            expected = backbone.pyramid.simfp_4(last)
+        torch.testing.assert_close(features["res4"], expected, rtol=1e-4, atol=1e-4)
+        for name_of_feature, stride in STRIDES.items():
+            assert features[name_of_feature].shape == (1, 256, 64 // stride, 96 // stride)
+            shape = backbone.output_shape()[name_of_feature]
+            assert (shape.channels, shape.stride) == (256, stride)
+
+    def test_odd_sizes_are_rounded_up(self) -> None:
+        backbone = TimmBackbone(model_name="test_vit", out_features=["res3", "res2"], pyramid_channels=8)
+        features = backbone(torch.randn(1, 3, 65, 99))
+        assert {f: tuple(x.shape) for f, x in features.items()} == {"res2": (1, 8, 17, 25), "res3": (1, 8, 9, 13)}
+
+    def test_gradients_reach_every_parameter(self) -> None:
+        backbone = TimmBackbone(model_name="test_vit").train()
+        sum(f.square().mean() for f in backbone(torch.randn(1, 3, 64, 64)).values()).backward()
+        assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
+
+    def test_timms_weights_are_read(self) -> None:
+        whole = timm.create_model("test_vit")
+        backbone = TimmBackbone(model_name="test_vit")
+        converted = convert_pretrained_backbone(whole.state_dict(), list(backbone.state_dict()))
+        missing, unexpected = backbone.load_state_dict(converted, strict=False)
+        assert {name.partition(".")[0] for name in missing} == {"pyramid"}
+        assert unexpected == []
 
 
 def test_models_without_features_are_refused() -> None:
