@@ -241,6 +241,11 @@ class TestFiles:
         np.testing.assert_array_equal(drawings[1][0], result.image[0])  # instances leave the grass alone
         assert np.any(drawings[0] != drawings[1])
 
+    def test_what_was_found_is_drawn_however_unsure(self, result: m2f.Result, masks: dict[str, np.ndarray]) -> None:
+        result.predictions["instances"].scores = torch.full((2,), 0.01)
+        changed = (result.draw(task="instance") != result.image).any(-1)
+        assert all(changed[masks[name]].mean() > 0.9 for name in ("apple", "berry"))
+
     def test_several_pictures_do_not_fit_into_one_file(self) -> None:
         with pytest.raises(ValueError, match=r"out\.png is one file, but there are 2 pictures"):
             plan_outputs([Path("a.png"), Path("b.png")], Path("out.png"))
