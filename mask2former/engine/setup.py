@@ -64,12 +64,15 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     setup_logger(distributed_rank=comm.get_rank(), name="mask2former")
     cfg = load_config(args.config_file, args.opts)
+    config = Path(cfg.OUTPUT_DIR, "config.yaml")
+    former = config.read_bytes() if config.is_file() else None
     try:
         default_setup(cfg, args)
     except OSError as error:
         if error.filename is None:  # a full disk, of which Python says nothing else
-            config = Path(cfg.OUTPUT_DIR, "config.yaml")
             config.unlink(missing_ok=True)  # the half of one would count as a whole
+            if former is not None:
+                config.write_bytes(former)
             error.filename = str(config)
         raise
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask2former", configure_stdout=False)

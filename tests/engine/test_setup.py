@@ -73,3 +73,7 @@ def test_no_half_of_a_configuration_is_left_on_a_full_disk(tmp_path):
     with disk_of(1000), pytest.raises(OSError, match=r"File too large: '.*out/config\.yaml'"):
         setup(args)
     assert not (tmp_path / "out/config.yaml").exists()
+    (tmp_path / "out/config.yaml").write_text("of a training")
+    with disk_of(1000), pytest.raises(OSError, match="File too large"):
+        setup(args)
+    assert (tmp_path / "out/config.yaml").read_text() == "of a training"
