@@ -48,7 +48,7 @@ class QueryMasks(LazyTensor):
     Indexing of images, ``masks[image]`` and ``for mask in masks``, computes nothing, :func:`select_masks` only what is
     selected, and :func:`~mask2former.modeling.point_sampling.sample_logits` may sample the per-pixel embedding instead.
 
-    Args:
+    Attributes:
         embeddings: of the queries, (N, Q, C); or of one image (Q, C), or (L, Q, C) of L layers, which are indexed as
             images are.
         features: the per-pixel embedding (N, C, H, W), or (C, H, W).

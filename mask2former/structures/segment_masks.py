@@ -18,7 +18,7 @@ class SegmentMasks(LazyTensor):
     A tensor to everyone who looks at it. What stays a map: copies to another device and other processes, selections of
     masks, padding, and samples by :func:`~mask2former.modeling.point_sampling.sample_binary_masks`.
 
-    Args:
+    Attributes:
         id_map: (H, W) uint8 or int32, which segment a pixel belongs to; 0 for none.
         ids: (T,) of the same type, the segments that the masks are of, none of them 0.
     """
