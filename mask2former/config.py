@@ -223,8 +223,8 @@ def _add_backbone_keys(cfg: CN) -> None:
     # Recompute blocks in the backward pass, to save memory.
     cfg.MODEL.SWIN.USE_CHECKPOINT = False
 
-    # TimmBackbone: any timm model with `features_only` as a Detectron2 backbone (needs the extra "timm"). Plain ViTs
-    # with patches of 16 pixels, such as DINOv3's, get ViTDet's feature pyramid.
+    # TimmBackbone: any timm model with `features_only` as a Detectron2 backbone (needs the extra "timm"). Plain ViTs,
+    # such as DINOv2's and DINOv3's, get patches of 16 pixels and ViTDet's feature pyramid.
     cfg.MODEL.TIMM = CN()
     # A name in timm.list_models(); MODEL.WEIGHTS names pretrained weights, as for every other backbone.
     cfg.MODEL.TIMM.MODEL_NAME = "tf_efficientnet_lite0"

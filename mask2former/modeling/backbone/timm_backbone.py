@@ -22,9 +22,9 @@ STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 class TimmBackbone(Backbone):
     """A timm model as ``{"res2": 1/4, "res3": 1/8, "res4": 1/16, "res5": 1/32}`` feature maps.
 
-    Where a model has several features of one stride, the deepest is taken; a plain ViT, all of whose features have
-    stride 16, gets ViTDet's pyramid of the deepest. Pretrained weights come from ``MODEL.WEIGHTS`` like every other
-    backbone's, never from timm's hub. ``MODEL.BACKBONE.FREEZE_AT`` is not read.
+    Where a model has several features of one stride, the deepest is taken. A plain ViT gets patches of 16 pixels,
+    whichever it has at timm, and ViTDet's pyramid of its deepest feature. Pretrained weights come from
+    ``MODEL.WEIGHTS`` like every other backbone's, never from timm's hub. ``MODEL.BACKBONE.FREEZE_AT`` is not read.
 
     Attributes:
         body: timm's feature extractor, without the layers past the last wanted feature.
@@ -58,13 +58,18 @@ class TimmBackbone(Backbone):
         options: dict[str, Any] = {"in_chans": in_channels, **_free_input_size(model_name)}
         if drop_path_rate > 0:
             options["drop_path_rate"] = drop_path_rate
-        available = _create_extractor(model_name, options).feature_info
-        is_plain_vit = set(available.reduction()) == {16}
-        if is_plain_vit and "dynamic_img_size" not in options:
+        extractor = _create_extractor(model_name, options)
+        patch_size = _patch_size_of_plain_vit(extractor)
+        if patch_size is not None and getattr(extractor.model.patch_embed, "strict_img_size", False):
             raise ValueError(
                 f"timm's {model_name!r} takes images of one size only; see timm.list_models() for another."
             )
-        indices = _indices_of_strides(model_name, available, [16] if is_plain_vit else strides)
+        if patch_size not in (None, 16):  # learnt positions stay as many; the patches' embedding is resized when read
+            grid = extractor.model.patch_embed.grid_size
+            options |= {"patch_size": 16, "img_size": tuple(16 * side for side in grid)}
+            extractor = _create_extractor(model_name, options)
+        is_plain_vit = patch_size is not None
+        indices = _indices_of_strides(model_name, extractor.feature_info, [16] if is_plain_vit else strides)
         body = _create_extractor(model_name, {**options, "out_indices": indices})
         self.body = _fix_same_padding(_convert_batch_norm(_drop_unused_stages(body), norm))
         self._channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
@@ -186,16 +191,23 @@ def _create_extractor(model_name: str, options: dict[str, Any]) -> Any:
         raise
 
 
+def _patch_size_of_plain_vit(extractor: Any) -> int | None:
+    """The side of the patches of which all features are made, None where features differ or are made otherwise."""
+    strides = set(extractor.feature_info.reduction())
+    patch_embed = getattr(getattr(extractor, "model", None), "patch_embed", None)
+    if len(strides) > 1 or getattr(patch_embed, "patch_size", None) != (*strides, *strides):
+        return None
+    return int(*strides)
+
+
 def _indices_of_strides(model_name: str, feature_info: Any, strides: Sequence[int]) -> list[int]:
     """For each stride the index of the deepest feature that has it."""
     deepest = dict(zip(feature_info.reduction(), feature_info.out_indices, strict=True))
     missing = [s for s in strides if s not in deepest]
     if missing:
-        present = [f for f, s in STRIDES.items() if s in deepest]
         raise ValueError(
             f"timm's {model_name!r} has features of stride {sorted(deepest)}, but MODEL.TIMM.OUT_FEATURES asks for "
-            f"{missing}; choose {f'from {present}, or ' if present else ''}another model (a plain ViT needs patches of "
-            "16 pixels)."
+            f"{missing}; choose from {[f for f, s in STRIDES.items() if s in deepest]}, or another model."
         )
     return [deepest[s] for s in strides]
 

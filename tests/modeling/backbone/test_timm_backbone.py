@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mask2former import add_maskformer2_config
 from mask2former.modeling.backbone import TimmBackbone
+from mask2former.modeling.checkpoint_compat import convert_checkpoint
 from mask2former.modeling.checkpoint_compat.backbones import convert_pretrained_backbone
 
 timm = pytest.importorskip("timm")
@@ -167,10 +168,7 @@ def test_built_from_a_configuration() -> None:
         ({"MODEL_NAME": "resnet18x"}, "MODEL_NAME is 'resnet18x', which timm .* does not have"),
         ({"OUT_FEATURES": ["res2", "res6"]}, r"OUT_FEATURES is \['res2', 'res6'\]; expected some of .*'res5'"),
         ({"OUT_FEATURES": []}, r"OUT_FEATURES is \[\]"),
-        (
-            {"MODEL_NAME": "vit_small_patch14_dinov2"},
-            r"stride \[14\], but .*; choose another model .* patches of 16 pixels",
-        ),
+        ({"MODEL_NAME": "vitamin_small_224"}, r"stride \[16\], but .* asks for \[4, 8, 32\]; choose from \['res4'\]"),
         ({"MODEL_NAME": "beit_base_patch16_224"}, "'beit_base_patch16_224' takes images of one size only"),
         ({"MODEL_NAME": "resnet18", "NORM": "GN"}, "NORM is 'GN'; expected 'BN', 'FrozenBN' or 'SyncBN'"),
         ({"MODEL_NAME": "vgg11", "DROP_PATH_RATE": 0.1}, "'vgg11' has no stochastic depth; set .* 0 .it is 0.1"),
@@ -212,6 +210,22 @@ class TestPlainViT:
         backbone = TimmBackbone(model_name="test_vit").train()
         sum(f.square().mean() for f in backbone(torch.randn(1, 3, 64, 64)).values()).backward()
         assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
+
+    def test_patches_of_another_size(self) -> None:
+        """Of a picture made of equal squares, patches of 14 and 16 pixels see the same."""
+        name = "vit_small_patch14_dinov2"
+        whole = timm.create_model(name, dynamic_img_size=True).eval()
+        backbone = TimmBackbone(model_name=name).eval()
+        names = {f"backbone.{n}": t for n, t in backbone.state_dict().items()}
+        converted = convert_checkpoint(whole.state_dict(), names)
+        backbone.load_state_dict({n.removeprefix("backbone."): t for n, t in converted.items()}, strict=False)
+        squares = torch.randn(1, 3, 4, 6)
+        small, large = (squares.repeat_interleave(side, 2).repeat_interleave(side, 3) for side in (14, 16))
+        with torch.no_grad():
+            (expected,) = whole.forward_intermediates(small, indices=1, intermediates_only=True)
+            (found,) = backbone.body(large)
+        assert found.shape == (1, 384, 4, 6)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
     def test_timms_weights_are_read(self) -> None:
         whole = timm.create_model("test_vit")
