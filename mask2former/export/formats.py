@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mask2former.durable_files import replace_file, saved_bytes
+from mask2former.ops.gathered_attention import without_grid_sample
 
 from .graph import INPUT_NAME, MAX_BATCH, MAX_SIZE, MIN_SIZE, OUTPUT_NAMES, ExportGraph, InputType
 from .info import INFO_KEY, ExportInfo
@@ -27,7 +29,9 @@ ONNX_OPSET = 20
 _SAMPLE_BATCH, _SAMPLE_HEIGHT, _SAMPLE_WIDTH = 2, 100, 136
 
 
-def export_graph(graph: ExportGraph, path: str | Path, export_format: ExportFormat, info: ExportInfo) -> None:
+def export_graph(
+    graph: ExportGraph, path: str | Path, export_format: ExportFormat, info: ExportInfo, *, grid_sample: bool = True
+) -> None:
     """Write a model.
 
     Args:
@@ -36,6 +40,8 @@ def export_graph(graph: ExportGraph, path: str | Path, export_format: ExportForm
         export_format: "onnx" for ONNX Runtime and others; "torchscript" for LibTorch; "torch_export" for
             ``torch.export.load``; "aoti", compiled by AOTInductor for the device that the graph is on.
         info: what the file says about itself.
+        grid_sample: whether deformable attention may sample images by one operator, which some runtimes lack or
+            compute wrongly; else it looks pixels up, which takes longer on a CPU.
 
     Raises:
         OSError: it cannot be written; a file that was there stays.
@@ -47,7 +53,8 @@ def export_graph(graph: ExportGraph, path: str | Path, export_format: ExportForm
         raise ValueError(f"AOTInductor packages end in .pt2, but the output is {path}; name it {Path(path).stem}.pt2.")
     sample = _sample(graph, info.input_type)
     # Not in the autocast of who calls, which formats take in part.
-    with torch.no_grad(), torch.autocast(sample.device.type, enabled=False):
+    sampling = nullcontext() if grid_sample else without_grid_sample()
+    with torch.no_grad(), torch.autocast(sample.device.type, enabled=False), sampling:
         _WRITERS[export_format](graph, sample, Path(path), info)
 
 

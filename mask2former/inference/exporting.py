@@ -57,6 +57,11 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--input-type", default="uint8", choices=get_args(InputType), help="of the pictures (default: %(default)s)"
     )
     parser.add_argument("--half", action="store_true", help="compute in float16, except the pixel decoder")
+    parser.add_argument(
+        "--no-grid-sample",
+        action="store_true",
+        help="deformable attention without GridSample, which TensorRT and WebGPU compute wrongly; see docs/export.md",
+    )
     parser.add_argument("--quantize", choices=get_args(Quantization), help="write 8-bit integers for CPUs (onnx)")
     parser.add_argument(
         "--calibration-images", type=Path, metavar="FOLDER", help="of typical pictures, for --quantize static"
@@ -136,7 +141,7 @@ def export_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     make_folder(args.output.parent)
     _print_what_is_outside(info)
     exact = args.output.with_suffix(".float32.onnx") if args.quantize else args.output
-    export_graph(graph, exact, args.format, info)
+    export_graph(graph, exact, args.format, info, grid_sample=not args.no_grid_sample)
     print(f"Wrote {exact} ({exact.stat().st_size / 1e6:.1f} MB)")
     batches = list(itertools.islice(_batches_of_pictures(args.images, cfg, args.check_size), args.check_pictures))
     tolerance = _TOLERANCES[precision] if args.tolerance is None else args.tolerance

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ._library import has_native_kernel, native_fused_ms_deform_attn, native_ms_deform_attn
 from ._triton import has_triton_kernel, triton_ms_deform_attn
+from .gathered_attention import avoids_grid_sample, ms_deform_attn_gathered
 
 __all__ = ["MSDeformAttn", "fused_ms_deform_attn", "ms_deform_attn", "ms_deform_attn_reference"]
 
@@ -39,6 +40,8 @@ def ms_deform_attn(
         return native_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
     if has_triton_kernel(value):
         return triton_ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
+    if avoids_grid_sample():
+        return ms_deform_attn_gathered(value, spatial_shapes, sampling_locations, attention_weights)
     return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
 
 

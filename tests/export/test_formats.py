@@ -89,6 +89,21 @@ def test_onnx_is_standard_and_of_any_size(export: Export) -> None:
     assert all(size.dim_param and not size.dim_value for size in (batch, height, width))
 
 
+@pytest.mark.parametrize("export_format", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_without_grid_sample(export_format: ExportFormat, build: Build, tmp_path: Path, batches: list[Tensor]) -> None:
+    cfg, model = build("resnet")
+    info = ExportInfo.from_config(cfg, model, postprocessing="none", input_type="uint8", precision="float32")
+    path = tmp_path / "model"
+    export_graph(ExportGraph(model), path, export_format, info, grid_sample=False)
+    _assert_equal_to_model(path, model, batches)
+    if export_format == "onnx":
+        import onnx
+
+        assert "GridSample" not in {node.op_type for node in onnx.load(path).graph.node}
+    else:
+        assert "grid_sampler" not in str(torch.jit.load(path).inlined_graph)
+
+
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "kind", ["resnet", "swin", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("R50", "Swin-T", "nuclei"))]

@@ -2,12 +2,14 @@
 
 import math
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from mask2former.ops import MSDeformAttn, fused_ms_deform_attn, ms_deform_attn, ms_deform_attn_reference
+from mask2former.ops.gathered_attention import ms_deform_attn_gathered
 
 SHAPES = [(3, 4), (2, 2), (1, 5)]
 
@@ -41,10 +43,11 @@ def _naive(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     return output.flatten(2)
 
 
+@pytest.mark.parametrize("function", [ms_deform_attn_reference, ms_deform_attn_gathered])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_reference_equals_loops(dtype: torch.dtype) -> None:
+def test_reference_equals_loops(dtype: torch.dtype, function: Callable[..., Tensor]) -> None:
     value, locations, weights = _inputs(dtype)
-    output = ms_deform_attn_reference(value, SHAPES, locations, weights)
+    output = function(value, SHAPES, locations, weights)
     expected = _naive(value, locations, weights)
     assert output.dtype == dtype
     # Sums are in float32, so all that half precision may lose is the rounding of the result.
