@@ -43,6 +43,12 @@ class ClassMapEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str) -> None:
         self._metadata = MetadataCatalog.get(dataset_name)
         self._num_classes = len(self._metadata.stuff_classes)
+        if self._num_classes == 1:
+            logger.warning(
+                "%s has the class %r alone, so every pixel is predicted as it, and the semantic metrics say nothing.",
+                dataset_name,
+                self._metadata.stuff_classes[0],
+            )
         self._records = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
         self.reset()
 

@@ -85,7 +85,8 @@ def choose_settings(plan: Plan) -> list[Choice]:
         The choices, in the order in which they depend on each other.
 
     Raises:
-        ValueError: The user's batch cannot be divided among processes and steps of accumulation.
+        ValueError: The data have nothing to tell apart, or the user's batch cannot be divided among processes and steps
+            of accumulation.
     """
     settings = _Settings(plan)
     settings.choose_task()
@@ -119,6 +120,12 @@ class _Settings:
 
     def choose_task(self) -> None:
         plan, task = self.plan, self.plan.task
+        if task == "semantic" and len(plan.inspection.classes) == 1:
+            raise ValueError(
+                f"the data have one class, {plan.inspection.classes[0].name!r}, and no instances, so every pixel would "
+                "be of it. Make what it is to be told from a class too (in place of void, for example), or say that "
+                "the class has instances (--things)."
+            )
         kinds = {"panoptic": "things and stuff", "instance": "instances", "semantic": "classes without instances"}
         self.choose("INPUT.DATASET_MAPPER_NAME", f"coco_{task}_lsj", f"the data have {kinds[task]}")
         for name in ("PANOPTIC", "INSTANCE", "SEMANTIC"):

@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator as Detectron2SemSegEvaluator
 from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
 
@@ -52,6 +53,16 @@ def test_a_class_that_is_not_in_the_metadata_is_an_error(make_scene, run, tmp_pa
 
     with pytest.raises(ValueError, match="class 255; the metadata has 4 stuff_classes and ignore_label 0"):
         run(SemSegEvaluator(scene.name, str(tmp_path)), scene.inputs, scene.outputs)
+
+
+def test_one_class_is_not_worth_a_number(make_scene, tmp_path, caplog):
+    scene = make_scene()
+    SemSegEvaluator(scene.name, str(tmp_path))
+    assert "say nothing" not in caplog.text
+    metadata = MetadataCatalog.get(scene.name)
+    metadata.stuff_classes[1:] = []
+    SemSegEvaluator(scene.name, str(tmp_path))
+    assert "alone, so every pixel is predicted as it, and the semantic metrics say nothing" in caplog.text
 
 
 def test_the_confusion_matrix_equals_a_loop():

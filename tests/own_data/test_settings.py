@@ -117,7 +117,7 @@ def test_schedule(base: CfgNode, photographs: Inspection) -> None:
     [
         ((THING,), False, "instance", (False, True, False)),
         ((THING, STUFF), True, "panoptic", (True, True, True)),
-        ((STUFF,), True, "semantic", (False, False, True)),
+        ((STUFF, replace(STUFF, name="sea")), True, "semantic", (False, False, True)),
     ],
 )
 def test_tasks(
@@ -128,6 +128,12 @@ def test_tasks(
     names = ("PANOPTIC", "INSTANCE", "SEMANTIC")
     assert tuple(chosen[f"MODEL.MASK_FORMER.TEST.{name}_ON"] for name in names) == switches
     assert chosen["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] == len(classes)
+
+
+def test_one_class_without_instances_is_nothing_to_tell_apart(base: CfgNode, photographs: Inspection) -> None:
+    road = replace(photographs, classes=(STUFF,))
+    with pytest.raises(ValueError, match=r"the data have one class, 'sky', and no instances, .*\(--things\)"):
+        values(base, road, panoptic=True)
 
 
 def test_small_objects_in_large_pictures_are_seen_in_tiles(base: CfgNode, photographs: Inspection) -> None:
