@@ -50,7 +50,7 @@ def _is_ours(module: nn.Module) -> bool:
 def _followed_by(linear: nn.Linear, matrix: Tensor) -> nn.Linear:
     """One layer for ``linear`` and then a product with ``matrix`` (out, columns)."""
     both = nn.Linear(linear.in_features, matrix.shape[1], device=matrix.device, dtype=matrix.dtype)
-    matrix = matrix.double()
-    both.weight.copy_(matrix.T @ linear.weight.double())
-    both.bias.copy_(linear.bias.double() @ matrix)
+    matrix, weight, bias = (x.cpu().double() for x in (matrix, linear.weight, linear.bias))  # not all GPUs have doubles
+    both.weight.copy_(matrix.T @ weight)
+    both.bias.copy_(bias @ matrix)
     return both.requires_grad_(False)
