@@ -12,6 +12,7 @@ Example::
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ __all__ = [
     "load",
 ]
 
+# Models of your own data mostly share the names of their data sets, whose classes the latest one puts into a catalogue.
+_LOADING = RLock()
 _OPTIMIZATIONS = {
     "bfloat16": ["MODEL.INFERENCE.DTYPE", "bfloat16"],
     "compile": ["MODEL.INFERENCE.COMPILE", "default"],
@@ -52,7 +55,7 @@ def load(
     optimize: bool | str | Collection[str] | None = None,
     opts: Sequence[str] = (),
 ) -> Segmenter:
-    """Load a trained model.
+    """Load a trained model. Threads may do so at the same time, but wait for each other.
 
     Args:
         model: one of
@@ -86,11 +89,21 @@ def load(
         ValueError: the weights are not those of a whole model of this configuration, ``optimize`` is unknown, or an
             exported file is given what it cannot have: weights, ``optimize`` or ``opts``.
     """
-    device_name = None if device is None else str(device)
+    with _LOADING:
+        return _load(model, weights, None if device is None else str(device), optimize, opts)
+
+
+def _load(
+    model: str | Path | CfgNode,
+    weights: str | Path | None,
+    device: str | None,
+    optimize: bool | str | Collection[str] | None,
+    opts: Sequence[str],
+) -> Segmenter:
     if isinstance(model, str | Path) and is_exported(path := expand_home(model)):
         _refuse(path, weights=weights, optimize=optimize, opts=opts)
-        return open_exported(path, device_name)
-    device_key = [] if device_name is None else ["MODEL.DEVICE", device_name]
+        return open_exported(path, device)
+    device_key = [] if device is None else ["MODEL.DEVICE", device]
     options = [*device_key, *_optimization_keys(optimize), *opts]
     if not isinstance(model, CfgNode):
         return Segmenter(model_config(model, weights, options))

@@ -5,14 +5,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 
 import mask2former as m2f
 from mask2former import api
+from mask2former.inference import segmenter
 from mask2former.modeling import MaskFormer
 from tests.tiny_model import photograph, tiny_config  # noqa: F401
 
@@ -65,6 +70,36 @@ def test_optimize_stands_for_configuration_keys(tiny_config: Path) -> None:  # n
 @META_ARCH_REGISTRY.register()
 class MaskFormerOfAProject(MaskFormer):
     """May do what a copy of its parts would not."""
+
+
+def test_a_model_that_another_thread_loads_does_not_lend_its_classes(
+    tiny_config: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The data sets of all models that `mask2former train --data` has trained have the same names."""
+
+    def write(*names: str) -> Path:
+        entry = {"FORMAT": "id_png", "IMAGES": "i", "INSTANCES": "i", "CLASSES": "c", "THINGS": [names[0]]}
+        data = {"TRAIN": ["own_train"], "TEST": [], "CUSTOM": {"own_train": {**entry, "CLASS_NAMES": names}}}
+        content = yaml.safe_load(tiny_config.read_text())
+        (tmp_path / f"{names[0]}.yaml").write_text(yaml.safe_dump({**content, "DATASETS": data}))
+        return tmp_path / f"{names[0]}.yaml"
+
+    first, second = write("cat", "grass", "sky"), write("cell", "dish", "glass")
+    other = Thread(target=lambda: m2f.load(second))
+
+    def build_while_another_is_loaded(cfg: CfgNode) -> Any:
+        if not other.ident:
+            other.start()
+            other.join(2)  # in vain, for it waits
+        return build(cfg)
+
+    build = segmenter._build
+    monkeypatch.setattr(segmenter, "_build", build_while_another_is_loaded)
+    model = m2f.load(first)
+    other.join()
+    assert model.metadata.thing_classes == model.model.metadata.thing_classes == ["cat"]
 
 
 @pytest.mark.parametrize(
