@@ -156,7 +156,11 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, model: nn.Module, evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None
     ) -> dict[str, Any]:
         model = unsharded(model, lambda: cls.build_model(cfg))  # for processes with different numbers of images
-        results: dict[str, Any] = super().test(cfg, model, evaluators)
+        was_training = model.training
+        try:
+            results: dict[str, Any] = super().test(cfg, model, evaluators)
+        finally:
+            model.train(was_training)  # Detectron2 leaves a model whose evaluation fails in eval mode
         return results
 
     @classmethod

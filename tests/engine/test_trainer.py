@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import HookBase, hooks
+from detectron2.evaluation import DatasetEvaluator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mask2former.engine import Trainer
@@ -233,6 +234,19 @@ def test_the_evaluation_is_returned_and_logged(toy_config, tmp_path):
 
     assert {"panoptic_seg", "bbox", "segm", "sem_seg"} <= results.keys()
     assert f'"panoptic_seg/PQ": {results["panoptic_seg"]["PQ"]}' in (tmp_path / "out" / "metrics.json").read_text()
+
+
+def test_an_evaluation_that_fails_leaves_the_model_in_training(toy_config):
+    class Failing(DatasetEvaluator):
+        def process(self, inputs: list, outputs: list) -> None:
+            raise OSError("no space left")
+
+    trainer = Trainer(toy_config())
+    trainer.model.train()
+    with pytest.raises(OSError, match="no space left"):
+        Trainer.test(trainer.cfg, trainer.model, [Failing()])
+
+    assert trainer.model.training
 
 
 class Terminal(io.StringIO):
