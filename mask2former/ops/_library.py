@@ -11,6 +11,7 @@ import ctypes
 import functools
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ _DTYPES = {
     "cuda": (torch.float32, torch.float16, torch.bfloat16),
 }
 _HOW_TO_BUILD = "build them with: python -m mask2former.ops.build"
+_LOADING = threading.Lock()  # of threads that come first, one does it
 _logger = logging.getLogger(__name__)
 
 
@@ -69,7 +71,8 @@ def flat_arguments(spatial_shapes: Sequence[tuple[int, int]], geometry: Sequence
 @torch.compiler.assume_constant_result
 def load_library() -> bool:
     """Whether the native operators are there. The first call loads them, or says in one line of log why it cannot."""
-    return _load_library()
+    with _LOADING:
+        return _load_library()
 
 
 @torch.compiler.assume_constant_result

@@ -1,10 +1,13 @@
 """Building, finding and loading the native operators."""
 
+import functools
 import importlib
 import logging
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -253,3 +256,22 @@ def test_dtypes_of_the_devices(monkeypatch: pytest.MonkeyPatch, loads: bool) -> 
         assert has_native_kernel("cuda:1", dtype) == loads
     assert not has_native_kernel("cuda:1", torch.float64)
     assert not has_native_kernel("mps", torch.float32)
+
+
+def test_threads_that_come_first_load_it_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    registered = []
+
+    def register() -> None:
+        time.sleep(0.1)
+        registered.append(threading.current_thread())
+
+    monkeypatch.setenv("MASK2FORMER_OPS", "auto")
+    monkeypatch.setattr(_library, "_load", lambda mode: tmp_path)
+    monkeypatch.setattr(_library, "register", register)
+    monkeypatch.setattr(_library, "_load_library", functools.cache(load_library))
+    threads = [threading.Thread(target=_library.load_library) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(registered) == 1
