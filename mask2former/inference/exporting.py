@@ -139,7 +139,7 @@ def export_model(cfg: CfgNode, args: argparse.Namespace) -> None:
     )
     graph = ExportGraph(model, args.with_postprocessing, half=args.half)
     make_folder(args.output.parent)
-    _print_what_is_outside(info)
+    _print_notes(info, args)
     exact = args.output.with_suffix(".float32.onnx") if args.quantize else args.output
     export_graph(graph, exact, args.format, info, grid_sample=not args.no_grid_sample)
     print(f"Wrote {exact} ({exact.stat().st_size / 1e6:.1f} MB)")
@@ -154,12 +154,14 @@ def export_model(cfg: CfgNode, args: argparse.Namespace) -> None:
         _check(args.output, model, batches, args.tolerance)
 
 
-def _print_what_is_outside(info: ExportInfo) -> None:
-    """Tell what the model does outside of the graph, which a program that runs the graph must do by itself."""
+def _print_notes(info: ExportInfo, args: argparse.Namespace) -> None:
+    """Tell what the model does outside of the graph, which a program that runs it must do, and who runs it wrongly."""
     if info.tile_size > 0:
         print("Note: the model is used in tiles, which the file does not cut; see docs/export.md.")
     if info.split_disconnected_things and info.postprocessing in ("panoptic", "instance"):
         print("Note: the model splits disconnected things, which post-processing inside does not; see docs/export.md.")
+    if args.format == "onnx" and not (args.no_grid_sample or args.quantize):
+        print("Note: for TensorRT and WebGPU, export with --no-grid-sample; see docs/export.md.")
 
 
 def _check(path: Path, model: MaskFormer, batches: Sequence[Tensor], tolerance: float | None) -> None:

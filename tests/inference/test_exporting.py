@@ -1,6 +1,7 @@
 """``mask2former export``: the command; tests/tools/test_export_model.py has what it shares with the tool."""
 
 import re
+from argparse import ArgumentParser
 from pathlib import Path
 
 import cv2
@@ -68,6 +69,23 @@ def test_what_a_program_must_do_by_itself_is_said(
     printed = capsys.readouterr().out
     assert "Note: the model is used in tiles" in printed
     assert "Note: the model splits disconnected things" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [([], True), (["--no-grid-sample"], False), (["--quantize", "dynamic"], False), (["--format", "aoti"], False)],
+)
+def test_whom_grid_sample_is_not_for(
+    tiny_config: Path, words: list[str], noted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = ArgumentParser()
+    exporting.add_export_arguments(parser)
+    model = m2f.load(tiny_config)
+    info = ExportInfo.from_config(
+        model.cfg, model.model, postprocessing="none", input_type="uint8", precision="float32"
+    )
+    exporting._print_notes(info, parser.parse_args(["--output", "m.onnx", *words]))
+    assert ("for TensorRT and WebGPU" in capsys.readouterr().out) == noted
 
 
 @pytest.mark.parametrize(
