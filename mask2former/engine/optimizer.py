@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers.batch_norm import LayerNorm
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
@@ -17,9 +18,12 @@ _NORMS = (
     nn.GroupNorm,
     nn.LayerNorm,
     nn.LocalResponseNorm,
+    LayerNorm,  # of maps
 )
-# Swin's position parameters, which are no nn.Embedding but are spared weight decay like one.
-_UNDECAYED_NAMES = ("relative_position_bias_table", "absolute_pos_embed")
+# Positions of Swin and of ViTs, and tokens of the latter, which are no nn.Embedding but spared weight decay like one.
+_UNDECAYED_NAMES = ("relative_position_bias_table", "pos_embed", "cls_token", "reg_token")
+# The pyramid of a plain ViT, which is not pretrained, lies inside the backbone.
+_PYRAMID = "backbone.pyramid"
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -59,13 +63,15 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters into groups of equal learning rate and weight decay, each parameter once.
 
-    Modules whose name contains "backbone" learn at ``base_lr * backbone_multiplier``. Normalization layers decay by
-    ``weight_decay_norm``, ``nn.Embedding`` by ``weight_decay_embed``, Swin's position parameters not at all.
+    Modules whose name contains "backbone" learn at ``base_lr * backbone_multiplier``, but for the pyramid of a plain
+    ViT. Normalization layers decay by ``weight_decay_norm``, ``nn.Embedding`` by ``weight_decay_embed``, positions and
+    tokens of Swin and of ViTs not at all.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
-        lr = base_lr * backbone_multiplier if "backbone" in module_name else base_lr
+        is_pretrained = "backbone" in module_name and _PYRAMID not in module_name
+        lr = base_lr * backbone_multiplier if is_pretrained else base_lr
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue

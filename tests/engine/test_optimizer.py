@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from detectron2.layers.batch_norm import LayerNorm
 from torch import nn
 
 from mask2former.engine.optimizer import build_lr_scheduler, build_optimizer, parameter_groups
@@ -18,11 +19,14 @@ class Model(nn.Module):
         self.backbone.attention = nn.Module()
         self.backbone.attention.relative_position_bias_table = nn.Parameter(torch.ones(3))
         self.backbone.absolute_pos_embed = nn.Parameter(torch.ones(3))
+        self.backbone.cls_token = nn.Parameter(torch.ones(3))
+        self.backbone.pyramid = nn.Conv2d(4, 4, 1, bias=False)
         self.backbone.frozen = nn.Linear(2, 2).requires_grad_(False)
         self.head = nn.Module()
         self.head.linear = nn.Linear(4, 4)
         self.head.norm = nn.LayerNorm(4)
         self.head.group_norm = nn.GroupNorm(2, 4)
+        self.head.map_norm = LayerNorm(4)
         self.head.query = nn.Embedding(5, 4)
         self.head.shared = self.head.linear
 
@@ -50,12 +54,16 @@ def test_each_parameter_gets_its_learning_rate_and_decay_once():
         "backbone.norm.bias": (0.25, 0.2),
         "backbone.attention.relative_position_bias_table": (0.25, 0.0),
         "backbone.absolute_pos_embed": (0.25, 0.0),
+        "backbone.cls_token": (0.25, 0.0),
+        "backbone.pyramid.weight": (1.0, 0.5),
         "head.linear.weight": (1.0, 0.5),
         "head.linear.bias": (1.0, 0.5),
         "head.norm.weight": (1.0, 0.2),
         "head.norm.bias": (1.0, 0.2),
         "head.group_norm.weight": (1.0, 0.2),
         "head.group_norm.bias": (1.0, 0.2),
+        "head.map_norm.weight": (1.0, 0.2),
+        "head.map_norm.bias": (1.0, 0.2),
         "head.query.weight": (1.0, 0.1),
     }
     assert len(groups) == 6
