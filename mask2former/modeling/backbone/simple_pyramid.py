@@ -1,6 +1,7 @@
 """The feature pyramid of ViTDet (Li et al., ECCV 2022, Section 3): all scales from the one that a plain ViT has."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
@@ -21,7 +22,15 @@ def build_simple_pyramid(in_channels: int, strides: Sequence[int], out_channels:
 
     Returns:
         A module from the feature, (N, in_channels, H, W), to a dict of maps in the order of ``strides``.
+
+    Raises:
+        ValueError: a stride is left out between others.
     """
+    if any(after != 2 * before for before, after in pairwise(strides)):
+        raise ValueError(
+            f"MODEL.TIMM.OUT_FEATURES asks for the strides {list(strides)} of a plain ViT's pyramid; leave none out "
+            "between them."
+        )
     scale_factors = [_STRIDE / stride for stride in strides]
     return SimpleFeaturePyramid(_Feature(in_channels), "feature", out_channels, scale_factors, norm="LN")
 

@@ -59,23 +59,18 @@ class TimmBackbone(Backbone):
         if drop_path_rate > 0:
             options["drop_path_rate"] = drop_path_rate
         extractor = _create_extractor(model_name, options)
-        patch_size = _patch_size_of_plain_vit(extractor)
-        if patch_size is not None and getattr(extractor.model.patch_embed, "strict_img_size", False):
-            raise ValueError(
-                f"timm's {model_name!r} takes images of one size only; see timm.list_models() for another."
-            )
-        if patch_size not in (None, 16):  # learnt positions stay as many; the patches' embedding is resized when read
-            grid = extractor.model.patch_embed.grid_size
-            options |= {"patch_size": 16, "img_size": tuple(16 * side for side in grid)}
-            extractor = _create_extractor(model_name, options)
-        is_plain_vit = patch_size is not None
-        indices = _indices_of_strides(model_name, extractor.feature_info, [16] if is_plain_vit else strides)
+        if is_plain_vit := _is_plain_vit(extractor):
+            options |= _patches_of_16(model_name, extractor)
+            indices = [extractor.feature_info.out_indices[-1]]
+        else:
+            indices = _indices_of_strides(model_name, extractor.feature_info, strides)
         body = _create_extractor(model_name, {**options, "out_indices": indices})
         self.body = _fix_same_padding(_convert_batch_norm(_drop_unused_stages(body), norm))
         self._channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
         channels = body.feature_info.channels()
-        self.pyramid = build_simple_pyramid(channels[0], strides, pyramid_channels) if is_plain_vit else None
+        self.pyramid = None
         if is_plain_vit:
+            self.pyramid = build_simple_pyramid(channels[0], strides, pyramid_channels)
             channels = [pyramid_channels] * len(strides)
         self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
         self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
@@ -191,13 +186,21 @@ def _create_extractor(model_name: str, options: dict[str, Any]) -> Any:
         raise
 
 
-def _patch_size_of_plain_vit(extractor: Any) -> int | None:
-    """The side of the patches of which all features are made, None where features differ or are made otherwise."""
+def _is_plain_vit(extractor: Any) -> bool:
+    """Whether all features have the stride of the patches."""
     strides = set(extractor.feature_info.reduction())
     patch_embed = getattr(getattr(extractor, "model", None), "patch_embed", None)
-    if len(strides) > 1 or getattr(patch_embed, "patch_size", None) != (*strides, *strides):
-        return None
-    return int(*strides)
+    return len(strides) == 1 and getattr(patch_embed, "patch_size", None) == (*strides, *strides)
+
+
+def _patches_of_16(model_name: str, extractor: Any) -> dict[str, Any]:
+    """The arguments with which a plain ViT has patches of 16 pixels, and as many positions as before."""
+    patch_embed = extractor.model.patch_embed
+    if getattr(patch_embed, "strict_img_size", False):
+        raise ValueError(f"timm's {model_name!r} takes images of one size only; see timm.list_models() for another.")
+    if patch_embed.patch_size == (16, 16):
+        return {}
+    return {"patch_size": 16, "img_size": tuple(16 * side for side in patch_embed.grid_size)}
 
 
 def _indices_of_strides(model_name: str, feature_info: Any, strides: Sequence[int]) -> list[int]:

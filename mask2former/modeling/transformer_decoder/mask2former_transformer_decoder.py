@@ -101,14 +101,18 @@ class MultiScaleMaskedTransformerDecoder(OfficialDecoder):
         # Three lists, not one list of layers: the checkpoints' names.
         self.has_official_layers = self.has_own_heads()
         if self.has_official_layers:
-            _check_official_options(
+            self.use_official_layers(
+                hidden_dim,
+                nheads,
+                dim_feedforward,
+                dropout,
+                pre_norm,
                 FEATURE_LEVELS=not feature_levels,
                 MULTI_SCALE=multi_scale == "efficient",
                 CROSS_ATTENTION_NAME=cross_attention_name == "MaskedAttentionLayer",
                 LEARNABLE_QUERY_FEATURES=learnable_query_features,
                 SELF_ATTENTION_FIRST=not self_attention_first,
             )
-            self.use_official_layers(hidden_dim, nheads, dim_feedforward, dropout, pre_norm)
         else:
             attention = (hidden_dim, nheads, dropout, pre_norm)
             self.pe_layer = PositionEmbeddingSine(hidden_dim // 2)
@@ -281,15 +285,6 @@ def _check_options(
         raise ValueError(
             "MODEL.MASK_FORMER.LEARNABLE_QUERY_FEATURES is False and there is no decoder layer, so every query would "
             "stay zero; set MODEL.MASK_FORMER.DEC_LAYERS to at least 2."
-        )
-
-
-def _check_official_options(**is_official: bool) -> None:
-    changed = [f"MODEL.MASK_FORMER.{key}" for key, official in is_official.items() if not official]
-    if changed:
-        raise ValueError(
-            "a decoder with a forward_prediction_heads of its own works as the official release's, which has no "
-            f"{', '.join(changed)}; leave out the key, or the method."
         )
 
 

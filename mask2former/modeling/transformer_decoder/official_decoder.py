@@ -38,9 +38,23 @@ class OfficialDecoder(nn.Module):
         return cls.forward_prediction_heads is not OfficialDecoder.forward_prediction_heads
 
     def use_official_layers(
-        self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool
+        self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool, **is_official: bool
     ) -> None:
-        """Make the layers and the position encoding; the arguments are the decoder's."""
+        """Make the layers and the position encoding.
+
+        Args:
+            hidden_dim, nheads, dim_feedforward, dropout, pre_norm: the decoder's.
+            is_official: for keys of ``MODEL.MASK_FORMER`` that the official release does not have, whether they leave
+                the decoder as it is there.
+
+        Raises:
+            ValueError: if one does not.
+        """
+        if changed := [f"MODEL.MASK_FORMER.{key}" for key, official in is_official.items() if not official]:
+            raise ValueError(
+                f"{type(self).__name__} has a forward_prediction_heads of its own, so it works as the official one, "
+                f"which has no {', '.join(changed)}; leave out the key, or the method."
+            )
         attention: dict[str, Any] = {
             "d_model": hidden_dim,
             "nhead": nheads,

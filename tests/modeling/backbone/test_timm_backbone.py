@@ -169,6 +169,10 @@ def test_built_from_a_configuration() -> None:
         ({"OUT_FEATURES": ["res2", "res6"]}, r"OUT_FEATURES is \['res2', 'res6'\]; expected some of .*'res5'"),
         ({"OUT_FEATURES": []}, r"OUT_FEATURES is \[\]"),
         ({"MODEL_NAME": "vitamin_small_224"}, r"stride \[16\], but .* asks for \[4, 8, 32\]; choose from \['res4'\]"),
+        (
+            {"MODEL_NAME": "test_vit", "OUT_FEATURES": ["res2", "res5"]},
+            r"the strides \[4, 32\] of a .*; leave none out",
+        ),
         ({"MODEL_NAME": "beit_base_patch16_224"}, "'beit_base_patch16_224' takes images of one size only"),
         ({"MODEL_NAME": "resnet18", "NORM": "GN"}, "NORM is 'GN'; expected 'BN', 'FrozenBN' or 'SyncBN'"),
         ({"MODEL_NAME": "vgg11", "DROP_PATH_RATE": 0.1}, "'vgg11' has no stochastic depth; set .* 0 .it is 0.1"),
