@@ -39,7 +39,8 @@ _DTYPES = {
     "cuda": (torch.float32, torch.float16, torch.bfloat16),
 }
 _HOW_TO_BUILD = "build them with: python -m mask2former.ops.build"
-_LOADING = threading.Lock()  # of threads that come first, one does it
+_LOADING = threading.Lock()
+_is_loaded: bool | None = None
 _logger = logging.getLogger(__name__)
 
 
@@ -71,8 +72,12 @@ def flat_arguments(spatial_shapes: Sequence[tuple[int, int]], geometry: Sequence
 @torch.compiler.assume_constant_result
 def load_library() -> bool:
     """Whether the native operators are there. The first call loads them, or says in one line of log why it cannot."""
-    with _LOADING:
-        return _load_library()
+    global _is_loaded
+    if _is_loaded is None:  # else nothing is locked, which a fork might find in another thread
+        with _LOADING:
+            if _is_loaded is None:
+                _is_loaded = _load_library()
+    return _is_loaded
 
 
 @torch.compiler.assume_constant_result
@@ -81,7 +86,6 @@ def load_cuda_library(device: int) -> bool:
     return _load_cuda_library() is not None and _has_code_for(device)
 
 
-@functools.cache
 def _load_library() -> bool:
     mode = os.environ.get("MASK2FORMER_OPS", "auto")
     if mode not in _MODES:
