@@ -139,8 +139,8 @@ def _add_loss_and_test_keys(cfg: CN) -> None:
     # background, as in the official release; the examples for your own data turn this on.
     mask_former.IGNORE_VOID = False
     # Parts that recompute their activations in the backward pass instead of keeping them, which takes less memory and
-    # more time: any of "backbone" (ResNet or Swin), "pixel_decoder" (if it has an encoder) and "transformer_decoder".
-    # torch.compile ignores this and decides by itself what to recompute.
+    # more time: any of "backbone" (ResNet, Swin or timm's ViTs), "pixel_decoder" (if it has an encoder) and
+    # "transformer_decoder". torch.compile ignores this and decides by itself what to recompute.
     mask_former.ACTIVATION_CHECKPOINTING = []
 
     mask_former.TEST = CN()

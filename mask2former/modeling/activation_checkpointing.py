@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ops.recording import is_recording
 from .backbone.swin import SwinStage
+from .backbone.timm_backbone import TimmBackbone
 from .pixel_decoder.deformable_encoder import MSDeformAttnTransformerEncoderLayer
 from .transformer import TransformerDecoderLayer, TransformerEncoderLayer
 from .transformer_decoder.layers import ResidualLayer
@@ -44,7 +45,9 @@ def checkpoint_activations(parts: Mapping[str, nn.Module], names: Sequence[str])
     if unknown:
         raise ValueError(f"MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING names {unknown}; expected some of {list(parts)}.")
     for name in names:
-        blocks = [module for module in parts[name].modules() if isinstance(module, (*_BLOCKS, SwinStage))]
+        modules = list(parts[name].modules())
+        blocks = [module for module in modules if isinstance(module, (*_BLOCKS, SwinStage))]
+        blocks += [block for module in modules if isinstance(module, TimmBackbone) for block in module.blocks]
         if not blocks:
             raise ValueError(
                 f"MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING names {name!r}, but {type(parts[name]).__name__} has no "
@@ -64,10 +67,10 @@ class _Recomputed:
         self.block = block
         self.forward: Callable[..., Any] = block.forward
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled() or is_recording():
-            return self.forward(*args)
-        return checkpoint(self.forward, *args, use_reentrant=False, context_fn=self._contexts)
+            return self.forward(*args, **kwargs)
+        return checkpoint(self.forward, *args, use_reentrant=False, context_fn=self._contexts, **kwargs)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """For the first time, and for the second."""

@@ -11,6 +11,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from mask2former.modeling.activation_checkpointing import checkpoint_activations
+from mask2former.modeling.backbone import TimmBackbone
 from mask2former.modeling.optimize import optimize_for_inference
 
 PARTS = ["backbone", "pixel_decoder", "transformer_decoder"]
@@ -21,6 +23,13 @@ def swin_cfg(tiny_cfg: CfgNode) -> CfgNode:
     tiny_cfg.MODEL.BACKBONE.NAME = "D2SwinTransformer"
     tiny_cfg.MODEL.SWIN.EMBED_DIM, tiny_cfg.MODEL.SWIN.WINDOW_SIZE = 12, 2
     tiny_cfg.MODEL.SWIN.DEPTHS, tiny_cfg.MODEL.SWIN.NUM_HEADS = [1, 2, 1, 1], [1, 2, 3, 4]
+    return tiny_cfg
+
+
+@pytest.fixture
+def vit_cfg(tiny_cfg: CfgNode) -> CfgNode:
+    pytest.importorskip("timm")
+    tiny_cfg.MODEL.BACKBONE.NAME, tiny_cfg.MODEL.TIMM.MODEL_NAME = "TimmBackbone", "test_vit"
     return tiny_cfg
 
 
@@ -46,7 +55,7 @@ def train_once(model: nn.Module, samples: list[dict[str, Any]]) -> tuple[dict[st
 
 
 @pytest.mark.parametrize("names", [*([part] for part in PARTS), PARTS])
-@pytest.mark.parametrize("fixture", ["tiny_cfg", "swin_cfg", "tiny_v1_cfg"])
+@pytest.mark.parametrize("fixture", ["tiny_cfg", "swin_cfg", "vit_cfg", "tiny_v1_cfg"])
 def test_losses_and_gradients_are_the_same(
     names: list[str], fixture: str, samples: list[dict[str, Any]], request: pytest.FixtureRequest
 ) -> None:
@@ -65,6 +74,22 @@ def test_losses_and_gradients_are_the_same(
         assert result.keys() == expected.keys()
         assert all(torch.equal(value, expected[name]) for name, value in result.items())
     assert less < more
+
+
+def test_blocks_that_are_called_with_keywords() -> None:
+    """Those of a ViT with rotary positions."""
+    pytest.importorskip("timm")
+    backbone = TimmBackbone(model_name="vit_small_patch16_dinov3").train()
+    image = torch.randn(1, 3, 32, 32)
+
+    def gradient() -> Tensor:
+        backbone.zero_grad()
+        sum(feature.square().mean() for feature in backbone(image).values()).backward()
+        return next(backbone.parameters()).grad.clone()
+
+    expected = gradient()
+    checkpoint_activations({"backbone": backbone}, ["backbone"])
+    assert torch.equal(gradient(), expected)
 
 
 def test_batch_norms_count_a_batch_once(tiny_cfg: CfgNode, samples: list[dict[str, Any]]) -> None:

@@ -112,6 +112,12 @@ class TimmBackbone(Backbone):
     def size_divisibility(self) -> int:
         return 32
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The Transformer blocks of a plain ViT, in their order; empty for other models."""
+        body: Any = self.body
+        return [] if self.pyramid is None else list(body.model.blocks)
+
 
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
     """A frozen batch norm that keeps the dropout and the activation which timm fuses into its batch norms."""
