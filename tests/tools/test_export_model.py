@@ -38,11 +38,11 @@ def test_exports_and_prints_the_error(tiny_files: Files, capsys: pytest.CaptureF
 def test_fails_where_the_file_computes_something_else(tiny_files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder = tiny_files
 
-    def spoil_and_export(graph: torch.nn.Module, *arguments: Any) -> None:
+    def spoil_and_export(graph: torch.nn.Module, *arguments: Any, **options: Any) -> None:
         bias = graph.network.sem_seg_head.predictor.class_embed.bias
         with torch.no_grad():
             bias[0] += 2
-            export(graph, *arguments)
+            export(graph, *arguments, **options)
             bias[0] -= 2
 
     export = exporting.export_graph
@@ -68,6 +68,6 @@ def test_fails_where_the_file_computes_something_else(tiny_files: Files, monkeyp
 def test_mistakes_are_told_before_the_export(
     tiny_files: Files, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(exporting, "export_graph", lambda *_: pytest.fail("exported"))
+    monkeypatch.setattr(exporting, "export_graph", lambda *_, **__: pytest.fail("exported"))
     with pytest.raises(SystemExit, match=f"error: {message}"):
         _run(tiny_files[1], *options)
