@@ -89,28 +89,19 @@ def load(
         ValueError: the weights are not those of a whole model of this configuration, ``optimize`` is unknown, or an
             exported file is given what it cannot have: weights, ``optimize`` or ``opts``.
     """
+    device_name = None if device is None else str(device)
     with _LOADING:
-        return _load(model, weights, None if device is None else str(device), optimize, opts)
-
-
-def _load(
-    model: str | Path | CfgNode,
-    weights: str | Path | None,
-    device: str | None,
-    optimize: bool | str | Collection[str] | None,
-    opts: Sequence[str],
-) -> Segmenter:
-    if isinstance(model, str | Path) and is_exported(path := expand_home(model)):
-        _refuse(path, weights=weights, optimize=optimize, opts=opts)
-        return open_exported(path, device)
-    device_key = [] if device is None else ["MODEL.DEVICE", device]
-    options = [*device_key, *_optimization_keys(optimize), *opts]
-    if not isinstance(model, CfgNode):
-        return Segmenter(model_config(model, weights, options))
-    weights_key = [] if weights is None else ["MODEL.WEIGHTS", str(weights)]
-    cfg = model.clone()
-    cfg.defrost()
-    return Segmenter(finish_config(cfg, [*weights_key, *options]))
+        if isinstance(model, str | Path) and is_exported(path := expand_home(model)):
+            _refuse(path, weights=weights, optimize=optimize, opts=opts)
+            return open_exported(path, device_name)
+        device_key = [] if device_name is None else ["MODEL.DEVICE", device_name]
+        options = [*device_key, *_optimization_keys(optimize), *opts]
+        if not isinstance(model, CfgNode):
+            return Segmenter(model_config(model, weights, options))
+        weights_key = [] if weights is None else ["MODEL.WEIGHTS", str(weights)]
+        cfg = model.clone()
+        cfg.defrost()
+        return Segmenter(finish_config(cfg, [*weights_key, *options]))
 
 
 def _refuse(path: Path, **arguments: Any) -> None:

@@ -17,8 +17,7 @@ __all__ = [
     "convert_torchvision_resnet",
     "is_resnet",
     "is_swin",
-    "resize_patch_embeddings",
-    "resize_position_tables",
+    "resize_to_fit",
     "to_timm_swin",
     "to_torchvision_resnet",
 ]
@@ -108,8 +107,11 @@ def _replace(name: str, replacements: Sequence[tuple[str, str]]) -> str:
     return name
 
 
-def resize_position_tables(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> StateDict:
-    """Bicubic resizing of Swin's learnt positions to another window or image size, where only the size differs.
+def resize_to_fit(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> StateDict:
+    """Resizing of what is learnt for each place of a window, an image or a patch, where only the size of that differs.
+
+    Swin's positions are resized bicubically, and the patches of a timm ViT as FlexiViT's (Beyer et al., CVPR 2023,
+    Section 3.4), so that the features of a resized image stay the same.
 
     Args:
         state_dict: with the names of ``target``.
@@ -130,22 +132,7 @@ def resize_position_tables(state_dict: Mapping[str, Tensor], target: Mapping[str
             resized[name] = F.interpolate(tensor.float(), size=shape[-2:], mode="bicubic").to(tensor.dtype)
         elif name.endswith("relative_position_index") and tensor.shape != shape:
             resized[name] = target[name]  # a constant of the window size
-    return resized
-
-
-def resize_patch_embeddings(state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> StateDict:
-    """Resizing of the embedding of a timm ViT's patches to patches of another size, so that features stay the same.
-
-    FlexiViT's (Beyer et al., CVPR 2023, Section 3.4).
-
-    Args:
-        state_dict: with the names of ``target``.
-        target: the model's.
-    """
-    resized = dict(state_dict)
-    for name, tensor in state_dict.items():
-        shape = target[name].shape if name in target else tensor.shape
-        if name.endswith("body.model.patch_embed.proj.weight") and tensor.shape != shape:
+        elif name.endswith("body.model.patch_embed.proj.weight") and tensor.shape != shape:
             from timm.layers import resample_patch_embed  # there is no such name without timm
 
             resized[name] = resample_patch_embed(tensor.float(), list(shape[-2:])).to(tensor.dtype)

@@ -10,8 +10,7 @@ from .backbones import (
     convert_torchvision_resnet,
     is_resnet,
     is_swin,
-    resize_patch_embeddings,
-    resize_position_tables,
+    resize_to_fit,
     to_timm_swin,
     to_torchvision_resnet,
 )
@@ -48,7 +47,7 @@ def convert_checkpoint(state_dict: Mapping[str, Tensor], target: Mapping[str, Te
         names = {name.removeprefix("backbone.") for name in target if name.startswith("backbone.")}
         converted = {f"backbone.{n}": t for n, t in convert_pretrained_backbone(converted, names).items()}
     upgrade_legacy_names(converted, "sem_seg_head.", known=target)
-    converted = resize_patch_embeddings(resize_position_tables(converted, target), target)
+    converted = resize_to_fit(converted, target)
     return {name: tensor for name, tensor in converted.items() if not _is_superfluous(name, tensor, target)}
 
 

@@ -17,7 +17,7 @@ from mask2former.modeling.checkpoint_compat.backbones import (
     convert_efficientnet_pytorch,
     convert_pretrained_backbone,
     convert_torchvision_resnet,
-    resize_position_tables,
+    resize_to_fit,
 )
 from mask2former.weights.files import read_torch
 
@@ -49,7 +49,7 @@ def load(backbone: nn.Module, state_dict: dict[str, Tensor]) -> None:
     """Load what a publisher's file holds, completely."""
     converted = convert_pretrained_backbone(state_dict, backbone.state_dict().keys())
     target = backbone.state_dict()
-    converted = resize_position_tables(converted, target)
+    converted = resize_to_fit(converted, target)
     wanted = {n: t for n, t in converted.items() if n in target or not n.endswith("num_batches_tracked")}
     result = backbone.load_state_dict(wanted, strict=False)
     assert result.unexpected_keys == []
@@ -127,7 +127,7 @@ def test_position_tables_are_resized_like_images() -> None:
     target = D2SwinTransformer(**TINY_SWIN | {"window_size": 3}, ape=True, pretrain_img_size=32)
     source = D2SwinTransformer(**TINY_SWIN, ape=True, pretrain_img_size=64)
     state = source.state_dict()
-    resized = resize_position_tables(state, target.state_dict())
+    resized = resize_to_fit(state, target.state_dict())
     target.load_state_dict(resized, strict=True)
     name = "layers.1.blocks.0.attn.relative_position_bias_table"
     assert (state[name].shape, resized[name].shape) == ((9, 2), (25, 2))
@@ -137,13 +137,13 @@ def test_position_tables_are_resized_like_images() -> None:
         torch.testing.assert_close(resized[name][:, head], expected)
     # A classifier's positions are a flat list.
     flat = state["absolute_pos_embed"].flatten(2).transpose(1, 2)
-    again = resize_position_tables({"absolute_pos_embed": flat}, target.state_dict())
+    again = resize_to_fit({"absolute_pos_embed": flat}, target.state_dict())
     torch.testing.assert_close(again["absolute_pos_embed"], resized["absolute_pos_embed"])
 
 
 def test_tables_of_the_right_size_stay_as_they_are() -> None:
     state = D2SwinTransformer(**TINY_SWIN).state_dict()
-    resized = resize_position_tables(state, D2SwinTransformer(**TINY_SWIN).state_dict())
+    resized = resize_to_fit(state, D2SwinTransformer(**TINY_SWIN).state_dict())
     assert all(resized[n] is t for n, t in state.items())
 
 
