@@ -207,7 +207,7 @@ def _batches_of_pictures(source: Path | None, cfg: CfgNode, longest: int | None 
         resize(aug_input)
         if longest is not None and longest < max(aug_input.image.shape[:2]):
             ResizeShortestEdge(longest, longest)(aug_input)
-        tensor = torch.from_numpy(np.atleast_3d(aug_input.image).transpose(2, 0, 1).copy())
+        tensor = torch.from_numpy(np.array(aug_input.image.transpose(2, 0, 1), order="C"))
         yield torch.stack([tensor, tensor.flip(-1)])
 
 

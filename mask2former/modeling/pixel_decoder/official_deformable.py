@@ -79,16 +79,17 @@ class MSDeformAttn(ops.MSDeformAttn):
         if input_padding_mask is not None:
             value = value.masked_fill(input_padding_mask[..., None], 0.0)
         value = value.unflatten(-1, (self.n_heads, -1))
-        shapes = _shapes(input_spatial_shapes)
         offsets = self.sampling_offsets(query).view(*shape, 2)
-        logits = self.attention_weights(query).view(shape)
-        if reference_points.shape[-1] == 2:
-            attended = ops.fused_ms_deform_attn(value, shapes, reference_points, offsets, logits)
-        else:
-            boxes = reference_points[:, :, None, :, None]
-            locations = boxes[..., :2] + offsets / self.n_points * boxes[..., 2:] / 2
-            weights = logits.flatten(-2).softmax(-1).view(shape)
-            attended = ops.ms_deform_attn(value, shapes, locations, weights)
+        if reference_points.shape[-1] == 4:
+            sizes = torch.as_tensor(input_spatial_shapes, device=offsets.device).flip(-1)[:, None]  # (L, 1, 2)
+            offsets = offsets / self.n_points * reference_points[:, :, None, :, None, 2:] / 2 * sizes
+        attended = ops.fused_ms_deform_attn(
+            value,
+            _shapes(input_spatial_shapes),
+            reference_points[..., :2],
+            offsets,
+            self.attention_weights(query).view(shape),
+        )
         output: Tensor = self.output_proj(attended)
         return output
 

@@ -98,15 +98,11 @@ class MultiScaleMaskedTransformerDecoder(OfficialDecoder):
         self.arrange_scales = MULTI_SCALE[multi_scale]
         self.self_attention_first = self_attention_first
 
-        # Three lists, not one list of layers: the checkpoints' names.
+        sizes = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm)
         self.has_official_layers = self.has_own_heads()
         if self.has_official_layers:
             self.use_official_layers(
-                hidden_dim,
-                nheads,
-                dim_feedforward,
-                dropout,
-                pre_norm,
+                *sizes,
                 FEATURE_LEVELS=not feature_levels,
                 MULTI_SCALE=multi_scale == "efficient",
                 CROSS_ATTENTION_NAME=cross_attention_name == "MaskedAttentionLayer",
@@ -114,18 +110,7 @@ class MultiScaleMaskedTransformerDecoder(OfficialDecoder):
                 SELF_ATTENTION_FIRST=not self_attention_first,
             )
         else:
-            attention = (hidden_dim, nheads, dropout, pre_norm)
-            self.pe_layer = PositionEmbeddingSine(hidden_dim // 2)
-            self.transformer_cross_attention_layers = nn.ModuleList(
-                build_cross_attention(cross_attention_name, *attention) for _ in range(dec_layers)
-            )
-            self.reads_masks = any(layer.reads_masks for layer in self.transformer_cross_attention_layers)
-            self.transformer_self_attention_layers = nn.ModuleList(
-                layers.SelfAttentionLayer(*attention) for _ in range(dec_layers)
-            )
-            self.transformer_ffn_layers = nn.ModuleList(
-                layers.FFNLayer(hidden_dim, dim_feedforward, dropout, pre_norm) for _ in range(dec_layers)
-            )
+            self._make_layers(cross_attention_name, *sizes)
         self.decoder_norm = nn.LayerNorm(hidden_dim)
 
         self.query_feat = nn.Embedding(num_queries, hidden_dim) if learnable_query_features else None
@@ -138,6 +123,28 @@ class MultiScaleMaskedTransformerDecoder(OfficialDecoder):
         if mask_classification:
             self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
+
+    def _make_layers(
+        self,
+        cross_attention_name: str,
+        hidden_dim: int,
+        nheads: int,
+        dim_feedforward: int,
+        dropout: float,
+        pre_norm: bool,
+    ) -> None:
+        """Three lists, not one list of layers: the checkpoints' names."""
+        attention = (hidden_dim, nheads, dropout, pre_norm)
+        count = range(self.num_layers)
+        self.pe_layer = PositionEmbeddingSine(hidden_dim // 2)
+        self.transformer_cross_attention_layers = nn.ModuleList(
+            build_cross_attention(cross_attention_name, *attention) for _ in count
+        )
+        self.reads_masks = any(layer.reads_masks for layer in self.transformer_cross_attention_layers)
+        self.transformer_self_attention_layers = nn.ModuleList(layers.SelfAttentionLayer(*attention) for _ in count)
+        self.transformer_ffn_layers = nn.ModuleList(
+            layers.FFNLayer(hidden_dim, dim_feedforward, dropout, pre_norm) for _ in count
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: int, mask_classification: bool = True) -> dict[str, Any]:
@@ -198,6 +205,11 @@ class MultiScaleMaskedTransformerDecoder(OfficialDecoder):
         Raises:
             ValueError: if the number of maps is not L.
         """
+        if len(multi_scale_features) != self.num_feature_levels:
+            raise ValueError(
+                f"this decoder visits {self.num_feature_levels} scales (MODEL.MASK_FORMER.NUM_FEATURE_LEVELS), but the "
+                f"pixel decoder gave {len(multi_scale_features)}."
+            )
         if self.has_official_layers:
             return self.official_forward(multi_scale_features, mask_features)
         scales = self.arrange_scales(self._prepare_scales(multi_scale_features, mask_features))
@@ -236,11 +248,6 @@ class MultiScaleMaskedTransformerDecoder(OfficialDecoder):
         return output
 
     def _prepare_scales(self, features: list[Tensor], mask_features: Tensor) -> list[Scale]:
-        if len(features) != self.num_feature_levels:
-            raise ValueError(
-                f"this decoder visits {self.num_feature_levels} scales (MODEL.MASK_FORMER.NUM_FEATURE_LEVELS), but the "
-                f"pixel decoder gave {len(features)}."
-            )
         scales = []
         for level, project, embed in zip(self.feature_levels, self.input_proj, self.level_embed.weight, strict=True):
             height, width = features[level].shape[-2:]

@@ -80,10 +80,6 @@ class OfficialDecoder(nn.Module):
             x: L maps (N, in_channels, H_l, W_l), coarse to fine.
             mask_features: per-pixel embedding (N, mask_dim, H, W).
         """
-        if len(x) != self.num_feature_levels:
-            raise ValueError(
-                f"this decoder visits {self.num_feature_levels} scales, but the pixel decoder gave {len(x)}."
-            )
         sizes = [level.shape[-2:] for level in x]
         positions = [self.pe_layer(level, None).flatten(2).permute(2, 0, 1) for level in x]  # (HW, N, C)
         memories = [

@@ -138,7 +138,7 @@ def test_without_classes() -> None:
 
 
 def test_what_cannot_be() -> None:
-    with pytest.raises(ValueError, match=r"visits 3 scales, but the pixel decoder gave 1"):
+    with pytest.raises(ValueError, match=r"visits 3 scales \(MODEL.MASK_FORMER.NUM_FEATURE_LEVELS\), but .* gave 1"):
         OwnHeads(24, pre_norm=False, **ARGUMENTS)(inputs()[0][:1], inputs()[1])
     for name, value in {
         "feature_levels": [0],
