@@ -73,11 +73,11 @@ def load(
         weights: a checkpoint in any form that is understood; None takes the one that goes with ``model``.
         device: "cpu", "cuda" or "cuda:1", or a ``torch.device``; None takes the GPU if there is one, and for an
             exported file what it was made for.
-        optimize: True gives the same results sooner, and False leaves every layer as it was built; None is True on a
-            CPU, for models of this package's classes, where the configuration does not say. Also one or several of
-            "bfloat16" (results differ a little), "compile", "cuda_graphs" (for pictures of few sizes) and "keep_memory"
-            (this process never returns freed memory to the system), as ``MODEL.INFERENCE`` in the configuration
-            describes them.
+        optimize: True gives the same results sooner, and False leaves every layer as it was built; None is True on
+            CPUs and NVIDIA's GPUs, for models of this package's classes, where the configuration does not say. Also
+            one or several of "bfloat16" (results differ a little), "compile", "cuda_graphs" (of what is compiled, for
+            pictures of few sizes) and "keep_memory" (this process never returns freed memory to the system), as
+            ``MODEL.INFERENCE`` in the configuration describes them.
         opts: ``KEY VALUE`` pairs that change the configuration, as on the command line.
 
     Returns:

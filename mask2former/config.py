@@ -174,14 +174,17 @@ def _add_inference_keys(cfg: CN) -> None:
     """How fast a trained model runs (docs/performance.md); training and the evaluations during it ignore these keys."""
     cfg.MODEL.INFERENCE = CN()
     # Fold batch norms into convolutions and make layers faster: the same results up to float32's rounding. None turns
-    # this on for a CPU in mask2former.load, `mask2former predict` and the demo, except for subclasses of MaskFormer,
-    # and off in evaluations. Always on if DTYPE or COMPILE is not the default.
+    # this on for CPUs and NVIDIA's GPUs in mask2former.load, `mask2former predict` and the demo, except for subclasses
+    # of MaskFormer, and off in evaluations. Always on if DTYPE or COMPILE is not the default.
     cfg.MODEL.INFERENCE.OPTIMIZE = None
     # "bfloat16" computes convolutions and matrix products in that type: for GPUs, and CPUs with AMX or AVX512_BF16.
     cfg.MODEL.INFERENCE.DTYPE = "float32"
     # "default" or "reduce-overhead" compile backbone and head by torch.compile at the first image; the latter, for
     # GPUs, records a CUDA graph for each image size, of which there should be few.
     cfg.MODEL.INFERENCE.COMPILE = "none"
+    # On NVIDIA's GPUs, where the model is optimised but not compiled, record a CUDA graph for each image size that
+    # comes often, because launching its kernels one by one takes longer than running them.
+    cfg.MODEL.INFERENCE.CUDA_GRAPHS = True
     # On a CPU with glibc: never return freed memory to the system, because getting it back is slow. Affects the whole
     # process.
     cfg.MODEL.INFERENCE.KEEP_MEMORY = False

@@ -121,9 +121,19 @@ def test_models_of_this_package_are_optimized(
     assert _is_optimized(m2f.load(tiny_config, optimize=optimize, opts=opts)) == expected
 
 
-def test_on_a_gpu_only_what_is_asked_for(tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setattr(MaskFormer, "device", torch.device("cuda"))
-    assert not _is_optimized(m2f.load(tiny_config))
+@pytest.mark.parametrize(
+    ("device", "cuda", "expected"), [("cuda", "13.0", True), ("cuda", None, False), ("mps", None, False)]
+)
+def test_only_on_known_devices(
+    tiny_config: Path,  # noqa: F811
+    device: str,
+    cuda: str | None,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(MaskFormer, "device", torch.device(device))
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert _is_optimized(m2f.load(tiny_config)) == expected
 
 
 def _is_optimized(segmenter: m2f.Segmenter) -> bool:

@@ -1,7 +1,10 @@
 """``SOLVER.CUDA_GRAPHS``, and what does not go together with it."""
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.utils import comm
@@ -10,7 +13,7 @@ from torch import nn
 from mask2former.engine.config_files import find_value
 from mask2former.modeling.optimize import record_training_graphs
 
-__all__ = ["WITHOUT_GRAPHS", "use_graphs"]
+__all__ = ["WITHOUT_GRAPHS", "may_use_graphs", "use_graphs"]
 
 _logger = logging.getLogger(__name__)
 
@@ -20,6 +23,22 @@ WITHOUT_GRAPHS = (
     "MODEL.SWIN.USE_CHECKPOINT",
     "SOLVER.FSDP.ENABLED",
 )
+_NORMS = ("MODEL.RESNETS.NORM", "MODEL.SEM_SEG_HEAD.NORM", "MODEL.TIMM.NORM")
+
+
+def may_use_graphs(value: Callable[[str], Any], processes: int) -> bool:
+    """Whether a training on GPUs can have ``SOLVER.CUDA_GRAPHS``, and was tried with it.
+
+    Args:
+        value: of a key of the configuration.
+        processes: of the training.
+    """
+    return (
+        torch.version.cuda is not None
+        and value("MODEL.META_ARCHITECTURE") == "MaskFormer"
+        and not any(map(value, WITHOUT_GRAPHS))
+        and not (processes > 1 and any(value(key) == "SyncBN" for key in _NORMS))
+    )
 
 
 def use_graphs(cfg: CfgNode, model: nn.Module) -> None:

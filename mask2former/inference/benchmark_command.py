@@ -19,9 +19,11 @@ from mask2former.inference.exported import open_exported
 from mask2former.inference.loading import model_config
 from mask2former.inference.pictures import open_picture
 from mask2former.inference.segmenter import Segmenter
+from mask2former.modeling.optimize.frequent_sizes import FREQUENT
 
 __all__ = ["add_benchmark_arguments", "run_benchmark"]
 
+_WARM_UP = 2
 _NOISE_SIZE = (800, 1216)  # of COCO's pictures as the official models see them, about
 
 
@@ -50,7 +52,13 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         help="also time this MODEL.INFERENCE.COMPILE",
     )
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="timed runs (default: 10)")
-    parser.add_argument("--warm-up", type=int, default=2, metavar="N", help="untimed runs before (default: 2)")
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        metavar="N",
+        help=f"untimed runs before (default: {_WARM_UP}, on a GPU {FREQUENT}, the last of which records the CUDA graph "
+        "of a faster model)",
+    )
     parser.add_argument("--untrained", action="store_true", help="random weights, without a checkpoint")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
 
@@ -68,7 +76,7 @@ def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:
         FileNotFoundError: the model or the picture is not there.
         ValueError: options are out of range or do not go together.
     """
-    if args.rounds < 1 or args.warm_up < 0:
+    if args.rounds < 1 or (args.warm_up is not None and args.warm_up < 0):
         raise ValueError(f"--rounds is {args.rounds} and --warm-up {args.warm_up}; expected at least 1 and 0.")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -126,6 +134,7 @@ def _name(args: argparse.Namespace) -> str:
 
 def _plan(args: argparse.Namespace, model: Segmenter) -> Benchmark:
     tasks = (args.task,) if args.task else model.default_tasks
+    warm_up = FREQUENT if model.cfg.MODEL.DEVICE.startswith("cuda") else _WARM_UP
     options: dict[str, Any] = {"task": tasks, "batch_size": args.batch, "tile": args.tile}
     if args.image is None:
         size = args.size or _NOISE_SIZE
@@ -141,7 +150,7 @@ def _plan(args: argparse.Namespace, model: Segmenter) -> Benchmark:
         picture=picture,
         own_predictions=isinstance(model.model, ExportedResults) or not (args.untrained or args.image is None),
         rounds=args.rounds,
-        warm_up=args.warm_up,
+        warm_up=warm_up if args.warm_up is None else args.warm_up,
     )
 
 

@@ -263,10 +263,15 @@ class Segmenter:
 def _build(cfg: CfgNode) -> nn.Module:
     model = load_whole_model(build_model(cfg), cfg.MODEL.WEIGHTS)
     if cfg.MODEL.INFERENCE.OPTIMIZE is None:
-        # A class from elsewhere may do what its copy would not.
-        cfg = with_opts(cfg, ["MODEL.INFERENCE.OPTIMIZE", type(model) is MaskFormer and model.device.type == "cpu"])
+        cfg = with_opts(cfg, ["MODEL.INFERENCE.OPTIMIZE", _is_optimized_unasked(model)])
     model = prepare_for_inference(cfg, model)
     return SegmentorWithTTA(cfg, model).eval() if cfg.TEST.AUG.ENABLED else model
+
+
+def _is_optimized_unasked(model: nn.Module) -> bool:
+    if type(model) is MaskFormer:  # another class may do what its copy would not
+        return model.device.type == "cpu" or (model.device.type == "cuda" and torch.version.cuda is not None)
+    return False
 
 
 def _reorder(rgb: np.ndarray, image_format: str) -> np.ndarray:

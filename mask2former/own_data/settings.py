@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 
 from mask2former.data import Inspection
 from mask2former.engine.config_files import find_value
+from mask2former.engine.training_graphs import may_use_graphs
 from mask2former.own_data.crops import Crops, choose_crops
 from mask2former.own_data.machine import Machine, images_that_fit
 from mask2former.visualization import Task
@@ -231,6 +232,8 @@ class _Settings:
         self.choose("SOLVER.CHECKPOINT_PERIOD", _round_up(steps / 8, 10), "--resume goes on from the last")
         workers = min(8, plan.machine.cpus) if plan.machine.gpu else min(1, plan.machine.cpus - 1)
         self.choose("DATALOADER.NUM_WORKERS", workers, f"{plan.machine.cpus} cores for each process")
+        if plan.machine.gpu and may_use_graphs(self.value, plan.processes):
+            self.choose("SOLVER.CUDA_GRAPHS", True, "the GPU gets its kernels at once, not one by one from Python")
         self.choose("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, "images of nothing teach what nothing looks like")
 
     def choose_evaluation(self) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import optimize_for_inference, prepare_for_training, record_training_graphs
+from mask2former.modeling.optimize.frequent_sizes import FREQUENT
+from mask2former.modeling.optimize.inference import Dtype
 from mask2former.ops.masks import has_native_masks
 from tests.modeling.sure_model import INFERENCE, SWIN, build, make_batch, total_loss
 
@@ -35,6 +38,20 @@ def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
 def _waiting_is_an_error() -> Iterator[None]:
     yield
     torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One entry for each time that a graph is played."""
+    played: list[None] = []
+    replay = torch.cuda.CUDAGraph.replay
+
+    def count(graph: torch.cuda.CUDAGraph) -> None:
+        played.append(None)
+        replay(graph)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", count)
+    return played
 
 
 @pytest.mark.parametrize("variant", INFERENCE)
@@ -211,6 +228,67 @@ def test_graphs_of_several_sizes(tiny_cfg: CfgNode) -> None:
         for images, outputs in zip(pictures, found, strict=True):
             for name, expected in model.run_network(images).items():
                 assert (outputs[name] - expected).abs().max() <= 1e-3 * (expected.max() - expected.min())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_graphs_of_frequent_sizes(tiny_cfg: CfgNode, dtype: Dtype, backbone: str, replays: list[None]) -> None:
+    """Also while position encodings and masks of other sizes take the place of those that a graph reads."""
+    model = build(tiny_cfg, BACKBONES[backbone]).eval().to(GPU)
+    plain, fast = (optimize_for_inference(model, dtype=dtype, cuda_graphs=x) for x in (False, True))
+    with torch.no_grad():
+        for number in range(3 * FREQUENT):
+            for size in ((64, 96), (32, 64), (64, 32 * number + 128)):
+                images = torch.randn(1, 3, *size, device=GPU)
+                for name, expected in plain.run_network(images).items():
+                    found = fast.run_network(images)[name]
+                    assert (found - expected).abs().max() <= 1e-4 * (expected.max() - expected.min())
+    assert len(replays) > 2 * FREQUENT
+    images = torch.randn(1, 3, 64, 96, device=GPU)
+    with torch.no_grad():
+        replays.clear()
+        with fast.backbone.register_forward_hook(lambda *_: None):
+            fast.run_network(images)
+        assert not replays
+        fast.cpu().to(GPU)
+        for _ in range(2 * FREQUENT):
+            found = fast.run_network(images)["pred_logits"]
+        expected = plain.run_network(images)["pred_logits"]
+        assert (found - expected).abs().max() <= 1e-4 * (expected.max() - expected.min())
+        assert 0 < len(replays) < 2 * FREQUENT
+
+
+@pytest.mark.parametrize("what", ["waits", "needs memory"])
+def test_networks_that_cannot_be_recorded(
+    tiny_cfg: CfgNode, what: str, replays: list[None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """They run as before, and so does everything else."""
+    model = build(tiny_cfg, {}).eval().to(GPU)
+    fast = optimize_for_inference(model)
+    forward = fast.backbone.forward
+
+    def awkward(images: Tensor) -> dict[str, Tensor]:
+        features: dict[str, Tensor] = forward(images)
+        if what == "waits":
+            assert features["res5"].sum().item() != 0
+        elif torch.cuda.is_current_stream_capturing():
+            torch.empty(1 << 48, device=GPU)
+        return features
+
+    fast.backbone.forward = awkward
+    images = torch.randn(1, 3, 64, 96, device=GPU)
+    with torch.no_grad():
+        expected = model.run_network(images)["pred_logits"]
+        for _ in range(2 * FREQUENT):
+            found = fast.run_network(images)["pred_logits"]
+            assert (found - expected).abs().max() <= 1e-3 * (expected.max() - expected.min())
+    assert "No CUDA graph could be recorded" in caplog.text
+    total_loss(model.train(), make_batch()).backward()
+    other = optimize_for_inference(model.eval())
+    with torch.no_grad():
+        for _ in range(2 * FREQUENT):
+            other.run_network(images)
+    assert replays
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1)])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from detectron2.config import CfgNode
 
@@ -66,7 +67,32 @@ def test_photographs_on_a_gpu(base: CfgNode, photographs: Inspection) -> None:
     assert chosen["TEST.EVAL_PERIOD"] == 1260
     assert chosen["TEST.BEST_CHECKPOINT.METRIC"] == "segm/AP"
     assert chosen["SOLVER.AMP.ENABLED"] is True
+    assert chosen["SOLVER.CUDA_GRAPHS"] is True
     assert "TEST.EARLY_STOPPING.PATIENCE" not in chosen
+
+
+@pytest.mark.parametrize(
+    ("given", "processes", "expected"),
+    [
+        ({"MODEL.RESNETS.NORM": "SyncBN"}, 1, True),
+        ({"MODEL.RESNETS.NORM": "SyncBN"}, 2, False),
+        ({"MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING": ["backbone"]}, 1, False),
+        ({"SOLVER.FSDP.ENABLED": True}, 2, False),
+        ({"MODEL.META_ARCHITECTURE": "MaskFormerOfAProject"}, 1, False),
+        ({}, 4, True),
+    ],
+)
+def test_graphs_go_with_most(
+    base: CfgNode, photographs: Inspection, given: dict[str, Any], processes: int, expected: bool
+) -> None:
+    chosen = values(base, photographs, given=given, processes=processes)
+    assert ("SOLVER.CUDA_GRAPHS" in chosen) == expected
+    assert "SOLVER.CUDA_GRAPHS" not in values(base, photographs, given=given, machine=CPU)
+
+
+def test_graphs_are_for_gpus_of_nvidia(base: CfgNode, photographs: Inspection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "SOLVER.CUDA_GRAPHS" not in values(base, photographs)
 
 
 def test_more_memory_and_more_gpus_take_more_images(base: CfgNode, photographs: Inspection) -> None:

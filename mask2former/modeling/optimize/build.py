@@ -18,13 +18,14 @@ def _from_config(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         "optimize": inference.OPTIMIZE,
         "dtype": inference.DTYPE,
         "compile_mode": inference.COMPILE,
+        "cuda_graphs": inference.CUDA_GRAPHS,
         "keep_memory": inference.KEEP_MEMORY,
     }
 
 
 @configurable(from_config=_from_config)
 def prepare_for_inference(
-    model: Any, *, optimize: bool | None, dtype: Dtype, compile_mode: Compile, keep_memory: bool
+    model: Any, *, optimize: bool | None, dtype: Dtype, compile_mode: Compile, cuda_graphs: bool, keep_memory: bool
 ) -> nn.Module:
     """``prepare_for_inference(cfg, model)``: the model, or a faster copy of it if ``MODEL.INFERENCE`` asks for one.
 
@@ -34,11 +35,12 @@ def prepare_for_inference(
             does not.
         dtype: as there.
         compile_mode: as there.
+        cuda_graphs: as there.
         keep_memory: call :func:`keep_freed_memory`.
     """
     model.eval()
     if keep_memory:
         keep_freed_memory()
     if optimize or dtype != "float32" or compile_mode != "none":
-        return optimize_for_inference(model, dtype=dtype, compile_mode=compile_mode)
+        return optimize_for_inference(model, dtype=dtype, compile_mode=compile_mode, cuda_graphs=cuda_graphs)
     return model

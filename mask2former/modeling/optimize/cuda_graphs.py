@@ -2,28 +2,23 @@
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-__all__ = ["record_graphs"]
+from .recorded_operators import RecordedOperators
 
-_MAX_SIZES = 1 << 16
-_WARM_UP = 3  # calls before one is recorded: they compile, load kernels and take memory
+__all__ = ["Graphs", "Network", "record_graphs"]
+
+_NO_LIMIT = 1 << 16
+_WARM_UP = 3  # calls before what is compiled is recorded: they compile, load kernels and take memory
 _RECORDING = threading.Lock()  # a process can record one graph at a time, whatever it is of
 
 Network = Callable[[Tensor], dict[str, Any]]
-
-
-class _Recording(NamedTuple):
-    graph: torch.cuda.CUDAGraph
-    images: Tensor
-    """From which the graph reads."""
-    outputs: dict[str, Any]
-    """Into which it writes."""
 
 
 def record_graphs(network: Network) -> Network:
@@ -35,44 +30,119 @@ def record_graphs(network: Network) -> Network:
     dropped. Results are copies, and threads and streams wait for each other.
 
     Args:
-        network: images (N, 3, H, W) on a GPU to tensors in containers; it must not wait for the GPU.
+        network: compiled, from images (N, 3, H, W) on a GPU to tensors in containers; it must not wait for the GPU.
     """
-    recordings: dict[Any, _Recording] = {}
-    lock = threading.Lock()
-    played = torch.cuda.Event()
-    # One for all recordings, no two of which play at once; PyTorch shares a pool's memory within a stream only.
-    pool, stream_on = torch.cuda.graph_pool_handle(), functools.cache(torch.cuda.Stream)
+    graphs = Graphs(network, is_compiled=True)
 
     def run(images: Tensor) -> dict[str, Any]:
-        # PyTorch compiles anew for another dtype of autocast; a recording would go on as it is.
-        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-        key = (images.shape, images.dtype, images.device, autocast)
-        # Tensors made in inference mode could be written to in it alone; and leaving it turns gradients on.
-        with lock, torch.cuda.device(images.device), torch.inference_mode(False), torch.no_grad():
-            torch.cuda.current_stream().wait_event(played)
-            if key not in recordings:
-                recordings[key] = _record(network, images, pool, stream_on(images.device))
-            recording = recordings[key]
-            recording.images.copy_(images)
-            recording.graph.replay()
-            outputs: dict[str, Any] = tree_map_only(Tensor, torch.clone, recording.outputs)
-            played.record()
-        return outputs
+        with graphs.lock:
+            if not graphs.has(images):
+                graphs.record(images)
+            return graphs.play(images)
 
     return run
 
 
-def _record(network: Network, images: Tensor, pool: Any, stream: torch.cuda.Stream) -> _Recording:
-    images = images.clone()
-    stream.wait_stream(torch.cuda.current_stream())
-    # PyTorch would compile for eight sizes, and refuse the next one.
-    limits = torch._dynamo.config.patch(recompile_limit=_MAX_SIZES, accumulated_recompile_limit=_MAX_SIZES)
-    with _RECORDING:
-        with torch.cuda.stream(stream), limits:
+class _Recording(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    images: Tensor
+    """From which the graph reads."""
+    outputs: dict[str, Any]
+    """Into which it writes."""
+    others: list[Tensor]
+    """What else it reads, such as position encodings, which may be dropped where they are kept."""
+
+
+class Graphs:
+    """Those of a network, for images of different sizes. Whoever uses them holds the lock.
+
+    Args:
+        network: as of :func:`record_graphs`.
+        is_compiled: whether it is. Nothing is known of what is not: an operator that waits is an error.
+    """
+
+    def __init__(self, network: Network, *, is_compiled: bool) -> None:
+        self.lock = threading.Lock()
+        self._network = network
+        self._is_compiled = is_compiled
+        self._recordings: dict[Any, _Recording] = {}
+        self._played = torch.cuda.Event()
+        # One for all recordings, no two of which play at once; PyTorch shares a pool's memory within a stream only.
+        self._pool: Any = None
+        self._stream_on = functools.cache(torch.cuda.Stream)
+
+    def __len__(self) -> int:
+        return len(self._recordings)
+
+    @staticmethod
+    def key(images: Tensor) -> Any:
+        """What a graph holds for."""
+        # PyTorch compiles anew for another dtype of autocast; a recording would go on as it is.
+        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        return images.shape, images.dtype, images.device, autocast
+
+    def has(self, images: Tensor) -> bool:
+        """Whether there is a graph for such images."""
+        return self.key(images) in self._recordings
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._recordings.clear()
+        self._pool = None  # which PyTorch frees with the last recording
+
+    def play(self, images: Tensor) -> dict[str, Any]:
+        """What the network gives, by the graph for such images."""
+        recording = self._recordings[self.key(images)]
+        with _in_any_mode(images.device):
+            torch.cuda.current_stream().wait_event(self._played)
+            recording.images.copy_(images)
+            recording.graph.replay()
+            outputs: dict[str, Any] = tree_map_only(Tensor, torch.clone, recording.outputs)
+            self._played.record()
+        return outputs
+
+    def record(self, images: Tensor) -> None:
+        """Make the graph for such images.
+
+        Raises:
+            RuntimeError: if that fails.
+        """
+        key, stream = self.key(images), self._stream_on(images.device)
+        with _RECORDING, _in_any_mode(images.device):
+            torch.cuda.current_stream().wait_event(self._played)
+            images = images.clone()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self._warm_up(images)
+            torch.cuda.current_stream().wait_stream(stream)
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            recording = torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local")
+            # What is compiled makes itself what it reads.
+            with recording, nullcontext() if self._is_compiled else RecordedOperators() as operators:
+                outputs = self._network(images)
+        others = [] if operators is None else list(operators.tensors.values())
+        self._recordings[key] = _Recording(graph, images, outputs, others)
+
+    def _warm_up(self, images: Tensor) -> None:
+        if not self._is_compiled:
+            with RecordedOperators():
+                self._network(images)
+            return
+        # PyTorch would compile for eight sizes, and refuse the next one.
+        with torch._dynamo.config.patch(recompile_limit=_NO_LIMIT, accumulated_recompile_limit=_NO_LIMIT):
             for _ in range(_WARM_UP):
-                network(images)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            outputs = network(images)
-    return _Recording(graph, images, outputs)
+                self._network(images)
+
+
+@contextmanager
+def _in_any_mode(device: torch.device) -> Iterator[None]:
+    """Lets what surrounds it be in any mode, and on a stream of its own, on which it also is after a failure."""
+    # Tensors made in inference mode could be written to in it alone; and leaving it turns gradients on.
+    with (
+        torch.cuda.device(device),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.cuda.stream(torch.cuda.current_stream(device)),
+    ):
+        yield

@@ -12,6 +12,7 @@ from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
 from .bfloat16 import cpu_has_bfloat16, store_in_bfloat16
 from .cuda_graphs import Network, record_graphs
+from .frequent_sizes import GraphsOfFrequentSizes
 from .fused_blocks import fuse_blocks
 from .joint_keys import join_keys
 from .kept_positions import keep_position_encodings
@@ -27,7 +28,7 @@ Compile = Literal["none", "default", "reduce-overhead"]
 
 
 def optimize_for_inference(
-    model: MaskFormer, *, dtype: Dtype = "float32", compile_mode: Compile = "none"
+    model: MaskFormer, *, dtype: Dtype = "float32", compile_mode: Compile = "none", cuda_graphs: bool = True
 ) -> MaskFormer:
     """A faster copy of a trained model, for inference alone.
 
@@ -44,6 +45,8 @@ def optimize_for_inference(
         compile_mode: "default" passes backbone and head through ``torch.compile`` together; "reduce-overhead", for GPUs
             and images of few sizes, also records a CUDA graph for each (:func:`record_graphs`). Both take a minute or
             so at first use.
+        cuda_graphs: on NVIDIA's GPUs and without compilation, record a CUDA graph for a size of images that comes often
+            (:class:`GraphsOfFrequentSizes`), because Python can take longer to launch kernels than a GPU to run them.
 
     Raises:
         ValueError: if the model is not a :class:`MaskFormer`, in training mode or with weights of convolutions that are
@@ -71,7 +74,7 @@ def optimize_for_inference(
     keep_position_encodings(fast, getattr(torch, dtype))
     fast.criterion = None  # nothing that has been folded could be trained
     # The method of another object with the same modules, so that the model is freed when its last user is gone.
-    network = OptimizedNetwork(copy.copy(fast).run_network, dtype, compile_mode)
+    network = OptimizedNetwork(copy.copy(fast), dtype, compile_mode, cuda_graphs)
     fast.run_network = network  # type: ignore[method-assign]  # in this copy alone
     return fast
 
@@ -124,19 +127,22 @@ class OptimizedNetwork:
     """What ``MaskFormer.run_network`` becomes. Copies run the copied modules, and compile and record anew.
 
     Args:
-        network: normalised, padded images (N, 3, H, W) to predictions.
+        model: whose method it is, from normalised, padded images (N, 3, H, W) to predictions.
         dtype: as in :func:`optimize_for_inference`.
         compile_mode: likewise.
+        cuda_graphs: likewise.
     """
 
-    def __init__(self, network: Network, dtype: Dtype, compile_mode: Compile) -> None:
-        self._arguments = network, dtype, compile_mode
-        self._network = network if dtype == "float32" else _in_bfloat16(network)
+    def __init__(self, model: MaskFormer, dtype: Dtype, compile_mode: Compile, cuda_graphs: bool) -> None:
+        self._arguments = model, dtype, compile_mode, cuda_graphs
+        self._network = model.run_network if dtype == "float32" else _in_bfloat16(model.run_network)
         if compile_mode != "none":
             # A CUDA graph has one size. Otherwise sizes become symbols when the second one comes.
             has_graphs = compile_mode == "reduce-overhead"
             compiled = torch.compile(self._network, fullgraph=True, dynamic=False if has_graphs else None)
             self._network = record_graphs(compiled) if has_graphs else compiled
+        elif cuda_graphs and model.device.type == "cuda" and torch.version.cuda is not None:
+            self._network = GraphsOfFrequentSizes(self._network, model)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments

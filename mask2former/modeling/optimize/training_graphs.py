@@ -15,12 +15,12 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..mask_former import MaskFormer
 from ..query_masks import QueryMasks
 from .cuda_graphs import Network
+from .recorded_operators import RecordedOperators
 
 __all__ = ["record_training_graphs"]
 
@@ -216,10 +216,10 @@ class _TensorNetwork(nn.Module):
     def run(self, images: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         """What :meth:`forward` gives with other tensors for its parameters, in their order."""
         names = [name for name, _ in self.named_parameters()]
-        with self.autocast, _ReadTensors() as read:
+        with self.autocast, RecordedOperators() as operators:
             outputs: tuple[Tensor, ...] = functional_call(self, dict(zip(names, weights, strict=True)), (images,))
         # Position encodings, for example, which may be dropped where they are kept, but not before the recording.
-        self.read = list(read.tensors.values())
+        self.read = list(operators.tensors.values())
         return outputs
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -239,25 +239,3 @@ class _TensorNetwork(nn.Module):
         leaves = [QueryMasks(*of_leaf) if len(of_leaf) > 1 else of_leaf[0] for of_leaf in parts]
         predictions: dict[str, Any] = tree_unflatten(leaves, self.spec)
         return predictions
-
-
-class _ReadTensors(TorchDispatchMode):
-    """Collects the tensors that are read inside of it but were not made there, one of each memory.
-
-    Those that a backward pass alone reads, as attributes of an autograd function's context, are not among them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: dict[int, Tensor] = {}
-        self._made: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        read, given = ([x for x in tree_leaves(y) if isinstance(x, Tensor)] for y in ((args, kwargs), result))
-        for tensor in read:
-            memory = tensor.untyped_storage().data_ptr()
-            if memory not in self._made:
-                self.tensors.setdefault(memory, tensor)
-        self._made.update({x.untyped_storage().data_ptr() for x in given} - self.tensors.keys())
-        return result

@@ -1,0 +1,70 @@
+"""Which operators a CUDA graph may be made of, and what they read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["RecordedOperators"]
+
+aten = torch.ops.aten
+# The CPU has to know their results, or the sizes of those, before it can go on.
+_WAITING = {
+    aten._local_scalar_dense.default,
+    aten._unique2.default,
+    aten.bincount.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+    aten.masked_select.default,
+    aten.nonzero.default,
+    aten.unique_dim.default,
+}
+_INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+
+
+class RecordedOperators(TorchDispatchMode):
+    """Collects the tensors that are read inside of it but were not made there, one of each memory.
+
+    Those that a backward pass alone reads, as attributes of an autograd function's context, are not among them.
+
+    Raises:
+        RuntimeError: at an operator that makes the CPU wait for a GPU. In a graph there can be none, and after an
+            attempt to record it PyTorch gives the process no more random numbers on that GPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: dict[int, Tensor] = {}
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        read = _tensors_in((args, kwargs))
+        if _waits(func, args, kwargs or {}, read):
+            raise RuntimeError(f"{func} waits for the GPU")
+        result = func(*args, **(kwargs or {}))
+        for tensor in read:
+            memory = tensor.untyped_storage().data_ptr()
+            if memory not in self._made:
+                self.tensors.setdefault(memory, tensor)
+        self._made.update({x.untyped_storage().data_ptr() for x in _tensors_in(result)} - self.tensors.keys())
+        return result
+
+
+def _tensors_in(tree: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+def _waits(func: Any, args: Any, kwargs: dict[str, Any], read: Sequence[Tensor]) -> bool:
+    if func in (aten._to_copy.default, aten.copy_.default):
+        source = args[1] if func is aten.copy_.default else args[0]
+        target = args[0].device if func is aten.copy_.default else kwargs.get("device") or source.device
+        is_moved = source.numel() > 0 and torch.device(target).type != source.device.type
+        return is_moved and not (kwargs.get("non_blocking") or args[2:3] == (True,))
+    if all(x.device.type == "cpu" for x in read):
+        return False
+    return func in _WAITING or (
+        func in _INDEXING and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    )
