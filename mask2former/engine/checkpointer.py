@@ -4,7 +4,7 @@ import re
 import shutil
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from mask2former.durable_files import remove_leftovers, replace_file
 from mask2former.engine.sharding import gather, is_sharded, scatter_like
@@ -25,14 +27,17 @@ LAST = "last_checkpoint"  # names the file to resume from
 # What a checkpoint may leave out: constants, and settings that the configuration holds.
 OPTIONAL = ("criterion.empty_weight", "relative_position_index", "num_batches_tracked", "pixel_mean", "pixel_std")
 
+# What is learnt for each query: (Q, C).
+_QUERIES = (".query_feat.weight", ".query_embed.weight")
+
 
 class Mask2FormerCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer that reads, besides its own files, those of other code bases.
 
     ``load`` takes everything that :func:`~mask2former.weights.find_weights` knows: files, folders, addresses, Hugging
     Face repositories and names of the model zoo. Names of parameters are converted as told in
-    :mod:`~mask2former.modeling.checkpoint_compat`. No file can run code. One warning lists what does not fit, and a
-    checkpoint of which nothing fits is an error.
+    :mod:`~mask2former.modeling.checkpoint_compat`. No file can run code. Of another number of queries, the first are
+    loaded. One warning lists what does not fit, and a checkpoint of which nothing fits is an error.
 
     ``save`` writes to a file beside the checkpoint, which takes its name when all of it is on the disk; only then does
     ``last_checkpoint`` name it. So there is a whole checkpoint to resume from at any time after the first.
@@ -165,10 +170,12 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
             checkpoint.pop("matching_heuristics", None)
         else:
             checkpoint["model"] = weights  # for Detectron2's heuristics, if the file asks for them
+        shapes = _keep_queries(checkpoint["model"], model)
         checkpoint["model"] = {
             n: scatter_like(t, model[n]) if n in model else t for n, t in checkpoint["model"].items()
         }
         incompatible = super()._load_model(checkpoint)
+        incompatible.incorrect_shapes.extend(shapes)
         of_another_shape = {name for name, *_ in incompatible.incorrect_shapes}
         anew = {name for name in {*incompatible.missing_keys, *of_another_shape} if not name.endswith(OPTIONAL)}
         if all(name in anew for name in model if not name.endswith(OPTIONAL)):
@@ -179,6 +186,26 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         if report := describe(incompatible):
             self.logger.warning(f"The checkpoint does not fit the model completely.{report}")
+
+
+def _keep_queries(weights: dict[str, Tensor], model: dict[str, Tensor]) -> list[tuple[str, Any, Any]]:
+    """Put the first queries of a checkpoint among those of a model that has another number, in ``weights``.
+
+    Returns:
+        Names, shapes in the checkpoint and in the model.
+    """
+    shapes = [(name, x.shape, model[name].shape) for name, x in weights.items() if name in model]
+    shapes = [(name, theirs, ours) for name, theirs, ours in shapes if _is_of_queries(name, theirs, ours)]
+    for name, *_ in shapes:
+        theirs, ours = weights[name], model[name]
+        weights[name] = (ours.full_tensor() if isinstance(ours, DTensor) else ours).to(theirs, copy=True)
+        weights[name][: len(theirs)] = theirs[: len(ours)]
+    return shapes
+
+
+def _is_of_queries(name: str, theirs: Sequence[int], ours: Sequence[int]) -> bool:
+    """Whether a parameter has another number of queries in the checkpoint than in the model, and nothing else."""
+    return name.endswith(_QUERIES) and theirs[:1] != ours[:1] and theirs[1:] == ours[1:]
 
 
 def _fault(checkpoint: Path) -> str | None:
@@ -200,11 +227,17 @@ def describe(incompatible: _IncompatibleKeys) -> str:
         text += f"\nNot in the checkpoint, so initialised anew:\n{_grouped(incompatible.missing_keys)}"
     if incompatible.unexpected_keys:
         text += f"\nNot in the model, so left out:\n{_grouped(incompatible.unexpected_keys)}"
-    if incompatible.incorrect_shapes:
-        text += "\nOf another shape, so initialised anew:"
-        for name, theirs, ours in incompatible.incorrect_shapes:
-            text += f"\n  {name}: {tuple(theirs)} in the checkpoint, {tuple(ours)} in the model"
+    queries = [x for x in incompatible.incorrect_shapes if _is_of_queries(*x)]
+    if queries:
+        text += f"\nOf another number, so the first of them were taken:{_listed(queries)}"
+    others = [x for x in incompatible.incorrect_shapes if not _is_of_queries(*x)]
+    if others:
+        text += f"\nOf another shape, so initialised anew:{_listed(others)}"
     return text
+
+
+def _listed(shapes: Iterable[tuple[str, Any, Any]]) -> str:
+    return "".join(f"\n  {n}: {tuple(x)} in the checkpoint, {tuple(y)} in the model" for n, x, y in shapes)
 
 
 def _grouped(names: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mask2former import add_maskformer2_config
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
+from mask2former.inference.weights import load_whole_model
 from mask2former.modeling.backbone import D2SwinTransformer, TimmBackbone
 from mask2former.modeling.checkpoint_compat import convert_checkpoint, to_huggingface
 
@@ -209,6 +210,40 @@ def test_other_classes_are_told_and_the_rest_is_loaded(tmp_path: Path, caplog: p
     assert "empty_weight" not in message
     assert "Not in" not in message
     assert torch.equal(model.backbone.patch_embed.proj.weight, source.backbone.patch_embed.proj.weight)
+
+
+def make_queries(number: int, width: int = 4) -> nn.Module:
+    names = ("query_feat", "query_embed")
+    layers = {name: nn.Embedding(number, width) for name in names} | {"class_embed": nn.Linear(1, 1)}
+    return nn.ModuleDict({"sem_seg_head": nn.ModuleDict({"predictor": nn.ModuleDict(layers)})})
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(3, 5), (5, 3)])
+def test_the_first_queries_are_loaded(theirs: int, ours: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, model = make_queries(theirs).state_dict(), make_queries(ours)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    path = str(save_pth(source, tmp_path))
+    Mask2FormerCheckpointer(model).load(path)
+    (message,) = warnings(caplog)
+    assert "Of another number, so the first of them were taken:\n" in message
+    assert "Of another shape" not in message
+    for name in ("query_feat", "query_embed"):
+        name = f"sem_seg_head.predictor.{name}.weight"
+        tensor = model.state_dict()[name]
+        assert f"{name}: ({theirs}, 4) in the checkpoint, ({ours}, 4) in the model" in message
+        assert torch.equal(tensor[:3], source[name][:3])
+        assert torch.equal(tensor[3:], before[name][3:])
+    with pytest.raises(ValueError, match="lacks 2 parameters of the head, sem_seg_head[.]predictor"):
+        load_whole_model(model, path)
+
+
+def test_queries_of_another_width_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, model = make_queries(3, 5).state_dict(), make_queries(5, 3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Mask2FormerCheckpointer(model).load(str(save_pth(source, tmp_path)))
+    name = "sem_seg_head.predictor.query_embed.weight"
+    assert torch.equal(model.state_dict()[name], before[name])
+    assert "initialised anew:\n  sem_seg_head.predictor.query_feat.weight: (3, 5)" in warnings(caplog)[0]
 
 
 def test_a_pretrained_backbone_leaves_the_head_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
