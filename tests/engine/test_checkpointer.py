@@ -233,7 +233,7 @@ def test_the_first_queries_are_loaded(theirs: int, ours: int, tmp_path: Path, ca
         assert f"{name}: ({theirs}, 4) in the checkpoint, ({ours}, 4) in the model" in message
         assert torch.equal(tensor[:3], source[name][:3])
         assert torch.equal(tensor[3:], before[name][3:])
-    with pytest.raises(ValueError, match="lacks 2 parameters of the head, sem_seg_head[.]predictor"):
+    with pytest.raises(ValueError, match="lacks 2 parameters of the head, sem_seg_head"):
         load_whole_model(model, path)
 
 
