@@ -393,7 +393,7 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_models_for_a_reader_that_has_enough(repository: Path) -> None:
-    command = [sys.executable, "-m", "mask2former.cli", "models"]
+    command = [sys.executable, "-m", "mask2former", "models"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=repository) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
@@ -411,7 +411,7 @@ def test_ctrl_c_has_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_help_names_every_command(repository: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mask2former.cli", "--help"], capture_output=True, text=True, check=True, cwd=repository
+        [sys.executable, "-m", "mask2former", "--help"], capture_output=True, text=True, check=True, cwd=repository
     )
     for command in COMMANDS:
         assert f"    {command} " in done.stdout

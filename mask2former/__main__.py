@@ -1,4 +1,4 @@
-"""``python -m mask2former.cli`` is the command ``mask2former``."""
+"""``python -m mask2former`` is the command ``mask2former``."""
 
 import sys
 
