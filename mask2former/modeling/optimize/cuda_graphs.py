@@ -86,9 +86,10 @@ class Graphs:
         return self.key(images) in self._recordings
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Forget them all; those to come may be on another GPU."""
         self._recordings.clear()
         self._pool = None  # which PyTorch frees with the last recording
+        self._played = torch.cuda.Event()  # one belongs to the GPU where it happened first
 
     def play(self, images: Tensor) -> dict[str, Any]:
         """What the network gives, by the graph for such images."""

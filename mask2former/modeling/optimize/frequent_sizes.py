@@ -24,7 +24,7 @@ class GraphsOfFrequentSizes:
 
     Other sizes pass through the network as before, and so does everything where modules have hooks, gradients are
     wanted, PyTorch watches what runs (``TorchDispatchMode``, ``torch.compile``), little memory is free, or a graph
-    could not be recorded. When weights move, graphs are recorded anew.
+    could not be recorded. When weights move or modules are replaced, graphs are recorded anew.
 
     Args:
         network: images (N, 3, H, W) to tensors in containers. It must do the same with all images of a size.
@@ -36,7 +36,7 @@ class GraphsOfFrequentSizes:
         self._model = model
         self._graphs = Graphs(network, is_compiled=False)
         self._counts: Counter[Any] = Counter()
-        self._addresses: list[int] = []  # of the weights that the graphs read
+        self._addresses: list[int] = []  # of the modules that the graphs stand for, and of their weights
         self._has_failed = False
 
     def __call__(self, images: Tensor) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _is_watched() -> bool:
 
 
 def _addresses(model: nn.Module) -> list[int] | None:
-    """Where the weights of all modules in a model are, or None if one has a hook; in a third of PyTorch's time."""
+    """Where all modules in a model and their weights are, or None if one has a hook; in a third of PyTorch's time."""
     addresses: list[int] = []
     modules: list[nn.Module | None] = list(model._modules.values())
     while modules:
@@ -94,6 +94,7 @@ def _addresses(model: nn.Module) -> list[int] | None:
             continue
         if module._forward_hooks or module._forward_pre_hooks:
             return None
+        addresses.append(id(module))
         for tensors in (module._parameters, module._buffers):
             addresses += [x.data_ptr() for x in tensors.values() if x is not None]
         modules += module._modules.values()

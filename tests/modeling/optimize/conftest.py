@@ -15,6 +15,7 @@ class Network:
     def __init__(self) -> None:
         self.calls: list[tuple[int, ...]] = []
         self.memory: list[tuple[Any, Any]] = []  # pool and stream of each recording
+        self.gpu = "cuda:0"
         self.last: tuple[Tensor, dict[str, Any]]
 
     def __call__(self, images: Tensor) -> dict[str, Any]:
@@ -41,7 +42,11 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
         def wait_event(self, event: object) -> None: ...
 
     class Event:
-        def record(self) -> None: ...
+        gpu = ""
+
+        def record(self) -> None:
+            self.gpu = self.gpu or network.gpu
+            assert self.gpu == network.gpu
 
     @contextmanager
     def recording(graph: Any, *, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:

@@ -59,6 +59,19 @@ def test_weights_that_moved(run: GraphsOfFrequentSizes, network: Network, model:
     assert play(run, network, SMALL, FREQUENT + 5) == FREQUENT + 1
 
 
+def test_a_module_that_was_replaced(run: GraphsOfFrequentSizes, network: Network, model: nn.Module) -> None:
+    play(run, network, SMALL, FREQUENT)
+    model[0] = nn.Sequential(model[0])
+    assert play(run, network, SMALL) == 1
+
+
+def test_a_model_that_went_to_another_gpu(run: GraphsOfFrequentSizes, network: Network, model: nn.Module) -> None:
+    play(run, network, SMALL, FREQUENT)
+    model[0].weight.data = model[0].weight.clone()
+    network.gpu = "cuda:1"
+    assert play(run, network, SMALL, FREQUENT + 5) == FREQUENT + 1
+
+
 def test_whoever_watches_sees_the_network(run: GraphsOfFrequentSizes, network: Network, model: nn.Module) -> None:
     play(run, network, SMALL, FREQUENT)
     with model[1].register_forward_hook(lambda *_: None):
