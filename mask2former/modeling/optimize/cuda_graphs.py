@@ -1,6 +1,7 @@
 """A network recorded as a CUDA graph for each size of images: Python has nothing left to do but to start it."""
 
 import functools
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from .recorded_operators import RecordedOperators
 
-__all__ = ["Graphs", "Network", "record_graphs"]
+__all__ = ["Graphs", "Network", "record_graphs", "without_garbage_collection"]
 
 _NO_LIMIT = 1 << 16
 _WARM_UP = 3  # calls before what is compiled is recorded: they compile, load kernels and take memory
@@ -120,7 +121,8 @@ class Graphs:
             graph = torch.cuda.CUDAGraph()
             recording = torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local")
             # What is compiled makes itself what it reads.
-            with recording, nullcontext() if self._is_compiled else RecordedOperators() as operators:
+            watch = nullcontext() if self._is_compiled else RecordedOperators()
+            with without_garbage_collection(), recording, watch as operators:
                 outputs = self._network(images)
         others = [] if operators is None else list(operators.tensors.values())
         self._recordings[key] = _Recording(graph, images, outputs, others)
@@ -134,6 +136,18 @@ class Graphs:
         with torch._dynamo.config.patch(recompile_limit=_NO_LIMIT, accumulated_recompile_limit=_NO_LIMIT):
             for _ in range(_WARM_UP):
                 self._network(images)
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Lets Python free no cycles of objects: with a graph or a kernel in one, what this thread records would fail."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..mask_former import MaskFormer
 from ..query_masks import QueryMasks
-from .cuda_graphs import Network
+from .cuda_graphs import Network, without_garbage_collection
 from .recorded_operators import RecordedOperators
 
 __all__ = ["record_training_graphs"]
@@ -170,9 +170,9 @@ def _nothing() -> None:
 
 
 def _make_graphs(run: Callable[..., tuple[Tensor, ...]], arguments: tuple[Tensor, ...], pool: Any) -> Any:
-    gc.collect()  # graphs of models that are gone cannot be destroyed while one is recorded
+    gc.collect()  # what models that are gone leave of the GPU's memory
     # Autocast is for the forward pass alone, which enters it by itself.
-    with torch.autocast("cuda", enabled=False), warnings.catch_warnings():
+    with without_garbage_collection(), torch.autocast("cuda", enabled=False), warnings.catch_warnings():
         # PyTorch before 2.14 warms up on one stream and records on another.
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
         try:

@@ -1,5 +1,6 @@
 """CUDA graphs that run the network again; ``tests/modeling/test_gpu.py`` has real ones."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -52,6 +53,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     def recording(graph: Any, *, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
         network.memory.append((pool, stream))
         yield
+        assert not gc.isenabled()  # it could destroy another graph, which would be an error
         graph.recorded = network.last
 
     for name, fake in {

@@ -1,13 +1,15 @@
 """What surrounds CUDA graphs, with those of ``conftest.py``."""
 
+import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from mask2former.modeling.optimize.cuda_graphs import record_graphs
+from mask2former.modeling.optimize.cuda_graphs import record_graphs, without_garbage_collection
 from tests.modeling.optimize.conftest import Network
 
 
@@ -60,3 +62,15 @@ def test_images_of_inference_mode(network: Network) -> None:
         images = torch.randn(1, 3, 4, 6)
     for _ in range(2):
         assert torch.equal(run(images)["masks"][0], 2 * images)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_again_if_it_was(enabled: bool) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(RuntimeError), without_garbage_collection():
+            assert not gc.isenabled()
+            raise RuntimeError
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()

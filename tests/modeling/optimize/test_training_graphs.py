@@ -1,6 +1,7 @@
 """What surrounds CUDA graphs in training, with graphs made of the CPU; ``tests/modeling/test_gpu.py`` has real ones."""
 
 import copy
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -26,6 +27,7 @@ def make_graphs(
     assert allow_unused_input
     assert not torch.is_autocast_enabled("cuda")  # which the backward pass would be recorded in too
     assert pool is not None
+    assert not gc.isenabled()  # it could destroy another graph, which would be an error
     assert not any(isinstance(x, nn.Parameter) for x in sample_args)  # which DistributedDataParallel has hooks on
     images, *weights = sample_args
     trained = [x for x in weights if x.requires_grad]
