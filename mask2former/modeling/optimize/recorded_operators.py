@@ -22,13 +22,15 @@ _WAITING = {
     aten.nonzero.default,
     aten.unique_dim.default,
 }
+_COPYING = {aten._to_copy.default, aten.copy_.default}
 _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
 class RecordedOperators(TorchDispatchMode):
     """Collects the tensors that are read inside of it but were not made there, one of each memory.
 
-    Those that a backward pass alone reads, as attributes of an autograd function's context, are not among them.
+    What is copied from the CPU is among them wherever it was made, for a graph copies it anew each time. Those that a
+    backward pass alone reads, as attributes of an autograd function's context, are not.
 
     Raises:
         RuntimeError: at an operator that makes the CPU wait for a GPU. In a graph there can be none, and after an
@@ -47,7 +49,7 @@ class RecordedOperators(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in read:
             memory = tensor.untyped_storage().data_ptr()
-            if memory not in self._made:
+            if memory not in self._made or (func in _COPYING and tensor.device.type == "cpu"):
                 self.tensors.setdefault(memory, tensor)
         self._made.update({x.untyped_storage().data_ptr() for x in _tensors_in(result)} - self.tensors.keys())
         return result
@@ -58,7 +60,7 @@ def _tensors_in(tree: Any) -> list[Tensor]:
 
 
 def _waits(func: Any, args: Any, kwargs: dict[str, Any], read: Sequence[Tensor]) -> bool:
-    if func in (aten._to_copy.default, aten.copy_.default):
+    if func in _COPYING:
         source = args[1] if func is aten.copy_.default else args[0]
         target = args[0].device if func is aten.copy_.default else kwargs.get("device") or source.device
         is_moved = source.numel() > 0 and torch.device(target).type != source.device.type

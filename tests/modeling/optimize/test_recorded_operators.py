@@ -22,6 +22,14 @@ def test_what_is_read() -> None:
     assert {x.data_ptr() for x in operators.tensors.values()} == {given.data_ptr(), weight.data_ptr()}
 
 
+def test_what_is_copied_to_a_gpu_is_kept() -> None:
+    """Also if it was made inside, for a graph reads it each time."""
+    with pretend_gpu(), RecordedOperators() as operators:
+        made = torch.ones(2)
+        made.to(GPU, non_blocking=True)
+    assert made.data_ptr() in operators.tensors
+
+
 @pytest.mark.parametrize(
     "operator",
     [
