@@ -27,7 +27,7 @@ _NORMS = ("MODEL.RESNETS.NORM", "MODEL.SEM_SEG_HEAD.NORM", "MODEL.TIMM.NORM")
 
 
 def may_use_graphs(value: Callable[[str], Any], processes: int) -> bool:
-    """Whether a training on GPUs can have ``SOLVER.CUDA_GRAPHS``, and was tried with it.
+    """Whether a training on GPUs can have ``SOLVER.CUDA_GRAPHS``, as far as the configuration tells.
 
     Args:
         value: of a key of the configuration.
@@ -37,7 +37,7 @@ def may_use_graphs(value: Callable[[str], Any], processes: int) -> bool:
         torch.version.cuda is not None
         and value("MODEL.META_ARCHITECTURE") == "MaskFormer"
         and not any(map(value, WITHOUT_GRAPHS))
-        and not (processes > 1 and any(value(key) == "SyncBN" for key in _NORMS))
+        and not (processes > 1 and any("SyncBN" in str(value(key)) for key in _NORMS))
     )
 
 

@@ -48,6 +48,11 @@ def photographs() -> Inspection:
     )
 
 
+@pytest.fixture(autouse=True)
+def _gpus_are_of_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+
 def values(base: CfgNode, inspection: Inspection, **changes: Any) -> dict[str, Any]:
     plan = Plan(base=base, given={}, parameters=44_000_000, inspection=inspection, panoptic=False, machine=GPU)
     return {choice.key: choice.value for choice in choose_settings(replace(plan, **changes))}
@@ -76,6 +81,8 @@ def test_photographs_on_a_gpu(base: CfgNode, photographs: Inspection) -> None:
     [
         ({"MODEL.RESNETS.NORM": "SyncBN"}, 1, True),
         ({"MODEL.RESNETS.NORM": "SyncBN"}, 2, False),
+        ({"MODEL.SEM_SEG_HEAD.NORM": "naiveSyncBN"}, 2, False),
+        ({"MODEL.TIMM.NORM": "SyncBN"}, 2, False),
         ({"MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING": ["backbone"]}, 1, False),
         ({"SOLVER.FSDP.ENABLED": True}, 2, False),
         ({"MODEL.META_ARCHITECTURE": "MaskFormerOfAProject"}, 1, False),
