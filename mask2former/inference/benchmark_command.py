@@ -128,7 +128,7 @@ def _load_models(args: argparse.Namespace) -> dict[str, Segmenter]:
 
 
 def _name(args: argparse.Namespace) -> str:
-    compiled = {"none": "", "default": "compiled", "reduce-overhead": "CUDA graphs"}[args.compile]
+    compiled = {"none": "", "default": "compiled", "reduce-overhead": "compiled, CUDA graphs"}[args.compile]
     return ", ".join(word for word in ("optimized", args.dtype.removeprefix("float32"), compiled) if word)
 
 

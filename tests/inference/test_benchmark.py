@@ -1,5 +1,6 @@
 """``mask2former benchmark``: what it measures adds up, and it says of which predictions."""
 
+import argparse
 import json
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import mask2former as m2f
 from mask2former import cli
 from mask2former.export import ExportGraph, ExportInfo, PostProcessing, export_graph
 from mask2former.inference.benchmark import PARTS, Benchmark, _watched, sure_predictions, time_models
+from mask2former.inference.benchmark_command import _name
 from mask2former.modeling.postprocessing import MaskGeometry, panoptic_inference
 from tests.small_disk import disk_of
 
@@ -165,6 +167,19 @@ def test_errors_have_one_line(
 def test_files_are_timed_as_they_are(files: dict[PostProcessing, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["benchmark", str(files["none"]), *FAST, "--optimize"]) == 1
     assert "is an exported file, which is timed as it is; leave --optimize" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("none", "optimized, bfloat16"),
+        ("default", "optimized, bfloat16, compiled"),
+        ("reduce-overhead", "optimized, bfloat16, compiled, CUDA graphs"),
+    ],
+)
+def test_names_of_faster_models(mode: str, name: str) -> None:
+    """On a GPU, those that are not compiled have graphs too."""
+    assert _name(argparse.Namespace(dtype="bfloat16", compile=mode)) == name
 
 
 def test_threads(tiny_config: Path, tmp_path: Path) -> None:
