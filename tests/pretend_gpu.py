@@ -15,23 +15,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from mask2former.modeling.optimize.recorded_operators import INDEXING, reason_to_wait
+
 __all__ = ["GPU", "pretend_gpu"]
 
 GPU = torch.device("meta")
 
 aten = torch.ops.aten
-# The CPU has to know their results, or their sizes, before it can go on.
-_WAITING = {
-    aten._local_scalar_dense.default,
-    aten._unique2.default,
-    aten.bincount.default,
-    aten.equal.default,
-    aten.is_nonzero.default,
-    aten.masked_select.default,
-    aten.nonzero.default,
-    aten.unique_dim.default,
-}
-_INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
 class _GpuTensor(Tensor):
@@ -77,7 +67,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     on_gpu = [x for x in tensors if _is_on_gpu(x)]
     others = [x for x in tensors if x.dim() and not _is_on_gpu(x)]
     moves = func is aten._to_copy.default or func is aten.copy_.default
-    if on_gpu and others and not moves and func not in _INDEXING:
+    if on_gpu and others and not moves and func not in INDEXING:
         raise RuntimeError(f"{func} has tensors on the GPU and on the CPU: {[tuple(x.shape) for x in others]}")
 
     device = kwargs.get("device")
@@ -107,25 +97,9 @@ class _Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if reason := _reason_to_wait(func, args, kwargs):
+        if reason := reason_to_wait(func, args, kwargs):
             self.waits[reason] += 1
         return _run(func, args, kwargs)
-
-
-def _reason_to_wait(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
-    if func in (aten._to_copy.default, aten.copy_.default):
-        source = args[0] if func is aten._to_copy.default else args[1]
-        target = kwargs.get("device", source.device) if func is aten._to_copy.default else args[0].device
-        if source.numel() == 0 or kwargs.get("non_blocking") or torch.device(target) == source.device:
-            return None
-        return "copy to the CPU" if _is_on_gpu(source) else "copy to the GPU"
-    if not any(_is_on_gpu(x) for x in tree_leaves((args, kwargs))):
-        return None
-    if func in _WAITING:
-        return str(func).partition(".")[2].partition(".")[0].strip("_")
-    if func in _INDEXING and any(index is not None and index.dtype == torch.bool for index in args[1]):
-        return "index by bools"
-    return None
 
 
 @contextmanager

@@ -85,8 +85,8 @@ def test_post_processing_waits_for_what_it_must_know(tiny_cfg: CfgNode) -> None:
         model(make_batch())
         images = len(make_batch())
         assert waits == {
-            "nonzero": images,  # which queries compete
-            "bincount": images,
+            "aten.nonzero.default": images,  # which queries compete
+            "aten.bincount.default": images,
             "copy to the CPU": images,  # the classes, scores and areas of the queries, and the most probable pairs
         }
 

@@ -1,6 +1,5 @@
 """Which operators a CUDA graph may be made of, and what they read."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["RecordedOperators"]
+__all__ = ["INDEXING", "RecordedOperators", "reason_to_wait"]
 
 aten = torch.ops.aten
 # The CPU has to know their results, or the sizes of those, before it can go on.
@@ -17,13 +16,13 @@ _WAITING = {
     aten._unique2.default,
     aten.bincount.default,
     aten.equal.default,
-    aten.is_nonzero.default,
     aten.masked_select.default,
     aten.nonzero.default,
+    aten.unique_consecutive.default,
     aten.unique_dim.default,
 }
 _COPYING = {aten._to_copy.default, aten.copy_.default}
-_INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
 class RecordedOperators(TorchDispatchMode):
@@ -43,15 +42,15 @@ class RecordedOperators(TorchDispatchMode):
         self._made: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        read = _tensors_in((args, kwargs))
-        if _waits(func, args, kwargs or {}, read):
-            raise RuntimeError(f"{func} waits for the GPU")
-        result = func(*args, **(kwargs or {}))
-        for tensor in read:
+        kwargs = kwargs or {}
+        if reason := reason_to_wait(func, args, kwargs):
+            raise RuntimeError(f"the CPU waits for the GPU: {reason}")
+        result = func(*args, **kwargs)
+        for tensor in _tensors_in((args, kwargs)):
             memory = tensor.untyped_storage().data_ptr()
             if memory not in self._made or (func in _COPYING and tensor.device.type == "cpu"):
                 self.tensors.setdefault(memory, tensor)
-        self._made.update({x.untyped_storage().data_ptr() for x in _tensors_in(result)} - self.tensors.keys())
+        self._made.update(x.untyped_storage().data_ptr() for x in _tensors_in(result))
         return result
 
 
@@ -59,14 +58,19 @@ def _tensors_in(tree: Any) -> list[Tensor]:
     return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
-def _waits(func: Any, args: Any, kwargs: dict[str, Any], read: Sequence[Tensor]) -> bool:
+def reason_to_wait(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
+    """Why the CPU waits for a GPU at an operator with these arguments; None if it does not."""
     if func in _COPYING:
         source = args[1] if func is aten.copy_.default else args[0]
-        target = args[0].device if func is aten.copy_.default else kwargs.get("device") or source.device
-        is_moved = source.numel() > 0 and torch.device(target).type != source.device.type
-        return is_moved and not (kwargs.get("non_blocking") or args[2:3] == (True,))
-    if all(x.device.type == "cpu" for x in read):
-        return False
-    return func in _WAITING or (
-        func in _INDEXING and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
-    )
+        target = args[0].device if func is aten.copy_.default else torch.device(kwargs.get("device") or source.device)
+        if source.numel() == 0 or target.type == source.device.type:
+            return None
+        is_awaited = not (kwargs.get("non_blocking") or args[2:3] == (True,))
+        return f"copy to the {'CPU' if target.type == 'cpu' else 'GPU'}" if is_awaited else None
+    if all(x.device.type == "cpu" for x in _tensors_in((args, kwargs))):
+        return None
+    if func in _WAITING or (func is aten.repeat_interleave.Tensor and kwargs.get("output_size") is None):
+        return str(func)
+    if func in INDEXING and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]):
+        return "index by bools"
+    return None

@@ -26,27 +26,39 @@ def test_what_is_copied_to_a_gpu_is_kept() -> None:
     """Also if it was made inside, for a graph reads it each time."""
     with pretend_gpu(), RecordedOperators() as operators:
         made = torch.ones(2)
-        made.to(GPU, non_blocking=True)
-    assert made.data_ptr() in operators.tensors
+        made.to(GPU, non_blocking=True).to(torch.float64)
+    assert list(operators.tensors) == [made.data_ptr()]
 
 
 @pytest.mark.parametrize(
-    "operator",
+    ("operator", "reason"),
     [
-        lambda x: x.sum().item(),
-        lambda x: bool(x.any()),
-        lambda x: x.nonzero(),
-        lambda x: x[x > 0],
-        lambda x: x.cpu(),
-        lambda x: torch.ones(2).to(GPU),
-        lambda x: x.copy_(torch.ones(2)),
-        lambda x: torch.equal(x, x),
+        (lambda x: x.sum().item(), "aten._local_scalar_dense"),
+        (lambda x: bool(x.any()), "aten._local_scalar_dense"),
+        (lambda x: x.nonzero(), "aten.nonzero"),
+        (lambda x: x.unique(), "aten._unique2"),
+        (lambda x: x.unique(dim=0), "aten.unique_dim"),
+        (lambda x: x.unique_consecutive(), "aten.unique_consecutive"),
+        (lambda x: x.long().bincount(), "aten.bincount"),
+        (lambda x: x.masked_select(x > 0), "aten.masked_select"),
+        (lambda x: x.repeat_interleave(x.long()), "aten.repeat_interleave"),
+        (lambda x: x[x > 0], "index by bools"),
+        (lambda x: x[torch.ones(2, dtype=torch.bool)], "index by bools"),
+        (lambda x: torch.ops.aten.index(x, [x.to(torch.uint8)]), "index by bools"),
+        (lambda x: x.index_put((x > 0,), x), "index by bools"),
+        (lambda x: x.index_put_((x > 0,), x), "index by bools"),
+        (lambda x: torch.ops.aten._index_put_impl_(x, [x > 0], x), "index by bools"),
+        (lambda x: x.cpu(), "copy to the CPU"),
+        (lambda x: torch.ones(2).to(GPU), "copy to the GPU"),
+        (lambda x: x.copy_(torch.ones(2)), "copy to the GPU"),
+        (lambda x: torch.ones(2).copy_(x), "copy to the CPU"),
+        (lambda x: torch.equal(x, x), "aten.equal"),
     ],
 )
-def test_what_waits(operator: Callable[[Tensor], object]) -> None:
+def test_what_waits(operator: Callable[[Tensor], object], reason: str) -> None:
     with pretend_gpu():
         x = torch.ones(2).to(GPU)
-        with RecordedOperators(), pytest.raises(RuntimeError, match="waits for the GPU"):
+        with RecordedOperators(), pytest.raises(RuntimeError, match=f"waits for the GPU: {reason}"):
             operator(x)
 
 
@@ -54,8 +66,13 @@ def test_what_waits(operator: Callable[[Tensor], object]) -> None:
     "operator",
     [
         lambda x: x[torch.zeros(1, dtype=torch.int64, device=GPU)],
+        lambda x: x[None, torch.zeros(1, dtype=torch.int64, device=GPU)],
+        lambda x: x.expand(2, 2)[:, torch.zeros(1, dtype=torch.int64, device=GPU)],
+        lambda x: x.repeat_interleave(x.long(), output_size=2),
         lambda x: x.to(torch.float64).copy_(x),
         lambda x: x.to("cpu", non_blocking=True),
+        lambda x: x.copy_(torch.ones(2), non_blocking=True),
+        lambda x: torch.ones(0).to(GPU),
         lambda x: torch.ones(2).sum().item(),
         lambda x: x + torch.tensor(2.0),
     ],
