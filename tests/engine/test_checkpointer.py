@@ -237,6 +237,13 @@ def test_the_first_queries_are_loaded(theirs: int, ours: int, tmp_path: Path, ca
         load_whole_model(model, path)
 
 
+def test_as_many_queries_are_all_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, model = make_queries(3).state_dict(), make_queries(3)
+    Mask2FormerCheckpointer(model).load(str(save_pth(source, tmp_path)))
+    assert not warnings(caplog)
+    assert all(torch.equal(x, source[name]) for name, x in model.state_dict().items())
+
+
 def test_queries_of_another_width_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, model = make_queries(3, 5).state_dict(), make_queries(5, 3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
