@@ -15,9 +15,11 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone, build_model
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from mask2former import add_maskformer2_config
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
+from mask2former.engine.sharding import gather, shard
 from mask2former.inference.weights import load_whole_model
 from mask2former.modeling.backbone import D2SwinTransformer, TimmBackbone
 from mask2former.modeling.checkpoint_compat import convert_checkpoint, to_huggingface
@@ -215,7 +217,9 @@ def test_other_classes_are_told_and_the_rest_is_loaded(tmp_path: Path, caplog: p
 def make_queries(number: int, width: int = 4) -> nn.Module:
     names = ("query_feat", "query_embed")
     layers = {name: nn.Embedding(number, width) for name in names} | {"class_embed": nn.Linear(1, 1)}
-    return nn.ModuleDict({"sem_seg_head": nn.ModuleDict({"predictor": nn.ModuleDict(layers)})})
+    model = nn.Module()
+    model.sem_seg_head = nn.ModuleDict({"predictor": nn.ModuleDict(layers)})
+    return model
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(3, 5), (5, 3)])
@@ -235,6 +239,21 @@ def test_the_first_queries_are_loaded(theirs: int, ours: int, tmp_path: Path, ca
         assert torch.equal(tensor[3:], before[name][3:])
     with pytest.raises(ValueError, match="lacks 2 parameters of the head, sem_seg_head"):
         load_whole_model(model, path)
+
+
+def test_the_first_queries_of_a_model_that_is_shared_out(tmp_path: Path) -> None:
+    source, whole = make_queries(3).state_dict(), make_queries(5)
+    before = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = shard(whole, unit_parameters=1)
+        Mask2FormerCheckpointer(model).load(str(save_pth(source, tmp_path)))
+        loaded = gather(model.state_dict(), keep=True)
+    finally:
+        dist.destroy_process_group()
+    for name in ("query_feat", "query_embed"):
+        name = f"sem_seg_head.predictor.{name}.weight"
+        assert torch.equal(loaded[name], torch.cat([source[name], before[name][3:]]))
 
 
 def test_as_many_queries_are_all_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
