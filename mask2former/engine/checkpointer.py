@@ -198,7 +198,7 @@ def _keep_queries(weights: dict[str, Tensor], model: dict[str, Tensor]) -> list[
     shapes = [(name, theirs, ours) for name, theirs, ours in shapes if _is_of_queries(name, theirs, ours)]
     for name, *_ in shapes:
         theirs, ours = weights[name], model[name]
-        weights[name] = (ours.full_tensor() if isinstance(ours, DTensor) else ours).to(theirs, copy=True)
+        weights[name] = (ours.full_tensor() if isinstance(ours, DTensor) else ours).clone()
         weights[name][: len(theirs)] = theirs[: len(ours)]
     return shapes
 
