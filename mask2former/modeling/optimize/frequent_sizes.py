@@ -44,12 +44,12 @@ class GraphsOfFrequentSizes:
         if images.is_cuda and not torch.is_grad_enabled() and not _is_watched():
             addresses = _addresses(self._model)
             with self._graphs.lock:
-                if addresses is not None and self._is_recorded(images, addresses):
+                if addresses is not None and self._find(images, addresses):
                     return self._graphs.play(images)
         return self._network(images)
 
-    def _is_recorded(self, images: Tensor, addresses: list[int]) -> bool:
-        """Whether there is a graph for such images, perhaps of just now."""
+    def _find(self, images: Tensor, addresses: list[int]) -> bool:
+        """Whether there is a graph for such images, which is recorded if they come often."""
         if addresses != self._addresses:
             self._addresses = addresses
             self._counts.clear()
@@ -59,11 +59,12 @@ class GraphsOfFrequentSizes:
         if not self._graphs.has(images) and self._counts[key] >= FREQUENT and self._may_record(images.device):
             try:
                 self._graphs.record(images)
-            except RuntimeError as error:
+            except Exception as error:  # of any kind, for nobody asked for a graph
                 self._has_failed = True
+                reason = str(error).partition("\n")[0] or type(error).__name__
                 _logger.warning(
-                    f"No CUDA graph could be recorded of the network ({str(error).splitlines()[0]}), so Python goes on "
-                    "launching its kernels one by one. MODEL.INFERENCE.CUDA_GRAPHS False spares the attempt."
+                    f"No CUDA graph could be recorded of the network ({reason}), so Python goes on launching its "
+                    "kernels one by one. MODEL.INFERENCE.CUDA_GRAPHS False spares the attempt."
                 )
         return self._graphs.has(images)
 

@@ -33,7 +33,7 @@ class RecordedOperators(TorchDispatchMode):
 
     Raises:
         RuntimeError: at an operator that makes the CPU wait for a GPU. In a graph there can be none, and after an
-            attempt to record it PyTorch gives the process no more random numbers on that GPU.
+            attempt to record it PyTorch 2.11 gives the process no more random numbers on that GPU.
     """
 
     def __init__(self) -> None:

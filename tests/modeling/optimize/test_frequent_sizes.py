@@ -182,14 +182,27 @@ def test_a_network_that_waits_is_not_recorded(
     assert "(the CPU waits for the GPU: a copy)" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to"), "CUDA out of memory."),
+        (TypeError("no dispatch"), "no dispatch"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
 def test_a_network_that_cannot_be_recorded(
-    run: GraphsOfFrequentSizes, network: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: GraphsOfFrequentSizes,
+    network: Network,
+    error: Exception,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(images: Tensor) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to")
+        raise error
 
     monkeypatch.setattr(run._graphs, "record", fail)
     with caplog.at_level(logging.WARNING):
         assert play(run, network, SMALL, 2 * FREQUENT) == 2 * FREQUENT
     (message,) = (x.getMessage() for x in caplog.records)
-    assert message.startswith("No CUDA graph could be recorded of the network (CUDA out of memory.), so Python goes on")
+    assert message.startswith(f"No CUDA graph could be recorded of the network ({reason}), so Python goes on")
