@@ -185,9 +185,7 @@ class _Settings:
             queries, reason = now, f"enough: at most {needed} segments in {where}; a trained model keeps its queries"
         else:
             queries = math.ceil(1.2 * needed / 50) * 50
-            reason = (
-                f"up to {needed} segments in {where}, and a fifth more; a trained model keeps its {now} as the first"
-            )
+            reason = f"up to {needed} segments in {where}, and a fifth more; a trained model keeps its {now}"
         queries = self.choose("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", queries, reason)
         most = self.plan.inspection.most_segments
         detections = max(100, queries, math.ceil(1.2 * most / 50) * 50 if crops.tiles else 0)
