@@ -42,11 +42,11 @@ def save(folder: Path, *steps: int, size: int = 4) -> Mask2FormerCheckpointer:
     return checkpointer
 
 
-def resume(folder: Path, size: int = 4, weights: str = "") -> tuple[int, float]:
+def resume(folder: Path, size: int = 4, weights: str = "", anew: bool = False) -> tuple[int, float]:
     """What a resume finds: the trainer's state, and the weights."""
     model, counter = nn.Linear(size, 1, bias=False), Counter(-1)
     nn.init.constant_(model.weight, -1)
-    Mask2FormerCheckpointer(model, str(folder), trainer=counter).resume_or_load(weights)
+    Mask2FormerCheckpointer(model, str(folder), trainer=counter).resume_or_load(weights, resume=not anew)
     return counter.value, model.weight[0, 0].item()
 
 
@@ -173,6 +173,12 @@ def test_a_folder_without_checkpoints_begins_with_the_weights(tmp_path: Path) ->
     (tmp_path / "second").mkdir()
     save(tmp_path / "first", 5)
     assert resume(tmp_path / "second", weights=str(tmp_path / "first/model_0000005.pth")) == (-1, 5.0)
+
+
+def test_a_new_beginning_takes_the_weights_in_spite_of_checkpoints(tmp_path: Path) -> None:
+    weights = save(tmp_path / "weights", 5).get_checkpoint_file()
+    save(tmp_path / "run", 1)
+    assert resume(tmp_path / "run", weights=weights, anew=True) == (-1, 5.0)
 
 
 @pytest.fixture(scope="module")
