@@ -9,6 +9,7 @@ rank1.pt, by the names of SCENARIOS.
 import os
 import shutil
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from line import Line, samples, train_line
 from mask2former.engine import Trainer, load_config
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.engine.parallel import parallelize
-from mask2former.engine.sharding import unsharded
+from mask2former.engine.sharding import gather, unsharded
 
 STEPS = 6
 TRAINING = {  # in which two processes must do what one does: the model draws no random numbers
@@ -163,6 +164,22 @@ def toy_sharded_resumes_plain(folder: Path) -> dict[str, Any]:
 def toy_plain_resumes_sharded(folder: Path) -> dict[str, Any]:
     copy_after_three_steps(folder.with_name("toy_sharded_stopped"), folder)
     return train_toy(folder, resume=True, **WITHOUT_EVALUATION)
+
+
+@scenario
+def more_queries_sharded(folder: Path) -> dict[str, Any]:
+    """Weights before and after loading 3 queries of ones into 5."""
+    name = "predictor.query_feat.weight"
+    layers = OrderedDict(query_feat=torch.nn.Embedding(5, 4), class_embed=torch.nn.Linear(4, 2, bias=False))
+    model = torch.nn.Sequential(OrderedDict(predictor=torch.nn.Sequential(layers)))
+    model = parallelize(load_config(opts=toy.options(**SHARDED)), model)
+    before = gather(model.state_dict(), keep=True)[name]
+    if comm.is_main_process():
+        weights = {name: torch.ones(3, 4), "predictor.class_embed.weight": torch.ones(2, 4)}
+        torch.save({"model": weights}, folder / "queries.pth")
+    comm.synchronize()
+    Mask2FormerCheckpointer(model).load(str(folder / "queries.pth"))
+    return {"before": before, "after": gather(model.state_dict(), keep=True)[name]}
 
 
 @scenario
