@@ -69,7 +69,9 @@ def test_photographs_on_a_gpu(base: CfgNode, photographs: Inspection) -> None:
     assert chosen["SOLVER.BASE_LR"] == pytest.approx(1e-4 * 4 / 16)
     assert chosen["SOLVER.MAX_ITER"] == 50 * 2000 / 4
     assert chosen["SOLVER.STEPS"] == [22500, 23750]
+    assert chosen["SOLVER.CHECKPOINT_PERIOD"] == 3130
     assert chosen["TEST.EVAL_PERIOD"] == 1260
+    assert chosen["MODEL.MASK_FORMER.IGNORE_VOID"] is True
     assert chosen["TEST.BEST_CHECKPOINT.METRIC"] == "segm/AP"
     assert chosen["SOLVER.AMP.ENABLED"] is True
     assert chosen["SOLVER.CUDA_GRAPHS"] is True
@@ -118,6 +120,7 @@ def test_a_cpu(base: CfgNode, photographs: Inspection) -> None:
     assert chosen["SOLVER.IMS_PER_BATCH"] <= 4
     assert chosen["SOLVER.AMP.ENABLED"] is False
     assert chosen["DATALOADER.NUM_WORKERS"] == 1
+    assert values(base, photographs, machine=replace(CPU, cpus=1))["DATALOADER.NUM_WORKERS"] == 0
 
 
 def test_what_the_user_sets_is_left_alone_and_counts(base: CfgNode, photographs: Inspection) -> None:
@@ -191,6 +194,17 @@ def test_small_objects_in_large_pictures_are_seen_in_tiles(base: CfgNode, photog
     tile = dense["MODEL.MASK_FORMER.TEST.TILE_SIZE"]
     assert 800 * (tile / 1.25) ** 2 / 1e6 <= 100
     assert tile % 32 == 0
+    denser = values(base, replace(aerial, most_in_area=80_000.0), machine=replace(GPU, memory=80e9))
+    assert denser["MODEL.MASK_FORMER.TEST.TILE_SIZE"] == 192  # no smaller, though it has more segments than queries
+    long = values(base, replace(aerial, longest_object=3000.0), machine=replace(GPU, memory=80e9))
+    assert long["MODEL.MASK_FORMER.TEST.TILE_OVERLAP"] == long["MODEL.MASK_FORMER.TEST.TILE_SIZE"] / 2
+
+
+def test_pictures_of_very_many_large_segments_are_seen_in_tiles(base: CfgNode, photographs: Inspection) -> None:
+    chosen = values(base, replace(photographs, most_segments=300, most_in_area=1000.0, longest_object=60.0))
+    assert chosen["MODEL.MASK_FORMER.TEST.TILE_SIZE"] == 288  # up to 83 segments
+    assert chosen["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"] == 100
+    assert chosen["TEST.DETECTIONS_PER_IMAGE"] == 400
 
 
 def test_many_large_segments_take_more_queries(base: CfgNode, photographs: Inspection) -> None:
@@ -215,11 +229,30 @@ def test_memory(base: CfgNode) -> None:
     at_1024 = images_that_fit(GPU, parameters, 1024, 10, amp=True)
     assert 3.5 < at_512 / at_1024 < 4.5
     assert at_512 > images_that_fit(GPU, parameters, 512, 10, amp=False)
+    assert at_512 > images_that_fit(GPU, parameters, 512, 100, amp=True)
     assert images_that_fit(replace(GPU, memory=1e9), parameters, 512, 10, amp=True) == 0
     machine = this_machine("cpu", 2)
     assert not machine.gpu
     assert machine.cpus >= 1
     assert 1e7 < machine.memory < this_machine("cpu", 1).memory * 1.01
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:  4000 kB"}, 2048e3),
+        ({"/proc/meminfo": "MemAvailable: 4000 kB", "/sys/fs/cgroup/memory.max": "max"}, 2048e3),
+        ({"/proc/meminfo": "MemAvailable: 4000 kB", "/sys/fs/cgroup/memory.max": "1000000"}, 5e5),
+        ({"/proc/meminfo": "MemTotal: 9 kB"}, 4e9),
+        ({}, 4e9),
+    ],
+)
+def test_half_of_the_memory_that_is_known_to_be_free(
+    files: dict[str, str], expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mask2former.own_data.machine._read", lambda path: files.get(path, ""))
+    assert this_machine("cpu", 1).memory == expected
+    assert this_machine("cpu", 4).memory == expected / 4
 
 
 def test_config_file(tmp_path: Path) -> None:

@@ -75,12 +75,11 @@ def class_qualities(confusion: np.ndarray, ious: np.ndarray, task: Task) -> list
         ious: (K,) likewise.
         task: Says what was counted.
     """
-    confusion = confusion.astype(float)
     hits = confusion.diagonal()[:-1]
     true, found = confusion.sum(1)[:-1], confusion.sum(0)[:-1]
     with np.errstate(invalid="ignore", divide="ignore"):
         quality = hits / (true + found - hits) if task == "semantic" else 2 * ious / (true + found)
-        columns = (true.astype(int), hits / true, hits / found, quality)
+        columns = (true, hits / true, hits / found, quality)
     return [ClassQuality(*(column[i].item() for column in columns)) for i in range(len(ious))]
 
 

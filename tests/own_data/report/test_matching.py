@@ -62,6 +62,12 @@ def test_confusion() -> None:
     assert (second.true, second.recall, second.precision, second.quality) == (1, 0, 0, 0)
 
 
+def test_each_segment_is_counted_once() -> None:
+    a = (rectangle(0, 0, 10, 10), 0)
+    assert match_segments(segments(a, a), segments(a), "instance", 1).confusion.tolist() == [[1, 1], [0, 0]]
+    assert match_segments(segments(a), segments(a, a), "instance", 1).confusion.tolist() == [[1, 0], [1, 0]]
+
+
 def test_crowds_are_neither_found_nor_missed() -> None:
     crowd, inside = rectangle(0, 0, 30, 30), rectangle(5, 5, 8, 8)
     found = match_segments(segments((crowd, 0), crowds=(0,)), segments((inside, 0)), "instance", 1)
