@@ -194,7 +194,9 @@ def test_small_objects_in_large_pictures_are_seen_in_tiles(base: CfgNode, photog
     tile = dense["MODEL.MASK_FORMER.TEST.TILE_SIZE"]
     assert 800 * (tile / 1.25) ** 2 / 1e6 <= 100
     assert tile % 32 == 0
-    denser = values(base, replace(aerial, most_in_area=80_000.0), machine=replace(GPU, memory=80e9))
+    denser = values(
+        base, replace(aerial, most_in_area=80_000.0, longest_object=20.0), machine=replace(GPU, memory=80e9)
+    )
     assert denser["MODEL.MASK_FORMER.TEST.TILE_SIZE"] == 192  # no smaller, though it has more segments than queries
     long = values(base, replace(aerial, longest_object=3000.0), machine=replace(GPU, memory=80e9))
     assert long["MODEL.MASK_FORMER.TEST.TILE_OVERLAP"] == long["MODEL.MASK_FORMER.TEST.TILE_SIZE"] / 2
