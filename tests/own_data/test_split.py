@@ -35,6 +35,8 @@ def test_no_class_is_lost_to_training() -> None:
     for fraction in (0.3, 0.6, 0.9):
         train, _ = split_records(every, fraction)
         assert any(record["annotations"][0]["category_id"] == 1 for record in train)
+    train, val = split_records(records((0,), (0,), (1,), (1,)), 0.9)
+    assert (len(train), len(val)) == (2, 2)  # one image of a class is enough
 
 
 def test_validation_shows_something() -> None:
