@@ -105,6 +105,17 @@ class TestLabels:
             area += 1
         assert covered.max() == 1
 
+    def test_never_overlap_where_segments_do(self) -> None:
+        segments = [crop_segment(disc(400, 300, radius, 600, 800), 0, True) for radius in (200, 150)]
+        first, second = place_labels(segments, ["cat", "dog"], 600, 800)
+        assert abs(first.top - second.top) >= first.height
+
+    def test_long_thing_is_labelled_within_itself(self) -> None:
+        mask = np.zeros((300, 400), dtype=bool)
+        mask[100:116, 50:350] = True
+        (label,) = place_labels([crop_segment(mask, 0, True)], ["sports ball"], 300, 400)
+        assert 100 <= label.top + label.height / 2 <= 116
+
     def test_small_thing_is_labelled_beside_itself(self) -> None:
         segment = crop_segment(disc(200, 150, 4, 300, 400), 0, True)
         (label,) = place_labels([segment], ["sports ball"], 300, 400)
@@ -173,6 +184,9 @@ class TestDrawing:
         ring = disc(80, 60, 41) & ~disc(80, 60, 38)
         assert drawn[ring].max() == color
         assert len(np.unique(drawn[ring])) > 20  # many shades between fill, line and black
+        angles = np.linspace(0, 2 * np.pi, 32)
+        x, y = np.round(80 + 39.5 * np.cos(angles)).astype(int), np.round(60 + 39.5 * np.sin(angles)).astype(int)
+        assert drawn[y, x].min() > 0.7 * color  # all around
 
     def test_small_instance_shows_on_a_large_one_in_any_order(self, photograph: np.ndarray) -> None:
         masks = [disc(80, 60, 50), disc(60, 60, 12)]
@@ -205,6 +219,18 @@ class TestDrawing:
         black = np.zeros((9, 7, 3), np.uint8)
         np.testing.assert_array_equal(draw_instances(black, np.zeros((2, 9, 7), bool), [0, 1]), black)
         np.testing.assert_array_equal(draw_instances(black, np.zeros((0, 9, 7), bool), []), black)
+        assert crop_segment(np.zeros((9, 7), bool), 0, True) is None
+
+    def test_label_is_white_on_a_rounded_box_in_a_dark_shade(self) -> None:
+        gray = np.full((300, 400, 3), 200, np.uint8)
+        (label,) = place_labels([crop_segment(np.ones((300, 400), dtype=bool), 2, False)], ["sky"], 300, 400)
+        drawn = draw_semantic(gray, np.full((300, 400), 2), METADATA).astype(float)
+        sky = np.array([70, 130, 180])
+        fill = 0.55 * 200 + 0.45 * sky
+        area = drawn[label.top : label.top + label.height, label.left : label.left + label.width]
+        assert np.abs(area[0, 0] - fill).max() <= 1
+        assert np.abs(area[label.height // 2, 1] - (0.18 * fill + 0.82 * 0.25 * sky)).max() <= 2
+        assert area[render_label(label) > 0.9].min() > 0.9 * 255
 
     def test_large_picture_takes_the_other_path(self) -> None:
         drawn = draw_instances(np.zeros((2100, 2000, 3), np.uint8), [disc(1000, 1000, 800, 2100, 2000)], [0])
