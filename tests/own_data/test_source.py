@@ -116,6 +116,15 @@ def test_pngs_alone(tmp_path: Path) -> None:
     assert (entry["CLASSES"], entry["CLASS_NAMES"]) == (str(tmp_path / "own/classes"), ["background", "brick", "tile"])
 
 
+@pytest.mark.parametrize("name", ["classes.txt", "labelmap.txt", "colors.txt", "class_dict.csv"])
+def test_a_table_beside_the_pngs(tmp_path: Path, name: str) -> None:
+    write_data(tmp_path / "own", "color_png", make_pictures(2))
+    table = tmp_path / "own/classes" / name
+    (tmp_path / "own/colors.csv").rename(table)
+    entry, _ = find_entries(Given(tmp_path / "own/classes", tmp_path / "own/images"))
+    assert (entry["FORMAT"], entry["PALETTE"]) == ("color_png", str(table))
+
+
 def test_yolo_labels_alone(tmp_path: Path) -> None:
     write_data(tmp_path / "own", "yolo_seg", make_pictures(2))
     with pytest.raises(ValueError, match=r"has YOLO's labels; say what the classes are called: --classes"):
@@ -123,6 +132,8 @@ def test_yolo_labels_alone(tmp_path: Path) -> None:
     (tmp_path / "own/labels/classes.txt").write_text("brick\ntile\n")
     entry, _ = find_entries(Given(tmp_path / "own/labels"))
     assert entry["IMAGES"] == str(tmp_path / "own/images")
+    shutil.copytree(tmp_path / "own/images", tmp_path / "copy")
+    assert find_entries(Given(tmp_path / "own/labels", tmp_path / "copy"))[0]["IMAGES"] == str(tmp_path / "copy")
     for file in (tmp_path / "own/labels").glob("p*.txt"):
         file.write_text(file.read_text(), "utf-8-sig")  # as some editors mark it
     assert find_entries(Given(tmp_path / "own/labels"))[0] == entry
@@ -144,6 +155,8 @@ def test_yolo_yaml(tmp_path: Path) -> None:
     assert val is not None
     assert val["LABELS"] == str(folder / "val/labels")
     assert find_entries(Given(yolo_yaml(folder)))[1] is None
+    yolo_yaml(folder).rename(folder / "data.yml")
+    assert find_entries(Given(folder)) == find_entries(Given(folder / "data.yml")) == (train, None)
 
 
 @pytest.mark.parametrize(
