@@ -1,13 +1,16 @@
 """Zips of somebody else's making."""
 
+import shutil
 import stat
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mask2former.data.datasets.faults import DataError
 from mask2former.own_data.archive import unpack
+from tests.small_disk import disk_of
 
 
 def pack(path: Path, **files: bytes) -> Path:
@@ -18,7 +21,9 @@ def pack(path: Path, **files: bytes) -> Path:
 
 
 def test_good(tmp_path: Path) -> None:
-    archive = pack(tmp_path / "a.zip", **{"own/a.txt": b"1", "own/b/c.txt": b"2", "__MACOSX/own/._a.txt": b""})
+    archive = pack(
+        tmp_path / "a.zip", **{"own/a.txt": b"1", "own/b/c.txt": b"2", "own/b/": b"", "__MACOSX/own/._a.txt": b""}
+    )
     folder = unpack(archive)
     assert folder.name == "own"
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*")} == {"a.txt", "b", "b/c.txt"}
@@ -53,6 +58,15 @@ def test_links(tmp_path: Path) -> None:
 def test_bombs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"zeros\.png: unpacks from \d+ to 50000000 bytes, which is refused"):
         unpack(pack(tmp_path / "a.zip", **{"zeros.png": bytes(50_000_000)}))
+
+
+def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = pack(tmp_path / "a.zip", **{"a.txt": b"1" * 5000})
+    with disk_of(1000), pytest.raises(DataError, match=r"a\.zip: cannot be unpacked \(.*File too large"):
+        unpack(archive)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5000))
+    with pytest.raises(DataError, match=r"a\.zip: needs 0\.0 GB, but 0\.0 GB are free for"):
+        unpack(archive)
 
 
 def test_damage(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_pngs_alone(tmp_path: Path) -> None:
 def test_a_table_beside_the_pngs(tmp_path: Path, name: str) -> None:
     write_data(tmp_path / "own", "color_png", make_pictures(2))
     table = tmp_path / "own/classes" / name
-    (tmp_path / "own/colors.csv").rename(table)
+    table.write_text("200 0 0 brick\n0 0 200 tile\n")  # begins like YOLO's labels
     entry, _ = find_entries(Given(tmp_path / "own/classes", tmp_path / "own/images"))
     assert (entry["FORMAT"], entry["PALETTE"]) == ("color_png", str(table))
 
@@ -171,6 +171,7 @@ def test_yolo_yaml(tmp_path: Path) -> None:
         ({"train": ["a", "b"]}, r"but .*own/a is no folder"),
         ({"train": ["a", 3]}, 'has "train" .*, expected a folder of images, a .txt of their names, or a list'),
         ({"train": []}, r'has "train" \[\], expected a folder of images'),
+        ({"train": ["labels", "labels"]}, 'has "train" .*, where there are no images'),
         ({"train": "nowhere.txt"}, r"but .*nowhere.txt is no file"),
         ({"train": "nowhere/images"}, r"but .*nowhere/images is no folder"),
     ],
@@ -188,10 +189,13 @@ def test_a_class_of_yolo_with_two_names(tmp_path: Path) -> None:
         find_entries(Given(file))
 
 
-def test_a_zip_cannot_name_folders_outside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way_out", ["", 30 * "../"])
+def test_a_zip_cannot_name_folders_outside(tmp_path: Path, way_out: str) -> None:
     write_data(tmp_path / "secret", "yolo_seg", make_pictures(1))
+    secret = str(tmp_path / "secret/images")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("data.yaml", json.dumps({"names": ["a"], "train": str(tmp_path / "secret/images")}))
+        train = way_out + secret.removeprefix("/") if way_out else secret
+        archive.writestr("data.yaml", json.dumps({"names": ["a"], "train": train}))
         archive.writestr("b.txt", "")
     with pytest.raises(ValueError, match=r"which is refused: it leads out of"):
         find_entries(Given(tmp_path / "a.zip"))
