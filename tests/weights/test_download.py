@@ -55,6 +55,8 @@ def test_what_is_not_there(site: Site, downloaded: Callable[[], list[str]]) -> N
         download(f"{site.address}/absent.pkl", name="R50")
     with pytest.raises(OSError, match="Connection refused"):
         download("http://127.0.0.1:9/model.pkl")
+    with pytest.raises(OSError, match=r"cannot be downloaded from .* \(URL can't contain control characters"):
+        download("http://127.0.0.1:9/my model.pkl")
     with pytest.raises(FileNotFoundError, match="gopher://a/b: there is no such file"):
         download("gopher://a/b")
     assert downloaded() == []

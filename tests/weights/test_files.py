@@ -109,6 +109,13 @@ def test_what_is_no_pickle_is_refused(tmp_path: Path) -> None:
         read_pickle(str(path))
 
 
+def test_a_caffe2_model_of_anything_but_names_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"blobs": [1]}))
+    with pytest.raises(ValueError, match=r"model\.pkl holds as its blobs a list, expected"):
+        read_weights(str(path))
+
+
 def test_torch_files_with_objects_are_refused(tmp_path: Path) -> None:
     mark, path = tmp_path / "mark", tmp_path / "model.pth"
     torch.save({"model": {"a": torch.ones(2)}, "config": Malicious(mark)}, path)
