@@ -112,10 +112,20 @@ def test_leftovers_of_a_killed_process_are_removed(toy_config, tmp_path: Path) -
     cfg = toy_config(OUTPUT_DIR=tmp_path)
     leftovers[0].touch()
     Mask2FormerCheckpointer(nn.Linear(4, 1, bias=False), str(tmp_path)).resume_or_load("")  # an evaluation, say
+    Mask2FormerCheckpointer(nn.Linear(4, 1), str(tmp_path), save_to_disk=False).remove_leftovers()
     assert leftovers[0].exists()
     (tmp_path / "last_checkpoint").unlink()
     Trainer(cfg).resume_or_load(resume=False)
     assert not leftovers[0].exists()
+
+
+def test_nothing_is_saved_without_a_folder_or_by_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Mask2FormerCheckpointer(nn.Linear(4, 1)).save("model")
+    Mask2FormerCheckpointer(nn.Linear(4, 1), str(tmp_path), save_to_disk=False).save("model")
+    assert names(tmp_path) == set()
 
 
 def damage(file: Path) -> None:
