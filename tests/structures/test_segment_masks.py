@@ -46,6 +46,17 @@ def test_it_is_a_tensor_to_everyone(masks: SegmentMasks, expected: Tensor) -> No
         assert torch.equal(ours, theirs)
 
 
+def test_what_is_known_without_computing_it(masks: SegmentMasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(SegmentMasks, "full")
+    assert (masks.shape, masks.size(1), len(masks), masks.dim()) == ((3, 6, 7), 6, 3, 3)
+    assert (masks.dtype, masks.device.type) == (torch.bool, "cpu")
+
+
+def test_a_copy_is_made_where_it_is_asked_for(masks: SegmentMasks) -> None:
+    assert masks.to("cpu").id_map is masks.id_map
+    assert masks.to("cpu", copy=True).id_map.data_ptr() != masks.id_map.data_ptr()
+
+
 def select(index: object) -> Callable[[Tensor], Tensor]:
     return lambda masks: masks[index]  # type: ignore[index]
 
