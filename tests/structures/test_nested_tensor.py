@@ -3,6 +3,7 @@
 import torch
 
 from mask2former.structures import nested_tensor_from_tensor_list
+from mask2former.structures.nested_tensor import is_dist_avail_and_initialized
 
 
 def test_padding_is_zero_and_in_the_mask() -> None:
@@ -17,3 +18,7 @@ def test_padding_is_zero_and_in_the_mask() -> None:
         assert tensors[index].sum() == given.numel()
         assert not mask[index, :height, :width].any()
         assert (~mask[index]).sum() == height * width
+
+
+def test_one_process_has_nobody_to_talk_to() -> None:
+    assert not is_dist_avail_and_initialized()
