@@ -12,6 +12,7 @@ from torch import nn
 
 from mask2former.engine.config_files import find_value
 from mask2former.modeling.optimize import record_training_graphs
+from mask2former.processors import is_nvidia
 
 __all__ = ["WITHOUT_GRAPHS", "may_use_graphs", "use_graphs"]
 
@@ -34,7 +35,7 @@ def may_use_graphs(value: Callable[[str], Any], processes: int) -> bool:
         processes: of the training.
     """
     return (
-        torch.version.cuda is not None
+        is_nvidia(torch.device("cuda"))
         and value("MODEL.META_ARCHITECTURE") == "MaskFormer"
         and not any(map(value, WITHOUT_GRAPHS))
         and not (processes > 1 and any("SyncBN" in str(value(key)) for key in _NORMS))

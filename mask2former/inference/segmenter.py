@@ -27,6 +27,7 @@ from mask2former.inference.video import is_video, open_video, prefetch, read_fra
 from mask2former.inference.weights import load_whole_model
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import prepare_for_inference
+from mask2former.processors import is_nvidia
 from mask2former.visualization import Task
 
 __all__ = ["Segmenter"]
@@ -269,9 +270,9 @@ def _build(cfg: CfgNode) -> nn.Module:
 
 
 def _is_optimized_unasked(model: Any) -> bool:
-    if type(model) is MaskFormer:  # another class may do what its copy would not
-        return model.device.type == "cpu" or (model.device.type == "cuda" and torch.version.cuda is not None)
-    return False
+    if type(model) is not MaskFormer:  # another class may do what its copy would not
+        return False
+    return model.device.type == "cpu" or is_nvidia(model.device)
 
 
 def _reorder(rgb: np.ndarray, image_format: str) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.linear import has_native_float32
+from ...processors import is_nvidia
 from ..mask_former import MaskFormer
 from .batch_norm import fold_batch_norms
 from .bfloat16 import cpu_has_bfloat16, store_in_bfloat16
@@ -141,7 +142,7 @@ class OptimizedNetwork:
             has_graphs = compile_mode == "reduce-overhead"
             compiled = torch.compile(self._network, fullgraph=True, dynamic=False if has_graphs else None)
             self._network = record_graphs(compiled) if has_graphs else compiled
-        elif cuda_graphs and model.device.type == "cuda" and torch.version.cuda is not None:
+        elif cuda_graphs and is_nvidia(model.device):
             self._network = GraphsOfFrequentSizes(self._network, model)
 
     def __reduce__(self) -> tuple[Any, ...]:
