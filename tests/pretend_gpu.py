@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mask2former.modeling.optimize.recorded_operators import INDEXING, reason_to_wait
+from mask2former.modeling.optimize.recorded_operators import COPYING, INDEXING, reason_to_wait
 
 __all__ = ["GPU", "pretend_gpu"]
 
@@ -66,8 +66,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     on_gpu = [x for x in tensors if _is_on_gpu(x)]
     others = [x for x in tensors if x.dim() and not _is_on_gpu(x)]
-    moves = func is aten._to_copy.default or func is aten.copy_.default
-    if on_gpu and others and not moves and func not in INDEXING:
+    if on_gpu and others and func not in COPYING | INDEXING:
         raise RuntimeError(f"{func} has tensors on the GPU and on the CPU: {[tuple(x.shape) for x in others]}")
 
     device = kwargs.get("device")

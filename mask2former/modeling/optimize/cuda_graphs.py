@@ -36,10 +36,11 @@ def record_graphs(network: Network) -> Network:
     graphs = Graphs(network, is_compiled=True)
 
     def run(images: Tensor) -> dict[str, Any]:
+        key = graphs.key(images)
         with graphs.lock:
-            if not graphs.has(images):
-                graphs.record(images)
-            return graphs.play(images)
+            if key not in graphs:
+                graphs.record(key, images)
+            return graphs.play(key, images)
 
     return run
 
@@ -82,9 +83,8 @@ class Graphs:
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         return images.shape, images.dtype, images.device, autocast
 
-    def has(self, images: Tensor) -> bool:
-        """Whether there is a graph for such images."""
-        return self.key(images) in self._recordings
+    def __contains__(self, key: Any) -> bool:
+        return key in self._recordings
 
     def clear(self) -> None:
         """Forget them all; those to come may be on another GPU."""
@@ -92,9 +92,9 @@ class Graphs:
         self._pool = None  # which PyTorch frees with the last recording
         self._played = torch.cuda.Event()  # one belongs to the GPU where it happened first
 
-    def play(self, images: Tensor) -> dict[str, Any]:
-        """What the network gives, by the graph for such images."""
-        recording = self._recordings[self.key(images)]
+    def play(self, key: Any, images: Tensor) -> dict[str, Any]:
+        """What the network gives, by the graph for images of this key."""
+        recording = self._recordings[key]
         with _in_any_mode(images.device):
             torch.cuda.current_stream().wait_event(self._played)
             recording.images.copy_(images)
@@ -103,13 +103,13 @@ class Graphs:
             self._played.record()
         return outputs
 
-    def record(self, images: Tensor) -> None:
-        """Make the graph for such images.
+    def record(self, key: Any, images: Tensor) -> None:
+        """Make the graph for images of this key.
 
         Raises:
             RuntimeError: if that fails.
         """
-        key, stream = self.key(images), self._stream_on(images.device)
+        stream = self._stream_on(images.device)
         with _RECORDING, _in_any_mode(images.device):
             torch.cuda.current_stream().wait_event(self._played)
             images = images.clone()

@@ -42,23 +42,22 @@ class GraphsOfFrequentSizes:
     def __call__(self, images: Tensor) -> dict[str, Any]:
         """As ``network``. Threads may call it."""
         if images.is_cuda and not torch.is_grad_enabled() and not _is_watched():
-            addresses = _addresses(self._model)
+            addresses, key = _addresses(self._model), self._graphs.key(images)
             with self._graphs.lock:
-                if addresses is not None and self._find(images, addresses):
-                    return self._graphs.play(images)
+                if addresses is not None and self._find(key, images, addresses):
+                    return self._graphs.play(key, images)
         return self._network(images)
 
-    def _find(self, images: Tensor, addresses: list[int]) -> bool:
-        """Whether there is a graph for such images, which is recorded if they come often."""
+    def _find(self, key: Any, images: Tensor, addresses: list[int]) -> bool:
+        """Whether there is a graph for images of this key, which is recorded if they come often."""
         if addresses != self._addresses:
             self._addresses = addresses
             self._counts.clear()
             self._graphs.clear()
-        key = self._graphs.key(images)
         self._counts[key] += 1
-        if not self._graphs.has(images) and self._counts[key] >= FREQUENT and self._may_record(images.device):
+        if key not in self._graphs and self._counts[key] >= FREQUENT and self._may_record(images.device):
             try:
-                self._graphs.record(images)
+                self._graphs.record(key, images)
             except Exception as error:  # of any kind, for nobody asked for a graph
                 self._has_failed = True
                 reason = str(error).partition("\n")[0] or type(error).__name__
@@ -66,7 +65,7 @@ class GraphsOfFrequentSizes:
                     f"No CUDA graph could be recorded of the network ({reason}), so Python goes on launching its "
                     "kernels one by one. MODEL.INFERENCE.CUDA_GRAPHS False spares the attempt."
                 )
-        return self._graphs.has(images)
+        return key in self._graphs
 
     def _may_record(self, device: torch.device) -> bool:
         if self._has_failed or len(self._graphs) == _MAX_SIZES:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["INDEXING", "RecordedOperators", "reason_to_wait"]
+__all__ = ["COPYING", "INDEXING", "RecordedOperators", "reason_to_wait"]
 
 aten = torch.ops.aten
 # The CPU has to know their results, or the sizes of those, before it can go on.
@@ -21,7 +21,7 @@ _WAITING = {
     aten.unique_consecutive.default,
     aten.unique_dim.default,
 }
-_COPYING = {aten._to_copy.default, aten.copy_.default}
+COPYING = {aten._to_copy.default, aten.copy_.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
@@ -48,7 +48,7 @@ class RecordedOperators(TorchDispatchMode):
         result = func(*args, **kwargs)
         for tensor in _tensors_in((args, kwargs)):
             memory = tensor.untyped_storage().data_ptr()
-            if memory not in self._made or (func in _COPYING and tensor.device.type == "cpu"):
+            if memory not in self._made or (func in COPYING and tensor.device.type == "cpu"):
                 self.tensors.setdefault(memory, tensor)
         self._made.update(x.untyped_storage().data_ptr() for x in _tensors_in(result))
         return result
@@ -60,7 +60,7 @@ def _tensors_in(tree: Any) -> list[Tensor]:
 
 def reason_to_wait(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
     """Why the CPU waits for a GPU at an operator with these arguments; None if it does not."""
-    if func in _COPYING:
+    if func in COPYING:
         source = args[1] if func is aten.copy_.default else args[0]
         target = args[0].device if func is aten.copy_.default else torch.device(kwargs.get("device") or source.device)
         if source.numel() == 0 or target.type == source.device.type:

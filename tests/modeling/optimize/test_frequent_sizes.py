@@ -198,7 +198,7 @@ def test_a_network_that_cannot_be_recorded(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fail(images: Tensor) -> None:
+    def fail(key: object, images: Tensor) -> None:
         raise error
 
     monkeypatch.setattr(run._graphs, "record", fail)
