@@ -15,11 +15,9 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone, build_model
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from mask2former import add_maskformer2_config
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
-from mask2former.engine.sharding import gather, shard
 from mask2former.inference.weights import load_whole_model
 from mask2former.modeling.backbone import D2SwinTransformer, TimmBackbone
 from mask2former.modeling.checkpoint_compat import convert_checkpoint, to_huggingface
@@ -239,21 +237,6 @@ def test_the_first_queries_are_loaded(theirs: int, ours: int, tmp_path: Path, ca
         assert torch.equal(tensor[3:], before[name][3:])
     with pytest.raises(ValueError, match="lacks 2 parameters of the head, sem_seg_head"):
         load_whole_model(model, path)
-
-
-def test_the_first_queries_of_a_model_that_is_shared_out(tmp_path: Path) -> None:
-    source, whole = make_queries(3).state_dict(), make_queries(5)
-    before = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        model = shard(whole, unit_parameters=1)
-        Mask2FormerCheckpointer(model).load(str(save_pth(source, tmp_path)))
-        loaded = gather(model.state_dict(), keep=True)
-    finally:
-        dist.destroy_process_group()
-    for name in ("query_feat", "query_embed"):
-        name = f"sem_seg_head.predictor.{name}.weight"
-        assert torch.equal(loaded[name], torch.cat([source[name], before[name][3:]]))
 
 
 def test_as_many_queries_are_all_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -161,8 +161,8 @@ def test_either_kind_of_training_resumes_the_other(both: list[dict], scenario: s
 
 def test_a_sharded_training_begins_with_the_first_queries_of_a_checkpoint(both: list[dict]) -> None:
     for results in both:
-        before, after = results["more_queries_sharded"].values()
-        assert torch.equal(after, torch.cat([torch.ones(3, 4), before[3:]]))
+        for before, after in results["more_queries_sharded"].values():
+            assert torch.equal(after, torch.cat([torch.ones(3, 4), before[3:]]))
 
 
 def test_no_whole_checkpoint_ends_all_processes(both: list[dict]) -> None:

@@ -169,17 +169,19 @@ def toy_plain_resumes_sharded(folder: Path) -> dict[str, Any]:
 @scenario
 def more_queries_sharded(folder: Path) -> dict[str, Any]:
     """Weights before and after loading 3 queries of ones into 5."""
-    name = "predictor.query_feat.weight"
-    layers = OrderedDict(query_feat=torch.nn.Embedding(5, 4), class_embed=torch.nn.Linear(4, 2, bias=False))
+    names = [f"predictor.{name}.weight" for name in ("query_feat", "query_embed")]
+    layers = OrderedDict(query_feat=torch.nn.Embedding(5, 4), query_embed=torch.nn.Embedding(5, 4))
+    layers["class_embed"] = torch.nn.Linear(4, 2, bias=False)
     model = torch.nn.Sequential(OrderedDict(predictor=torch.nn.Sequential(layers)))
     model = parallelize(load_config(opts=toy.options(**SHARDED)), model)
-    before = gather(model.state_dict(), keep=True)[name]
+    before = gather(model.state_dict(), keep=True)
     if comm.is_main_process():
-        weights = {name: torch.ones(3, 4), "predictor.class_embed.weight": torch.ones(2, 4)}
+        weights = {**dict.fromkeys(names, torch.ones(3, 4)), "predictor.class_embed.weight": torch.ones(2, 4)}
         torch.save({"model": weights}, folder / "queries.pth")
     comm.synchronize()
     Mask2FormerCheckpointer(model).load(str(folder / "queries.pth"))
-    return {"before": before, "after": gather(model.state_dict(), keep=True)[name]}
+    after = gather(model.state_dict(), keep=True)
+    return {name: (before[name], after[name]) for name in names}
 
 
 @scenario
