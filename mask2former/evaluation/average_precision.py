@@ -31,7 +31,7 @@ class CocoComparison:
         results = [dict(result) for result in results] if iou_type == "bbox" else without_boxes(results)
         self._iou_type = iou_type
         self._truth: Any = truth
-        if use_hotcoco(backend, truth.imgs):
+        if use_hotcoco(backend, [*truth.imgs, *truth.cats]):
             import hotcoco
 
             self._evaluation: Any = hotcoco.COCOeval

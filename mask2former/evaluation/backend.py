@@ -16,12 +16,12 @@ def has_hotcoco() -> bool:
     return importlib.util.find_spec("hotcoco") is not None
 
 
-def use_hotcoco(backend: str, image_ids: Iterable[Any]) -> bool:
+def use_hotcoco(backend: str, ids: Iterable[Any]) -> bool:
     """Decide by ``TEST.EVALUATION_BACKEND``; the figures are the same, hotcoco's come many times sooner.
 
     Args:
-        backend: "auto" takes hotcoco where it is installed and the images' ids are what it takes, whole numbers from 0.
-        image_ids: of the data set.
+        backend: "auto" takes hotcoco where it is installed and the ids are what it takes, whole numbers of 64 bits.
+        ids: of the data set's images and classes.
 
     Raises:
         ValueError: if the backend is unknown, or "hotcoco" and the ids are something else.
@@ -38,10 +38,10 @@ def use_hotcoco(backend: str, image_ids: Iterable[Any]) -> bool:
                 "'auto' or 'reference'."
             )
         return False
-    strange = next((i for i in image_ids if not isinstance(i, int) or i < 0), None)
+    strange = next((i for i in ids if not isinstance(i, int) or not 0 <= i < 2**64), None)
     if strange is not None and backend == "hotcoco":
         raise ValueError(
-            f"TEST.EVALUATION_BACKEND is 'hotcoco', which takes images whose ids are whole numbers from 0, but one is "
-            f"{strange!r}; use 'auto' or 'reference'."
+            f"TEST.EVALUATION_BACKEND is 'hotcoco', which takes images and classes whose ids are whole numbers from 0 "
+            f"to 2^64 - 1, but one is {strange!r}; use 'auto' or 'reference'."
         )
     return strange is None

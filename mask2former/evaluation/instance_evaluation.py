@@ -34,7 +34,8 @@ class InstanceSegEvaluator(COCOEvaluator):
 
     def __init__(self, dataset_name: str, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
         super().__init__(dataset_name, *args, **kwargs)
-        use_hotcoco(backend, self._coco_api.imgs)  # complains now, not after the model ran over all images
+        ids = [*self._coco_api.imgs, *self._coco_api.cats]
+        use_hotcoco(backend, ids)  # complains now, not after the model ran over all images
         self._backend = backend
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:

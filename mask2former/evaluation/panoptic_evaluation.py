@@ -56,7 +56,7 @@ class PanopticEvaluator(DatasetEvaluator):
         self._annotations = {annotation["image_id"]: annotation for annotation in self._truth["annotations"]}
         self._output_dir = Path(output_dir)
         self._png_dir = self._output_dir / "panoptic_predictions"
-        use_hotcoco(backend, self._annotations)  # complains now, not after the model ran over all images
+        use_hotcoco(backend, _ids(self._truth))  # complains now, not after the model ran over all images
         self._backend = backend
         self.reset()
 
@@ -134,7 +134,7 @@ def count_matches(
 ) -> PQStat:
     """The sum of :func:`match_segments`, by hotcoco where ``backend`` says so."""
     annotations = {annotation["image_id"]: annotation for annotation in truth["annotations"]}
-    if not predictions or not use_hotcoco(backend, annotations):
+    if not predictions or not use_hotcoco(backend, _ids(truth)):
         return sum_pq(match_segments(predictions, prediction_dir, truth, truth_dir).values())
     from hotcoco.panoptic import PanopticEval
 
@@ -150,6 +150,11 @@ def count_matches(
         category = total[category_id]
         category.tp, category.fp, category.fn, category.iou = (counts[name] for name in ("tp", "fp", "fn", "iou"))
     return total
+
+
+def _ids(truth: dict[str, Any]) -> list[Any]:
+    """Those of the images and of the classes."""
+    return [entry["image_id"] for entry in truth["annotations"]] + [entry["id"] for entry in truth["categories"]]
 
 
 def match_segments(

@@ -117,6 +117,28 @@ def test_evaluators(make_scene, run, tmp_path):
 
 
 @needs_hotcoco
+@pytest.mark.parametrize(("image_id", "class_id"), [(2**64, 11), (1, -11)])
+def test_ids_that_hotcoco_does_not_take(make_scene, run, tmp_path, image_id, class_id):
+    figures = []
+    for name, image, category in (("plain", 1, 11), ("strange", image_id, class_id)):
+        things = {category: 0, 12: 1}
+        scene = make_scene(
+            name,
+            thing_dataset_id_to_contiguous_id=things,
+            stuff_dataset_id_to_contiguous_id={**things, 13: 2, 14: 3},
+        )
+        for file in scene.folder.glob("*.json"):
+            text = file.read_text().replace('"id": 1, "file_name"', f'"id": {image}, "file_name"')
+            text = text.replace('"image_id": 1,', f'"image_id": {image},').replace('"id": 11,', f'"id": {category},')
+            file.write_text(text.replace('"category_id": 11', f'"category_id": {category}'))
+        scene.inputs[0]["image_id"] = image
+        for evaluator in (InstanceSegEvaluator, PanopticEvaluator):
+            found = run(evaluator(name, output_dir=str(tmp_path)), scene.inputs, scene.outputs)
+            figures.append(found.get("segm", found.get("panoptic_seg")))
+    assert figures[2:] == [pytest.approx(expected, abs=1e-9, nan_ok=True) for expected in figures[:2]]
+
+
+@needs_hotcoco
 def test_run_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     masks = [rng.random((37, 53)) < share for share in (0, 0.02, 0.5, 1)]
@@ -139,7 +161,10 @@ def test_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not backend.use_hotcoco("reference", [0, 7])
     assert not backend.use_hotcoco("auto", [7, "frankfurt_000000"])
     assert not backend.use_hotcoco("auto", [-1])
-    with pytest.raises(ValueError, match="whole numbers from 0, but one is 'frankfurt_000000'; use 'auto'"):
+    assert not backend.use_hotcoco("auto", [2**64])
+    with pytest.raises(
+        ValueError, match=r"whole numbers from 0 to 2\^64 - 1, but one is 'frankfurt_000000'; use 'auto'"
+    ):
         backend.use_hotcoco("hotcoco", [7, "frankfurt_000000"])
     with pytest.raises(ValueError, match="EVALUATION_BACKEND is 'fast', expected one of auto, hotcoco, reference"):
         backend.use_hotcoco("fast", [])
