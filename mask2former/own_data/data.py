@@ -103,6 +103,9 @@ def read_own_data(given: Given, val_given: Given | None, val_fraction: float, *,
         raise DataError(faults)
     if val_entry is None and val_fraction != 0:
         whole = parts["own_train"]
+        if faults and len(whole.records) == 1:
+            message = "one image is left, which cannot be divided into training and validation."
+            raise DataError([*faults, Fault(entry["IMAGES"], message)])
         train, val = split_records(whole.records, val_fraction)
         parts = {"own_train": replace(whole, records=train), "own_val": replace(whole, records=val)}
     _check_classes(list(parts.values()))

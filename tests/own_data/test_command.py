@@ -165,6 +165,19 @@ def test_faults_before_a_step_is_spent(train: Run, tmp_path: Path, capsys: pytes
     assert "p01.png: cannot be read" in (tmp_path / "out/report.html").read_text()
 
 
+def test_faults_are_told_where_one_picture_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_data(tmp_path / "own", "yolo_seg", make_pictures(3))
+    for name in ("p01.png", "p02.png"):
+        (tmp_path / "own/images" / name).write_bytes(b"")
+    assert cli.main(["inspect", "--data", str(tmp_path / "own/data.yaml"), "--val-data", str(tmp_path / "own")]) == 1
+    assert "Left out: 2 faults" in capsys.readouterr().out
+    (tmp_path / "own/data.yaml").write_text("train: images\nnames: [brick, tile]\n")
+    assert cli.main(["inspect", "--data", str(tmp_path / "own/data.yaml")]) == 1
+    error = capsys.readouterr().err
+    assert "p01.png: cannot be read as an image" in error
+    assert "images: one image is left, which cannot be divided into training and validation." in error
+
+
 def test_validation_data_and_weights(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_data(tmp_path / "own", "coco_instance", make_pictures(5))
     write_data(tmp_path / "more", "coco_instance", make_pictures(3))
