@@ -38,13 +38,21 @@ def cache_folder(name: str, settings: Any, files: Iterable[Path]) -> Path:
     Raises:
         OSError: There is no home folder.
     """
-    states = [(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
+    states = [(str(file), (state := _stat(file)).st_size, state.st_mtime_ns) for file in files]
     digest = hashlib.sha256(json.dumps([_VERSION, repr(settings), states]).encode()).hexdigest()
     try:
         root = Path(os.environ.get("MASK2FORMER_CACHE", "~/.cache/mask2former")).expanduser()
     except RuntimeError as error:
         raise OSError("there is no home folder to keep data sets in; let $MASK2FORMER_CACHE name a folder.") from error
     return root / "datasets" / f"{name}-{digest[:12]}"
+
+
+def _stat(file: Path) -> os.stat_result:
+    """Of the file, or of a link to nothing, which is left to the reader to tell of with all other faults."""
+    try:
+        return file.stat()
+    except FileNotFoundError:
+        return file.lstat()
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:

@@ -105,6 +105,15 @@ def test_damaged_images(entry: Entry, data_root: Path) -> None:
     assert len(parse_entry("own", entry | {"LIST": "list.txt"}).load()) == 2  # the others' faults do not matter
 
 
+def test_links_to_nothing_are_faults_of_their_pictures(entry: Entry, data_root: Path) -> None:
+    (data_root / "own/images/p01.png").unlink()
+    (data_root / "own/images/p01.png").symlink_to(data_root / "not fetched")
+    with pytest.raises(DataError, match=r"p01\.png: no such file|p01\.png'?, but .* is not an image"):
+        parse_entry("own", entry).load()
+    records = parse_entry("own", entry | {"SKIP_BAD": True}).load()
+    assert [os.path.basename(record["file_name"]) for record in records] == ["p00.png", "p02.png", "p03.png", "p04.png"]
+
+
 def test_what_is_skipped_is_logged(entry: Entry, data_root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (data_root / "own/images/p02.png").write_bytes(b"no image")
     with caplog.at_level("WARNING", "mask2former"):
