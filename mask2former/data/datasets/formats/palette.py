@@ -85,9 +85,8 @@ def read_palette(path: Path) -> Palette:
 
 
 def looks_like_palette(path: Path) -> bool:
-    """Whether a table of classes has colours: its first line does."""
-    lines = _lines(read_text(path))
-    return bool(lines) and any(pattern.fullmatch(lines[0][1]) for pattern in _LINES)
+    """Whether a table of classes has colours: its first line does, or its second, after names of columns."""
+    return any(pattern.fullmatch(line) for _, line in _lines(read_text(path))[:2] for pattern in _LINES)
 
 
 def _lines(text: str) -> list[tuple[int, str]]:

@@ -23,6 +23,14 @@ def test_spellings(tmp_path: Path, text: str) -> None:
     assert looks_like_palette(table)
 
 
+def test_names_of_columns_that_are_not_known(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("id_name,red_value,green,blue\nmain road,128,64,128\n")
+    assert looks_like_palette(table)
+    with pytest.raises(ValueError, match=r"line 1: is 'id_name,red_value,green,blue', expected a class and its colour"):
+        read_palette(table)
+
+
 def test_a_list_of_names_is_no_palette(tmp_path: Path) -> None:
     table = tmp_path / "names.txt"
     table.write_text("road\ncar 2\n")
