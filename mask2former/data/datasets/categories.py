@@ -27,9 +27,9 @@ class Category:
 
     @classmethod
     def from_coco(cls, entry: dict[str, Any]) -> "Category":
-        """Read an entry of a COCO file's "categories"; without "isthing" it is a thing."""
+        """Read an entry of a COCO file's "categories"; without "isthing", or with null there, it is a thing."""
         color = tuple(entry["color"]) if "color" in entry else None
-        return cls(entry["id"], entry["name"], bool(entry.get("isthing", 1)), color)
+        return cls(entry["id"], entry["name"], entry.get("isthing") in (None, 1), color)
 
     def to_coco(self) -> dict[str, Any]:
         """The entry of a COCO file's "categories"."""

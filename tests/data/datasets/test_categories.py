@@ -38,4 +38,5 @@ def test_as_in_a_coco_file() -> None:
     entry = {"id": 4, "name": "road", "isthing": 0, "color": [9, 8, 7]}
     assert Category.from_coco(entry) == Category(4, "road", False, (9, 8, 7))
     assert Category.from_coco({"id": 5, "name": "car"}) == Category(5, "car", True)
+    assert Category.from_coco({"id": 5, "name": "car", "isthing": None}) == Category(5, "car", True)
     assert Category(4, "road", False).to_coco() == {"id": 4, "name": "road", "isthing": 0, "supercategory": "road"}
