@@ -95,9 +95,12 @@ def read_label_image(path: str | Path, *, bytes_stay: bool = False) -> np.ndarra
 
     Raises:
         FileNotFoundError: Nothing is there.
-        ValueError: The file is unreadable, coloured, or has negative or fractional values.
+        ValueError: The file is unreadable, a JPEG, coloured, or has negative or fractional values.
     """
-    labels = np.asarray(_load(path))
+    image = _load(path)
+    if image.format in ("JPEG", "MPO"):
+        raise ValueError(f"{path}: is a JPEG, which changes ids, whatever its name says. Save the ids as PNG.")
+    labels = np.asarray(image)
     if labels.ndim == 3:
         if not (labels.shape[2] >= 3 and (labels[..., :3] == labels[..., :1]).all()):
             raise ValueError(
@@ -107,7 +110,8 @@ def read_label_image(path: str | Path, *, bytes_stay: bool = False) -> np.ndarra
         labels = labels[..., 0]
     if bytes_stay and labels.dtype == np.uint8:
         return labels
-    ids = labels.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # of NaN and of what is too large, which differ then
+        ids = labels.astype(np.int64)
     if (ids < 0).any() or (ids != labels).any():
         raise ValueError(f"{path}: has negative or fractional values, expected whole ids from 0 upwards.")
     return ids

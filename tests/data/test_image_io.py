@@ -1,5 +1,6 @@
 """Reading images and label PNGs."""
 
+import warnings
 import zlib
 from pathlib import Path
 
@@ -137,6 +138,14 @@ def test_labels_that_are_not_ids(tmp_path: Path) -> None:
     for pixels in (np.full((2, 2), -1, dtype=np.int32), np.full((2, 2), 0.5, dtype=np.float32)):
         with pytest.raises(ValueError, match=r"a\.tif: has negative or fractional values"):
             read_label_image(save(tmp_path / "a.tif", pixels))
+    not_measured = save(tmp_path / "a.tif", np.array([[0, np.nan], [np.inf, 1]], dtype=np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"a\.tif: has negative or fractional values"):
+            read_label_image(not_measured)
+    save(tmp_path / "a.jpg", np.zeros((6, 5), dtype=np.uint8)).rename(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: is a JPEG, which changes ids, whatever its name says"):
+        read_label_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
@@ -219,7 +228,8 @@ def test_the_first_of_several_frames(tmp_path: Path, name: str, caplog: pytest.L
     frames[0].save(tmp_path / name, kind, save_all=True, append_images=frames[1:])
     for _ in range(2):
         assert abs(read_image(tmp_path / name).astype(int) - 10).max() <= 1
-    read_label_image(tmp_path / name)
+    if not kind:
+        read_label_image(tmp_path / name)
     told = [record.getMessage() for record in caplog.records]
     assert told == (
         []
