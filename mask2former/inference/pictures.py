@@ -113,6 +113,9 @@ def open_picture(source: Any) -> Picture:
         return Picture(np.ascontiguousarray(read_image(path)), path)
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "")  # empty where it was not read from a file of a name
+        if 0 in source.size:  # as of a crop outside
+            width, height = source.size
+            raise ValueError(f"a PIL image has {width} x {height} pixels, expected a picture that is not empty.")
         try:
             return Picture(to_eight_bits(source), Path(name) if name else None)
         except OSError as error:  # Pillow reads the pixels only now

@@ -102,6 +102,7 @@ class TestPictures:
             (np.zeros((4, 4, 3)), ValueError, r"dtype float64, expected uint8 .*\* 255"),
             (np.zeros((4, 4, 4), np.uint8), ValueError, r"shape \(4, 4, 4\), expected \(H, W, 3\) RGB"),
             (np.zeros((0, 4, 3), np.uint8), ValueError, r"shape \(0, 4, 3\), expected .* not empty"),
+            (Image.new("L", (4, 0)), ValueError, "PIL image has 4 x 0 pixels, expected a picture that is not empty"),
             (
                 torch.zeros(4, 4, 3, dtype=torch.uint8),
                 ValueError,
