@@ -136,7 +136,10 @@ def _classes_of_map(where: str, entry: Mapping[str, Any]) -> tuple[tuple[Categor
 
 
 def _things(where: str, entry: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    things = [str(thing) for thing in entry.get("THINGS", [])]
+    given = entry.get("THINGS", [])
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"{where}.THINGS: is {given!r}, expected a list of names.")
+    things = [str(thing) for thing in given]
     if bool(things) != ("INSTANCES" in entry):
         raise ValueError(
             f"{where}: has {'THINGS but no' if things else 'no THINGS but'} INSTANCES, expected both or neither: "
@@ -164,6 +167,8 @@ def _class_names(where: str, names: Any) -> list[str]:
         names = read_lines(resolve(names))
     if not isinstance(names, list | tuple):
         raise ValueError(f"{where}.CLASS_NAMES: is {names!r}, expected a list of names, or a text file of them.")
+    if not names:
+        raise ValueError(f"{where}.CLASS_NAMES: is empty, expected the names of the classes.")
     names = [str(name) for name in names]
     for name in names:
         if name != VOID and names.count(name) > 1:
