@@ -271,6 +271,18 @@ def test_wrong_id_pngs(cfg: CfgNode, id_png_entry: Entry, data_root: Path, write
     fails(r"images: has no images \(\.bmp, ")
 
 
+def test_masks_without_an_image_are_named(
+    cfg: CfgNode, id_png_entry: Entry, data_root: Path, write: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    write("own/instances/z.png", np.zeros((24, 32), dtype=np.uint8))
+    write("own/classes/z.png", np.zeros((24, 32), dtype=np.uint8))
+    with caplog.at_level("WARNING", "mask2former"):
+        load(cfg, id_png_entry)
+    for folder in ("instances", "classes"):
+        assert f"own/{folder}: masks that have no image in " in caplog.text
+        assert f"are left out: 1, such as {data_root}/own/{folder}/z.png." in caplog.text
+
+
 def test_folders_may_repeat_names(cfg: CfgNode, id_png_entry: Entry, data_root: Path) -> None:
     for part in ("images", "instances", "classes"):
         shutil.copytree(data_root / "own" / part / "deep", data_root / "own" / part / "deeper")

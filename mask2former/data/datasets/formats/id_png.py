@@ -86,6 +86,9 @@ class IdPngSource:
         if list_file is not None:
             faults.keep(chosen)
         columns = [(folder, _by_stem(folder, MASK_SUFFIXES, faults)) for folder in self._mask_folders()]
+        if list_file is None:
+            for folder, column in columns:
+                self._warn_of_masks_alone(folder, [path for stem, path in column.items() if stem not in images])
         matched = {}
         for name, stem in chosen.items():
             missing = next((folder for folder, column in columns if stem not in column), None)
@@ -99,6 +102,14 @@ class IdPngSource:
                     image=name,
                 )
         return matched
+
+    def _warn_of_masks_alone(self, folder: Path, masks: Iterable[Path]) -> None:
+        """Name masks without an image; the images themselves may lie in the folder too."""
+        alone = [path for path in masks if not path.is_relative_to(self.images)]
+        if alone:
+            _LOGGER.warning(
+                f"{folder}: masks that have no image in {self.images} are left out: {len(alone)}, such as {alone[0]}."
+            )
 
     def _convert_image(self, folder: Path, number: int, file_name: str, files: tuple[Path, ...]) -> PanopticImage:
         """Write the PNGs of one image, whose file is the first of ``files`` and whose masks are the others."""
