@@ -27,9 +27,13 @@ def read_text(path: Path) -> str:
             f"{path}: no such file. Relative paths start at $DETECTRON2_DATASETS (default ./datasets)."
         )
     try:
-        return path.read_text("utf-8-sig")
+        text = path.read_text("utf-8-sig")
+        wrong = "zero bytes, as UTF-16 has them" if "\0" in text else ""
     except UnicodeDecodeError as error:
-        raise DataError([Fault(str(path), f"is not UTF-8 text ({error.reason} at byte {error.start}).")]) from error
+        text, wrong = "", f"{error.reason} at byte {error.start}"
+    if wrong:
+        raise DataError([Fault(str(path), f"is not UTF-8 text ({wrong}). Save it in that encoding.")])
+    return text
 
 
 def read_json(path: Path) -> Any:

@@ -62,7 +62,10 @@ def test_yolo(data_root: Path) -> None:
     (data_root / "own/labels/p77.txt").write_text("")
     orphan, binary = faults_of(entry)
     assert orphan.startswith("p77.txt: has no image in ")
-    assert binary == "p01.txt: is not UTF-8 text (invalid start byte at byte 0)."
+    assert binary == "p01.txt: is not UTF-8 text (invalid start byte at byte 0). Save it in that encoding."
+    path.write_text("0 0 0 1 0 1 1", "utf-16-le")
+    _, wide = faults_of(entry)
+    assert wide == "p01.txt: is not UTF-8 text (zero bytes, as UTF-16 has them). Save it in that encoding."
 
 
 def test_yolo_with_the_wrong_folder(data_root: Path) -> None:
