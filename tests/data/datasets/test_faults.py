@@ -68,6 +68,15 @@ def test_yolo(data_root: Path) -> None:
     assert wide == "p01.txt: is not UTF-8 text (zero bytes, as UTF-16 has them). Save it in that encoding."
 
 
+def test_two_images_with_the_labels_of_one(data_root: Path) -> None:
+    entry = write(data_root, "yolo_seg")
+    images = data_root / "own/images"
+    for name in ("p00.bmp", "unlabelled.bmp", "unlabelled.png"):
+        Image.new("RGB", (64, 48)).save(images / name)
+    assert faults_of(entry) == [f"p00.png: has the labels of {images}/p00.bmp too. Remove or rename one of them."]
+    assert len(parse_entry("own", entry | {"SKIP_BAD": True}).load()) == 5
+
+
 def test_yolo_with_the_wrong_folder(data_root: Path) -> None:
     entry = write(data_root, "yolo_seg")
     for path in (data_root / "own/labels").iterdir():

@@ -1,7 +1,7 @@
 """YOLO's segmentation labels: a text file an image, a line an instance."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,12 +59,30 @@ class YoloSource:
         if list_file is None:
             for stem in sorted(labels.keys() - stems):
                 faults.add(labels[stem], f"has no image in {self.images}. Add it, or remove the file.", image=stem)
+        names = self._without_twins(names, files, labels, faults)
         for number, (name, size) in enumerate(verify_images([files[name] for name in names], names, faults).items(), 1):
             result.add_image(number, name, size)
             if (stem := self._label_stem(name)) in labels:
                 self._add_labels(labels[stem], number, name, size, result)
         result.write(folder)
         return result.categories
+
+    def _without_twins(
+        self, names: Iterable[str], files: dict[str, Path], labels: Container[str], faults: Faults
+    ) -> list[str]:
+        """The images but those whose labels are another's already, as a mask's that lies beside its photograph."""
+        owners: dict[str, str] = {}
+        kept = []
+        for name in names:
+            stem = self._label_stem(name)
+            owner = owners.setdefault(stem, name)
+            if owner == name or stem not in labels:
+                kept.append(name)
+            else:
+                faults.add(
+                    files[name], f"has the labels of {files[owner]} too. Remove or rename one of them.", image=name
+                )
+        return kept
 
     def _label_stem(self, image: str) -> str:
         """The path of an image's labels below ``labels``, without suffix."""
