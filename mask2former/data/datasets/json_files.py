@@ -32,7 +32,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         text, wrong = "", f"{error.reason} at byte {error.start}"
     if wrong:
-        raise DataError([Fault(str(path), f"is not UTF-8 text ({wrong}). Save it in that encoding.")])
+        raise DataError([Fault(str(path), f"is not UTF-8 text ({wrong}). Save it as UTF-8.")])
     return text
 
 

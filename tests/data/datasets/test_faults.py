@@ -62,10 +62,10 @@ def test_yolo(data_root: Path) -> None:
     (data_root / "own/labels/p77.txt").write_text("")
     orphan, binary = faults_of(entry)
     assert orphan.startswith("p77.txt: has no image in ")
-    assert binary == "p01.txt: is not UTF-8 text (invalid start byte at byte 0). Save it in that encoding."
+    assert binary == "p01.txt: is not UTF-8 text (invalid start byte at byte 0). Save it as UTF-8."
     path.write_text("0 0 0 1 0 1 1", "utf-16-le")
     _, wide = faults_of(entry)
-    assert wide == "p01.txt: is not UTF-8 text (zero bytes, as UTF-16 has them). Save it in that encoding."
+    assert wide == "p01.txt: is not UTF-8 text (zero bytes, as UTF-16 has them). Save it as UTF-8."
 
 
 def test_two_images_with_the_labels_of_one(data_root: Path) -> None:
