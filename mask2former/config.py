@@ -226,8 +226,9 @@ def _add_backbone_keys(cfg: CN) -> None:
     # Recompute blocks in the backward pass, to save memory.
     cfg.MODEL.SWIN.USE_CHECKPOINT = False
 
-    # TimmBackbone: any timm model with `features_only` as a Detectron2 backbone (needs the extra "timm"). Plain ViTs,
-    # such as DINOv2's and DINOv3's, get patches of 16 pixels and ViTDet's feature pyramid.
+    # TimmBackbone: any timm model with `features_only` that takes images of any size, as a Detectron2 backbone (needs
+    # the extra "timm"). Plain ViTs, such as DINOv2's and DINOv3's, get patches of 16 pixels and ViTDet's feature
+    # pyramid.
     cfg.MODEL.TIMM = CN()
     # A name in timm.list_models(); MODEL.WEIGHTS names pretrained weights, as for every other backbone.
     cfg.MODEL.TIMM.MODEL_NAME = "tf_efficientnet_lite0"
@@ -284,7 +285,8 @@ def _add_solver_keys(cfg: CN) -> None:
     # Micro-batches that IMS_PER_BATCH is divided into; their gradients are averaged before the optimizer's step.
     cfg.SOLVER.GRADIENT_ACCUMULATION_STEPS = 1
     # On a GPU, record the network's forward and backward pass as CUDA graphs, because launching their kernels one by
-    # one takes longer than running them. For batches of at most four sizes; not with FSDP or activation checkpointing.
+    # one takes longer than running them. For batches of at most four sizes; not with FSDP or activation checkpointing,
+    # nor of a network that waits for the GPU, of which a warning tells.
     cfg.SOLVER.CUDA_GRAPHS = False
     # Steps with infinite or NaN losses or gradients are skipped with a warning and counted (skipped_steps in the
     # metrics). If more than this many are skipped in a row, the run ends with an error; 0 ends it at the first.

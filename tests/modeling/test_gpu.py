@@ -172,6 +172,28 @@ def test_random_numbers_of_graphs(tiny_cfg: CfgNode) -> None:
     assert abs(losses[2] - losses[0]) > 1e-3 * losses[0]
 
 
+def test_a_network_that_waits_is_trained_without_graphs(tiny_cfg: CfgNode, caplog: pytest.LogCaptureFixture) -> None:
+    """And everything else goes on as before: random numbers, and graphs of other models."""
+    model, other = (_trained(tiny_cfg, {}) for _ in range(2))
+    forward = model.backbone.forward
+
+    def waiting(images: Tensor) -> dict[str, Tensor]:
+        features: dict[str, Tensor] = forward(images)
+        assert features["res5"].sum().item() != 0
+        return features
+
+    model.backbone.forward = waiting
+    losses = []
+    for each in (model, other):
+        record_training_graphs(each)
+        torch.manual_seed(0)
+        losses.append(total_loss(each, make_batch()))
+        losses[-1].backward()
+    assert caplog.text.count("no graph can be recorded of the network (the CPU waits for the GPU: ") == 1
+    assert [len(x.run_network._recordings) for x in (model, other)] == [0, 1]  # type: ignore[attr-defined]
+    torch.testing.assert_close(losses[1], losses[0], atol=0, rtol=1e-4)
+
+
 def _trained(cfg: CfgNode, changes: dict[str, object]) -> MaskFormer:
     return prepare_for_training(build(cfg, changes).train().to(GPU))  # type: ignore[return-value]
 

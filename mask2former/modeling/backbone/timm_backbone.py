@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -23,7 +24,8 @@ class TimmBackbone(Backbone):
     """A timm model as ``{"res2": 1/4, "res3": 1/8, "res4": 1/16, "res5": 1/32}`` feature maps.
 
     Where a model has several features of one stride, the deepest is taken. A plain ViT gets patches of 16 pixels,
-    whichever it has at timm, and ViTDet's pyramid of its deepest feature. Pretrained weights come from
+    whichever it has at timm, and ViTDet's pyramid of its deepest feature. Images are padded to multiples of 32 pixels,
+    or of the model's own size where its windows divide no others (MaxViT's). Pretrained weights come from
     ``MODEL.WEIGHTS`` like every other backbone's, never from timm's hub. ``MODEL.BACKBONE.FREEZE_AT`` is not read.
 
     Attributes:
@@ -60,7 +62,7 @@ class TimmBackbone(Backbone):
             options["drop_path_rate"] = drop_path_rate
         extractor = _create_extractor(model_name, options)
         if is_plain_vit := _is_plain_vit(extractor):
-            options |= _patches_of_16(model_name, extractor)
+            options |= _patches_of_16(extractor)
             indices = [extractor.feature_info.out_indices[-1]]
         else:
             indices = _indices_of_strides(model_name, extractor.feature_info, strides)
@@ -74,6 +76,7 @@ class TimmBackbone(Backbone):
             channels = [pyramid_channels] * len(strides)
         self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
         self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
+        self._size_divisibility = self._find_size_divisibility(model_name, in_channels)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -89,7 +92,7 @@ class TimmBackbone(Backbone):
         """Compute the features.
 
         Args:
-            images: (N, C, H, W), normalised; sizes that are no multiple of 32 are padded with zeros.
+            images: (N, C, H, W), normalised; sizes that are no multiple of ``size_divisibility`` are padded with zeros.
 
         Returns:
             One (N, channels, ceil(H / stride), ceil(W / stride)) tensor for each of ``out_features``, fine to coarse.
@@ -99,18 +102,45 @@ class TimmBackbone(Backbone):
         pad_height, pad_width = -height % self.size_divisibility, -width % self.size_divisibility
         if pad_height or pad_width:
             images = F.pad(images, (0, pad_width, 0, pad_height))
-        features = self.body(images)
-        if self._channels_last:
-            features = [x.permute(0, 3, 1, 2) for x in features]  # (N, C, H, W)
-        if self.pyramid is not None:
-            features = list(self.pyramid(features[0]).values())
         strides = self._out_feature_strides.values()
-        features = [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(features, strides, strict=True)]
+        features = [
+            x[..., : -(-height // s), : -(-width // s)] for x, s in zip(self._features(images), strides, strict=True)
+        ]
         return dict(zip(self._out_features, features, strict=True))
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """(N, channels, H / stride, W / stride) of images whose sides are multiples of ``size_divisibility``."""
+        features: list[Tensor] = self.body(images)
+        if self._channels_last:
+            features = [x.permute(0, 3, 1, 2) for x in features]
+        return features if self.pyramid is None else list(self.pyramid(features[0]).values())
+
+    def _find_size_divisibility(self, model_name: str, in_channels: int) -> int:
+        """What an image's sides must be multiples of: 32, or else the size that timm made the model for."""
+        body: Any = self.body
+        least, own = STRIDES["res5"], body.pretrained_cfg["input_size"][-1]
+        sizes = {least: (3 * least, 5 * least)} | ({own: (own, 2 * own)} if own % least == 0 else {})
+        for multiple, (height, width) in sizes.items():
+            expected = [(height // s, width // s) for s in self._out_feature_strides.values()]
+            try:
+                with torch.no_grad():
+                    features = self.eval()._features(torch.zeros(1, in_channels, height, width))
+                found = [(x.shape[-2], x.shape[-1]) for x in features]
+                if found == expected:
+                    return multiple
+                problem = f"makes features of {found}, expected {expected}"
+            except (AssertionError, RuntimeError) as error:
+                problem = f"fails ({str(error) or type(error).__name__})"
+            finally:
+                self.train()
+        raise ValueError(
+            f"timm's {model_name!r} cannot be a backbone: with an image of {height} x {width} pixels it {problem}; see "
+            "timm.list_models() for one that takes images of any size."
+        )
 
     @property
     def size_divisibility(self) -> int:
-        return 32
+        return self._size_divisibility
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -199,11 +229,9 @@ def _is_plain_vit(extractor: Any) -> bool:
     return len(strides) == 1 and getattr(patch_embed, "patch_size", None) == (*strides, *strides)
 
 
-def _patches_of_16(model_name: str, extractor: Any) -> dict[str, Any]:
+def _patches_of_16(extractor: Any) -> dict[str, Any]:
     """The arguments with which a plain ViT has patches of 16 pixels, and as many positions as before."""
     patch_embed = extractor.model.patch_embed
-    if getattr(patch_embed, "strict_img_size", False):
-        raise ValueError(f"timm's {model_name!r} takes images of one size only; see timm.list_models() for another.")
     if patch_embed.patch_size == (16, 16):
         return {}
     return {"patch_size": 16, "img_size": tuple(16 * side for side in patch_embed.grid_size)}

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["COPYING", "INDEXING", "RecordedOperators", "reason_to_wait"]
+__all__ = ["COPYING", "INDEXING", "GpuWaitError", "RecordedOperators", "reason_to_wait"]
 
 aten = torch.ops.aten
 # The CPU has to know their results, or the sizes of those, before it can go on.
@@ -25,6 +25,10 @@ COPYING = {aten._to_copy.default, aten.copy_.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
+class GpuWaitError(RuntimeError):
+    """An operator that makes the CPU wait for a GPU, found before it was recorded."""
+
+
 class RecordedOperators(TorchDispatchMode):
     """Collects the tensors that are read inside of it but were not made there, one of each memory.
 
@@ -32,7 +36,7 @@ class RecordedOperators(TorchDispatchMode):
     backward pass alone reads, as attributes of an autograd function's context, are not.
 
     Raises:
-        RuntimeError: at an operator that makes the CPU wait for a GPU. In a graph there can be none, and after an
+        GpuWaitError: at an operator that makes the CPU wait for a GPU. In a graph there can be none, and after an
             attempt to record it PyTorch 2.11 gives the process no more random numbers on that GPU.
     """
 
@@ -44,7 +48,7 @@ class RecordedOperators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if reason := reason_to_wait(func, args, kwargs):
-            raise RuntimeError(f"the CPU waits for the GPU: {reason}")
+            raise GpuWaitError(f"the CPU waits for the GPU: {reason}")
         result = func(*args, **kwargs)
         for tensor in _tensors_in((args, kwargs)):
             memory = tensor.untyped_storage().data_ptr()

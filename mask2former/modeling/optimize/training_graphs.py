@@ -20,7 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from ..mask_former import MaskFormer
 from ..query_masks import QueryMasks
 from .cuda_graphs import Network, without_garbage_collection
-from .recorded_operators import RecordedOperators
+from .recorded_operators import GpuWaitError, RecordedOperators
 
 __all__ = ["record_training_graphs"]
 
@@ -39,11 +39,11 @@ def record_training_graphs(model: nn.Module) -> None:
     Others run as before, and so does what is not training: evaluation, passes without gradients, and one that comes
     before the backward pass of the one before it. Weights may change, and random numbers are drawn from PyTorch's
     generator, on which recording has no effect. Hooks on modules in the network run while it is recorded, not when that
-    is played.
+    is played. A network that makes the CPU wait for the GPU is trained without graphs, of which a warning tells.
 
     Args:
-        model: on a GPU. Its parameters and checkpoints stay the same. Nothing in its network may wait for the GPU, as
-            activation checkpointing does for the state of random numbers.
+        model: on a GPU. Its parameters and checkpoints stay the same. There may be no activation checkpointing, which
+            waits for the state of random numbers.
 
     Raises:
         ValueError: if the model is not a :class:`MaskFormer` on a GPU. At the first images, RuntimeError if the network
@@ -77,6 +77,7 @@ class RecordedNetwork:
         self._constants: list[Any] = []  # what all recordings take for granted
         self._pool: Any = None  # of memory, for all recordings, which play one after the other
         self._pending: Callable[[], Any] = _nothing  # the backward pass that is still to come, if any
+        self._waits = False  # the network for the GPU, so there can be no graph of it
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._network, self._model)
@@ -93,7 +94,7 @@ class RecordedNetwork:
             RuntimeError: if the network cannot be recorded; in a second backward pass of the same results.
         """
         # Outputs and activations that a backward pass needs are where this forward pass would write.
-        if not (self._model.training and torch.is_grad_enabled()) or self._pending() is not None:
+        if not (self._model.training and torch.is_grad_enabled()) or self._waits or self._pending() is not None:
             return self._network(images)
         modules = list(self._model.modules())
         # As Module.parameters() gives them, in a fraction of its time.
@@ -113,7 +114,7 @@ class RecordedNetwork:
     def _find(
         self, images: Tensor, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter]
     ) -> "_Recording | None":
-        """The recording for these images, made where there is none; None where there are too many."""
+        """The recording for these images, made where there is none; None where there are too many, or can be none."""
         constants = [*(x.data_ptr() for x in parameters), *_state_of_buffers(modules)]
         if constants != self._constants:
             self._recordings.clear()
@@ -123,7 +124,14 @@ class RecordedNetwork:
         switches = [*(x.requires_grad for x in parameters), *(x.training for x in modules)]
         key = images.shape, images.dtype, autocast, *switches
         if key not in self._recordings and len(self._recordings) < _MAX_RECORDINGS:
-            self._recordings[key] = self._record(images)
+            try:
+                self._recordings[key] = self._record(images)
+            except GpuWaitError as error:
+                self._waits = True
+                _logger.warning(
+                    f"SOLVER.CUDA_GRAPHS: no graph can be recorded of the network ({error}), so it is trained without, "
+                    "which takes longer and gives the same."
+                )
         return self._recordings.get(key)
 
     def _wait_for_backward(self, outputs: Sequence[Tensor]) -> None:
@@ -155,12 +163,14 @@ class RecordedNetwork:
         # Not the parameters, but their memory: what accumulates the gradients of those, which DistributedDataParallel
         # keeps, belongs to another stream.
         weights = [x.detach().requires_grad_(x.requires_grad) for x in network.parameters()]
-        with torch.cuda.device(images.device), torch.random.fork_rng([images.device]):
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            play = _make_graphs(network.run, (images.clone(), *weights), self._pool)
-        # The network ran a few times to warm up, which batch norms have counted.
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        try:
+            with torch.cuda.device(images.device), torch.random.fork_rng([images.device]):
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                play = _make_graphs(network.run, (images.clone(), *weights), self._pool)
+        finally:
+            # The network ran a few times to warm up, which batch norms have counted.
+            for buffer, before in buffers:
+                buffer.copy_(before)
         torch.cuda.empty_cache()  # of what that took
         return _Recording(play, network)
 
@@ -177,10 +187,12 @@ def _make_graphs(run: Callable[..., tuple[Tensor, ...]], arguments: tuple[Tensor
         warnings.filterwarnings("ignore", "The AccumulateGrad node's stream")
         try:
             return torch.cuda.make_graphed_callables(run, arguments, allow_unused_input=True, pool=pool)
+        except GpuWaitError:
+            raise
         except RuntimeError as error:
             raise RuntimeError(
                 f"SOLVER.CUDA_GRAPHS: the network could not be recorded ({str(error).splitlines()[0]}). Perhaps there "
-                "is too little memory, or something in it waits for the GPU; set SOLVER.CUDA_GRAPHS to False."
+                "is too little memory; set SOLVER.CUDA_GRAPHS to False."
             ) from error
 
 

@@ -84,6 +84,19 @@ def test_odd_sizes_are_rounded_up(name: str) -> None:
     torch.testing.assert_close(features["res3"], padded["res3"][..., :9, :13])
 
 
+def test_windows_that_divide_no_other_sizes() -> None:
+    """MaxViT's have 8 x 8 of the coarsest pixels, so maps are made of whole ones."""
+    backbone = TimmBackbone(model_name="maxvit_rmlp_pico_rw_256", out_features=["res2", "res5"])
+    assert backbone.training
+    assert backbone.size_divisibility == 256
+    images = torch.randn(1, 3, 65, 300)
+    with torch.no_grad():
+        features = backbone.eval()(images)
+        padded = backbone.body(nn.functional.pad(images, (0, 512 - 300, 0, 256 - 65)))
+    assert {name: tuple(x.shape[-2:]) for name, x in features.items()} == {"res2": (17, 75), "res5": (3, 10)}
+    torch.testing.assert_close(features["res5"], padded[-1][..., :3, :10])
+
+
 @pytest.mark.parametrize(("name", "unused"), [("resnet18", "layer4"), ("tf_efficientnet_lite0", "blocks.5")])
 def test_layers_past_the_last_feature_are_dropped(name: str, unused: str) -> None:
     whole = TimmBackbone(model_name=name).eval()
@@ -173,7 +186,11 @@ def test_built_from_a_configuration() -> None:
             {"MODEL_NAME": "test_vit", "OUT_FEATURES": ["res2", "res5"]},
             r"the strides \[4, 32\] of a .*; leave none out",
         ),
-        ({"MODEL_NAME": "beit_base_patch16_224"}, "'beit_base_patch16_224' takes images of one size only"),
+        ({"MODEL_NAME": "coat_tiny"}, r"'coat_tiny' cannot .* of 224 x 448 pixels it fails .Input width .*model .224"),
+        ({"MODEL_NAME": "beit_base_patch16_224"}, "'beit_base_patch16_224' cannot .* of any size"),
+        ({"MODEL_NAME": "botnet26t_256"}, r"256 x 512 pixels it fails .AssertionError"),
+        # Its convolutions are not padded, so its features would lie beside what they are of.
+        ({"MODEL_NAME": "legacy_xception"}, r"of 96 x 160 pixels .* \[\(23, 39\), .*expected \[\(24, 40\), "),
         ({"MODEL_NAME": "resnet18", "NORM": "GN"}, "NORM is 'GN'; expected 'BN', 'FrozenBN' or 'SyncBN'"),
         ({"MODEL_NAME": "vgg11", "DROP_PATH_RATE": 0.1}, "'vgg11' has no stochastic depth; set .* 0 .it is 0.1"),
     ],

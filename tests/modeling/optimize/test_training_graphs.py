@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from mask2former.modeling.mask_former import MaskFormer
-from mask2former.modeling.optimize import frozen_batch_norm
+from mask2former.modeling.optimize import frozen_batch_norm, recorded_operators
 from mask2former.modeling.optimize.kept_positions import KeptPositionEmbedding, keep_position_encodings
 from mask2former.modeling.optimize.layers import use_folded_batch_norms
 from mask2former.modeling.optimize.training_graphs import RecordedNetwork, record_training_graphs
@@ -275,6 +275,33 @@ def test_what_cannot_be_recorded(model: MaskFormer, monkeypatch: pytest.MonkeyPa
         RuntimeError, match=r"recorded \(CUDA error: .* capturing\)\. .* set SOLVER.CUDA_GRAPHS to False"
     ):
         seeded_loss(recorded(model), make_batch(), 0)
+
+
+def test_a_network_that_waits_is_trained_without(
+    model: MaskFormer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And batch norms do not count the attempt."""
+    waits = {torch.ops.aten._local_scalar_dense.default: "item"}  # on a GPU
+    monkeypatch.setattr(recorded_operators, "reason_to_wait", lambda func, *_: waits.get(func))
+    model.backbone.norm = nn.BatchNorm2d(3)
+    forward = model.backbone.forward
+
+    def wait_at_the_end(images: Tensor) -> dict[str, Tensor]:
+        features = forward(model.backbone.norm(images))
+        assert features["res5"].sum().item() != 0
+        return features
+
+    model.backbone.forward = wait_at_the_end
+    run = model.run_network
+    model.run_network = RecordedNetwork(run, model)  # type: ignore[method-assign]
+    losses = [seeded_loss(model, make_batch(), 0) for _ in range(2)]
+    assert caplog.text.count("no graph can be recorded of the network (the CPU waits for the GPU: item)") == 1
+    assert count_recordings(model) == 0
+    assert model.backbone.norm.num_batches_tracked == 2
+    model.run_network = run
+    torch.testing.assert_close(losses[1], seeded_loss(model, make_batch(), 0))
+    losses[0].backward()
+    assert model.backbone.norm.weight.grad is not None
 
 
 def test_needs_a_gpu(model: MaskFormer) -> None:
