@@ -26,7 +26,7 @@ def read_curves(path: Path, last_step: int) -> dict[str, Series]:
             entry = json.loads(line)
         except ValueError:  # the last line of a run that was killed
             continue
-        step = min(int(entry.pop("iteration", -1)) + 1, last_step)
+        step = min(int(entry.pop("iteration")) + 1, last_step)
         for name, value in entry.items():
             if isinstance(value, int | float) and math.isfinite(value):
                 found.setdefault(name, {})[step] = float(value)

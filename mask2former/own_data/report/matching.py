@@ -50,7 +50,8 @@ def match_segments(true: Segments, predicted: Segments, task: Task, num_classes:
     targets = [i for i, crowd in enumerate(true.crowds) if not crowd]
     crowd_masks = [true.masks[i] for i, crowd in enumerate(true.crowds) if crowd]
     kept = [i for i, mask in enumerate(predicted.masks) if not _covered(mask, crowd_masks)]
-    overlaps = _ious([predicted.masks[i] for i in kept], [true.masks[i] for i in targets])
+    found_masks, true_masks = [predicted.masks[i] for i in kept], [true.masks[i] for i in targets]
+    overlaps = np.asarray(mask_util.iou(found_masks, true_masks, [0] * len(targets)))
     confusion = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     ious = np.zeros(num_classes)
     pairs = _pair(overlaps)
@@ -77,7 +78,7 @@ def class_qualities(confusion: np.ndarray, ious: np.ndarray, task: Task) -> list
     """
     hits = confusion.diagonal()[:-1]
     true, found = confusion.sum(1)[:-1], confusion.sum(0)[:-1]
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore"):
         quality = hits / (true + found - hits) if task == "semantic" else 2 * ious / (true + found)
         columns = (true, hits / true, hits / found, quality)
     return [ClassQuality(*(column[i].item() for column in columns)) for i in range(len(ious))]
@@ -118,12 +119,6 @@ def _pair(overlaps: np.ndarray) -> list[tuple[int, int]]:
             rows.add(i)
             columns.add(j)
     return pairs
-
-
-def _ious(first: Sequence[object], second: Sequence[object]) -> np.ndarray:
-    if not first or not second:
-        return np.zeros((len(first), len(second)))
-    return np.asarray(mask_util.iou(list(first), list(second), [0] * len(second)))
 
 
 def _covered(mask: object, crowds: Sequence[object]) -> bool:

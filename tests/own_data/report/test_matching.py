@@ -77,8 +77,18 @@ def test_crowds_are_neither_found_nor_missed() -> None:
 
 def test_nothing() -> None:
     assert match_segments(Segments(), Segments(), "instance", 1).quality is None
-    missed = match_segments(segments((rectangle(0, 0, 5, 5), 0)), Segments(), "instance", 1)
+    square = segments((rectangle(0, 0, 5, 5), 0))
+    missed = match_segments(square, Segments(), "instance", 1)
     assert (missed.quality, missed.confusion.tolist()) == (0, [[0, 1], [0, 0]])
+    unfounded = match_segments(Segments(), square, "instance", 1)
+    assert (unfounded.quality, unfounded.confusion.tolist()) == (0, [[0, 0], [1, 0]])
+
+
+def test_a_half_is_enough() -> None:
+    square, half = rectangle(0, 0, 10, 10), rectangle(0, 0, 5, 10)
+    assert match_segments(segments((square, 0)), segments((half, 0)), "instance", 1).quality == 0.5
+    smaller = match_segments(segments((square, 0)), segments((rectangle(0, 0, 7, 7), 0)), "instance", 1)
+    assert (smaller.quality, smaller.confusion.tolist()) == (0, [[0, 1], [1, 0]])
 
 
 def test_pixels() -> None:
