@@ -49,7 +49,6 @@ def find_base(weights: str | None, config_file: str) -> Base:
         cfg = load_config(config_file, ["MODEL.WEIGHTS", _checkpoint(weights)])
     else:
         cfg = model_config(weights)
-    cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cuda"  # a machine without GPU takes its CPU, and another may have one
     if cfg.MODEL.WEIGHTS and Path(cfg.MODEL.WEIGHTS).exists():

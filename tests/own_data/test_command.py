@@ -1,5 +1,6 @@
 """From annotated pictures of every format to a trained model and its report, by the commands that users type."""
 
+import argparse
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from mask2former.engine import load_config
 from mask2former.inference import Segmenter
 from mask2former.inference.loading import model_config
 from mask2former.own_data.base import find_base
+from mask2former.weights import ZooEntry
 from tests.brick_data import FORMATS, NAMES, make_pictures, write_data
 from tests.engine.test_folder_lock import training_elsewhere
 from tests.engine.test_train_net import parse
@@ -40,7 +42,8 @@ def data_words(folder: Path, entry: dict[str, Any]) -> list[str]:
         (folder / "classes.txt").write_text("\n".join(entry["CLASS_NAMES"]))
     if form in ("id_png", "color_png"):
         classes = ["--classes", str(folder / "colors.csv")] if form == "color_png" else []
-        return ["--data", str(folder), *classes]
+        things = ["--things", "brick, tile,"] if form == "id_png" else []
+        return ["--data", str(folder), *classes, *things]
     return ["--data", str(entry["ANNOTATIONS"]), "--images", str(entry["IMAGES"])]
 
 
@@ -71,12 +74,19 @@ def test_every_format(form: str, train: Run, tmp_path: Path, capsys: pytest.Capt
     assert torch.load(out / "model_best.pth", weights_only=True)["iteration"] >= 3
     page = (out / "report.html").read_text()
     assert f"{task} segmentation" in page
+    assert f"<dt>{metric.partition('/')[2]} of model_best.pth</dt>" in page
+    assert "<dt>trained for</dt><dd>4 of 4 steps</dd>" in page
+    images, held_out = (len((out / f"{part}.txt").read_text().split()) for part in ("train", "val"))
+    assert f"<dt>images</dt><dd>{images} to train, {held_out} to validate</dd>" in page
+    assert all(f"<h2>{title}</h2>" in page for title in ("Training data", "Validation data", "Settings"))
+    assert "DATASETS.CUSTOM" not in page  # a tree, which is in the file
     assert all(name in page for name in NAMES)
     assert page.count("data:image/jpeg;base64,") >= 2
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)  # nothing from elsewhere
     printed = capsys.readouterr().out
     assert "Training data" in printed
     assert "Settings, in" in printed
+    assert "Left out" not in printed
 
 
 def test_the_written_configuration_trains_the_same_again(train: Run, tmp_path: Path) -> None:
@@ -124,6 +134,25 @@ def test_resume_and_early_stop(train: Run, tmp_path: Path, capsys: pytest.Captur
     shutil.move(tmp_path / "own", tmp_path / "moved")
     assert train(*words, "--resume", steps=8) == 1
     assert f"error: {tmp_path / 'own/images'}: no such folder." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_resume_on_several_machines(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_data.yaml").touch()
+    jobs: list[argparse.Namespace] = []
+    monkeypatch.setattr("mask2former.own_data.command.run", jobs.append)
+    monkeypatch.setattr("mask2former.own_data.command.write_report", lambda output: output / "report.html")
+    monkeypatch.setattr("mask2former.own_data.command.read_inspection", lambda output: None)  # started by hand, say
+    words = ["--data", "own", "--output", str(tmp_path), "--resume", "--num-gpus", "3", "--num-machines", "2"]
+    words += ["--machine-rank", str(rank), "--dist-url", "tcp://first:29500"]
+    assert cli.main(["train", *words, "SOLVER.MAX_ITER", "9"]) == 0
+    (job,) = jobs
+    assert (job.config_file, job.resume, job.eval_only) == (str(tmp_path / "own_data.yaml"), True, False)
+    assert (job.num_gpus, job.num_machines, job.machine_rank) == (3, 2, rank)
+    assert (job.dist_url, job.opts) == ("tcp://first:29500", ["SOLVER.MAX_ITER", "9"])
+    assert ("The report: " in capsys.readouterr().out) == (rank == 0)
 
 
 def test_wandb(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,12 +270,25 @@ WRONG: list[tuple[list[str], str]] = [
     (["--data", "own/coco.json", "--num-gpus", "0"], "--num-gpus is 0; expected at least 1"),
     (["--data", "own/coco.json", "SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER is 0, expected at least 1."),
     (["--data", "own/coco.json", "SOLVER.IMS_PER_BATCH", "-2"], "SOLVER.IMS_PER_BATCH is -2, expected at least 1."),
+    (["--data", "own/coco.json", "INPUT.IMAGE_SIZE", "0"], "INPUT.IMAGE_SIZE is 0, expected at least 1."),
+    (["--data", "own/coco.json", "SOLVER.GRADIENT_ACCUMULATION_STEPS", "0"], "STEPS is 0, expected at least 1."),
     (["--data", "own/coco.json", "OUTPUT_DIR", "x"], "OUTPUT_DIR is --output here."),
     (["--data", "own/coco.json", "--val-data", "other/coco.json"], "training has the classes brick, tile, and"),
     (["--data", "own/coco.json", "--eval-only"], "--eval-only does not go with --data"),
     (["--data", "own/coco.json", "--num-machines", "2"], "settings are chosen by one process"),
     (["--images", "own/images"], "--images says something about --data, which is not given."),
     (["--patience", "3"], "--patience says something about --data, which is not given."),
+    (["--format", "id_png"], "--format says something about --data"),
+    (["--segments", "own"], "--segments says something about --data"),
+    (["--classes", "a.txt"], "--classes says something about --data"),
+    (["--things", "brick"], "--things says something about --data"),
+    (["--val-data", "own"], "--val-data says something about --data"),
+    (["--val-images", "own"], "--val-images says something about --data"),
+    (["--val-segments", "own"], "--val-segments says something about --data"),
+    (["--skip-bad"], "--skip-bad says something about --data"),
+    (["--weights", "a.pth"], "--weights says something about --data"),
+    (["--output", "out"], "--output says something about --data"),
+    (["--wandb", "bricks"], "--wandb says something about --data"),
 ]
 
 
@@ -269,6 +311,14 @@ def test_wrong_commands(
     assert line.startswith("error: ")
     assert message in line
     assert not (tmp_path / "output").exists()
+
+
+def test_settings_are_chosen_without_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["train", "--data", "own", "--output", str(tmp_path / "out")]) == 1
+    assert "settings are chosen by one process: do that without torchrun" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "fault"), [(bytes([0xFC]), "is not UTF-8"), (b"a\nb", "has a line break")])
@@ -324,6 +374,20 @@ def test_weights_beside_are_found_from_elsewhere(
     monkeypatch.chdir(tmp_path)
     assert str(tmp_path / "start.pth") == find_base("start.pth", str(tiny_base)).cfg.MODEL.WEIGHTS
     assert find_base("https://example.org/a.pth", str(tiny_base)).cfg.MODEL.WEIGHTS == "https://example.org/a.pth"
+
+
+def test_a_name_of_the_zoo_with_a_configuration(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ZooEntry, "checkpoint_file", lambda entry: f"cache/{entry.name}.pkl")
+    assert find_base("COCO/panoptic/R50", str(tiny_base)).cfg.MODEL.WEIGHTS == "cache/coco/panoptic/R50.pkl"
+
+
+def test_data_sets_of_the_base_are_not_trained_on(tiny_base: Path) -> None:
+    entry = {"FORMAT": "coco_instance", "IMAGES": "images", "ANNOTATIONS": "a.json"}
+    content = yaml.safe_load(tiny_base.read_text())
+    tiny_base.write_text(yaml.safe_dump({**content, "DATASETS": {"CUSTOM": {"other_train": entry}}}))
+    base = find_base(None, str(tiny_base))
+    assert not base.cfg.DATASETS.CUSTOM
+    assert not base.fine_tuned
 
 
 def test_another_training_into_the_folder(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
