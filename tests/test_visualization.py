@@ -57,12 +57,14 @@ class TestColors:
         red, green, blue = np.array([[200, 60, 0]]), np.array([[120, 120, 0]]), np.array([[0, 90, 255]])
         assert color_distance(red, green)[0, 0] < 0.5 * color_distance(red, blue)[0, 0]
 
-    def test_black_to_white_is_one(self) -> None:
-        assert color_distance(np.zeros((1, 3)), np.full((1, 3), 255))[0, 0] == pytest.approx(1, abs=1e-3)
+    @pytest.mark.parametrize(("gray", "lightness"), [(10, 0.1448), (128, 0.5999), (255, 1)])
+    def test_distance_of_black_to_gray_is_its_lightness(self, gray: int, lightness: float) -> None:
+        assert color_distance(np.zeros((1, 3)), np.full((1, 3), gray))[0, 0] == pytest.approx(lightness, abs=1e-3)
 
     def test_longer_palette_begins_with_the_shorter_one(self) -> None:
         np.testing.assert_array_equal(spread_palette(200)[:24], spread_palette(24))
         assert len(np.unique(spread_palette(200), axis=0)) == 200
+        assert not spread_palette(24).flags.writeable  # all who ask get the same array
 
     def test_neighbours_of_one_class_differ_more_than_a_random_pair(self) -> None:
         centers = np.random.default_rng(0).uniform(0, 1000, (300, 2))
@@ -356,3 +358,4 @@ class TestContactSheet:
         rows, columns = (np.flatnonzero((sheet == 0).any(axis=(axis, 2))) for axis in (1, 0))
         assert (len(rows), len(columns)) == (10, 40)
         assert sheet.shape == (26, 56, 3)
+        assert contact_sheet([np.zeros((1, 400, 3), dtype=np.uint8)], side=40).shape == (17, 56, 3)

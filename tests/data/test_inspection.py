@@ -42,6 +42,8 @@ def test_table(data_root: Path) -> None:
     lines = inspect(data_root, "color_png").table().splitlines()
     assert lines[0].split() == ["images", "5,", "of", "which", "1", "show", "nothing", "to", "find"]
     assert lines[1].split() == ["height", "48"]
+    assert not any(line.startswith("size of objects") for line in lines)  # there are classes alone
+    assert ["class", "kind", "images", "segments", "pixels"] in [line.split() for line in lines]
     background = next(line for line in lines if line.startswith("background"))
     assert background.split()[:4] == ["background", "stuff", "5", "5"]
 
@@ -49,14 +51,16 @@ def test_table(data_root: Path) -> None:
 def test_crowds_and_void() -> None:
     metadata = Metadata(name="a", stuff_classes=["cell"], thing_dataset_id_to_contiguous_id={1: 0})
     segments = [
-        {"category_id": 0, "iscrowd": 0, "area": 4, "bbox": [0, 0, 4, 1]},
+        {"category_id": 0, "iscrowd": 0, "area": 4, "bbox": [3, 0, 2, 2]},
         {"category_id": 0, "iscrowd": 1, "area": 6, "bbox": [0, 0, 6, 1]},
+        {"category_id": 0, "iscrowd": 0, "area": 0, "bbox": [0, 0, 0, 0]},
     ]
     record = {"file_name": "a/b.png", "height": 4, "width": 5, "segments_info": segments}
     found = inspect_records([record, {**record, "segments_info": []}], metadata)
     assert (found.crowds, found.void, found.empty, found.fullest) == (1, 0.9, 1, "b.png")
     assert found.classes[0].segments == 1
-    assert found.longest_object == 4
+    assert found.longest_object == 2
+    assert ("size of objects, pixels", "2, 2, 2, 2, 2") in [(name, value[:13]) for name, value in found.rows()]
 
 
 def test_stuff_is_something_to_find_unless_it_is_background() -> None:

@@ -69,8 +69,8 @@ def test_augmentations_are_the_configured_ones(toy_config: Configure) -> None:
 
 
 def test_sheet(toy_config: Configure, tmp_path: Path) -> None:
-    browse(toy_config(), tmp_path / "a", number=5, augment=False, sheet=True)
-    assert Image.open(tmp_path / "a" / "sheet.jpg").size == (3 * (32 + 8) + 8, 2 * (24 + 8) + 8)
+    browse(toy_config(), tmp_path / "new" / "a", number=5, augment=False, sheet=True)
+    assert Image.open(tmp_path / "new" / "a" / "sheet.jpg").size == (3 * (32 + 8) + 8, 2 * (24 + 8) + 8)
 
 
 @pytest.mark.parametrize(("room", "file"), [(100, r"00000\d_00\d\.jpg"), (1500, r"sheet\.jpg")])
