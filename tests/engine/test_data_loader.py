@@ -1,6 +1,7 @@
 import itertools
 import pickle
 import random
+import re
 import signal
 
 import numpy as np
@@ -121,6 +122,15 @@ def test_refused_samples_are_replaced_the_same_way_each_time():
 
     assert all(int(sample["file_name"]) % 2 == 0 for batch in batches for sample in batch)
     assert batches == take(make(mapper=refuse_odd), 10)
+
+
+def test_every_tenth_refusal_in_a_row_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr("mask2former.engine.data_loader.logger.warning", told.append)
+    refusals = iter([None] * 25)
+    take(make(batch_size=1, mapper=lambda record: next(refusals, record)), 2)
+
+    assert [re.search(r"no sample (\d+) times in a row", line)[1] for line in told] == ["10", "20"]
 
 
 def test_built_loader_takes_the_batch_apart(toy_config):

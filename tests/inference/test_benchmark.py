@@ -18,7 +18,7 @@ import mask2former as m2f
 from mask2former import cli
 from mask2former.export import ExportGraph, ExportInfo, PostProcessing, export_graph
 from mask2former.inference.benchmark import PARTS, Benchmark, _watched, sure_predictions, time_models
-from mask2former.inference.benchmark_command import _name
+from mask2former.inference.benchmark_command import _load_models, _name, _plan, add_benchmark_arguments
 from mask2former.modeling.postprocessing import MaskGeometry, panoptic_inference
 from tests.small_disk import disk_of
 
@@ -78,6 +78,44 @@ def test_untrained(tiny_config: Path, photograph: np.ndarray, tmp_path: Path) ->
     words = ["--image", str(tmp_path / "a.png"), "--untrained", "--opts", "MODEL.WEIGHTS", "nowhere.pth"]
     assert cli.main(["benchmark", *FAST, "--json", str(tmp_path / "t.json"), str(tiny_config), *words]) == 0
     assert json.loads((tmp_path / "t.json").read_text())["predictions"].startswith("made up")
+
+
+def parsed(*words: str, **more: Any) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_benchmark_arguments(parser)
+    parser.set_defaults(**{"weights": None, "device": None, "opts": [], **more})
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "dtype", "mode"),
+    [
+        (["--optimize"], "optimized", "float32", "none"),
+        (["--dtype", "bfloat16"], "optimized, bfloat16", "bfloat16", "none"),
+        (["--compile"], "optimized, compiled", "float32", "default"),
+    ],
+)
+def test_the_faster_model_is_beside_the_plain_one(
+    tiny_config: Path, words: list[str], name: str, dtype: str, mode: str
+) -> None:
+    models = _load_models(parsed(*words, "--untrained", model=str(tiny_config), device="cpu"))
+    inference = {way: model.cfg.MODEL.INFERENCE for way, model in models.items()}
+    found = {way: (keys.OPTIMIZE, keys.DTYPE, keys.COMPILE) for way, keys in inference.items()}
+    assert found == {"plain": (False, "float32", "none"), name: (True, dtype, mode)}
+
+
+def test_what_is_timed(tiny: m2f.Segmenter, photograph: np.ndarray, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), photograph)
+    image = ["--image", str(tmp_path / "a.png")]
+    noise = _plan(parsed(), tiny)
+    assert (noise.picture.shape, noise.options["size"], noise.own_predictions) == ((800, 1216, 3), 0, False)
+    assert (noise.rounds, noise.warm_up) == (10, 2)
+    as_for_a_test = _plan(parsed(*image, "--warm-up", "0", "--tile", "64"), tiny)
+    np.testing.assert_array_equal(as_for_a_test.picture, photograph[:, :, ::-1])
+    assert "size" not in as_for_a_test.options
+    assert (as_for_a_test.warm_up, as_for_a_test.options["tile"]) == (0, 64)
+    resized = _plan(parsed(*image, "--size", "40x70"), tiny)
+    assert (resized.picture.shape, resized.options["size"], resized.own_predictions) == ((40, 70, 3), 0, True)
 
 
 @pytest.mark.parametrize(("postprocessing", "says"), [("none", "made up"), ("panoptic", "of the file, whose network")])
@@ -164,8 +202,21 @@ def test_errors_have_one_line(
     assert message in line
 
 
-def test_files_are_timed_as_they_are(files: dict[PostProcessing, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["benchmark", str(files["none"]), *FAST, "--optimize"]) == 1
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--optimize"],
+        ["--dtype", "bfloat16"],
+        ["--compile"],
+        ["--untrained"],
+        ["--weights", "a.pth"],
+        ["--opts", "INPUT.MIN_SIZE_TEST", "9"],
+    ],
+)
+def test_files_are_timed_as_they_are(
+    files: dict[PostProcessing, Path], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["benchmark", str(files["none"]), *FAST, *words]) == 1
     assert "is an exported file, which is timed as it is; leave --optimize" in capsys.readouterr().err
 
 

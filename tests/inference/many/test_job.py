@@ -57,6 +57,13 @@ def test_workers_may_begin_in_another_folder(
     assert predict_many(Path(pictures.name), tmp_path / "out", settings, Workers(ray="auto")) == Done(1, 0, 0)
 
 
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "count_usable_cores", lambda: 8)
+    threads = [job._threads(workers) for workers in (Workers(), Workers(3), Workers(9))]
+    assert threads == [8, 2, 1]
+    assert [job._threads(Workers(3, "auto", cpus)) for cpus in (4, 0.5)] == [4, 1]
+
+
 def test_maps_of_segments(settings: Settings, pictures: Path, tmp_path: Path) -> None:
     model = m2f.load(settings.model)
     for task in ("panoptic", "semantic"):
