@@ -91,7 +91,8 @@ def test_confusion_table() -> None:
     confusion = np.array([[6, 2, 2], [0, 0, 0], [4, 0, 0]])
     text = confusion_table(["a", "b"], confusion, "instance")
     root = ET.fromstring(text)
-    assert ["".join(cell.itertext()) for cell in root.iter("th")][1:4] == ["a", "b", "nothing"]
+    headings = ["".join(cell.itertext()) for cell in root.iter("th")]
+    assert headings == ["true \\ predicted", "a", "b", "nothing", "a", "b", "nothing"]
     rows = [[cell.text for cell in row][1:] for row in root.find("table/tbody").iter("tr")]
     assert rows == [["60", "20", "20"], [None, None, None], ["40", None, None]]  # 4 of 10 predictions of a are nothing
     kinds = [(cell.get("class"), cell.get("title")) for cell in root.iter("td") if cell.text]
