@@ -57,6 +57,12 @@ class TestColors:
         red, green, blue = np.array([[200, 60, 0]]), np.array([[120, 120, 0]]), np.array([[0, 90, 255]])
         assert color_distance(red, green)[0, 0] < 0.5 * color_distance(red, blue)[0, 0]
 
+    @pytest.mark.parametrize(
+        ("first", "second"), [([251, 0, 4], [62, 103, 7]), ([214, 34, 208], [40, 146, 204])], ids=["protan", "deutan"]
+    )
+    def test_what_one_kind_of_eyes_takes_for_the_same_is_near(self, first: list[int], second: list[int]) -> None:
+        assert color_distance(np.array([first]), np.array([second]))[0, 0] < 0.01
+
     @pytest.mark.parametrize(("gray", "lightness"), [(10, 0.1448), (128, 0.5999), (255, 1)])
     def test_distance_of_black_to_gray_is_its_lightness(self, gray: int, lightness: float) -> None:
         assert color_distance(np.zeros((1, 3)), np.full((1, 3), gray))[0, 0] == pytest.approx(lightness, abs=1e-3)
@@ -359,3 +365,4 @@ class TestContactSheet:
         assert (len(rows), len(columns)) == (10, 40)
         assert sheet.shape == (26, 56, 3)
         assert contact_sheet([np.zeros((1, 400, 3), dtype=np.uint8)], side=40).shape == (17, 56, 3)
+        assert contact_sheet([np.zeros((400, 1, 3), dtype=np.uint8)], side=40).shape == (56, 17, 3)

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import portalocker
 import pytest
+import torch
 
 import mask2former as m2f
 from mask2former.data.panoptic_png import read_panoptic_png
@@ -22,6 +23,7 @@ from mask2former.inference.many import Done, Settings, Workers, job, predict_man
 from mask2former.inference.many.parts import Parts
 from mask2former.inference.many.processes import run_processes
 from mask2former.inference.many.shards import Shard
+from mask2former.inference.many.worker import Worker
 from tests.inference.many.conftest import a_killer
 
 
@@ -62,6 +64,15 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = [job._threads(workers) for workers in (Workers(), Workers(3), Workers(9))]
     assert threads == [8, 2, 1]
     assert [job._threads(Workers(3, "auto", cpus)) for cpus in (4, 0.5)] == [4, 1]
+
+
+def test_a_worker_has_the_threads_that_it_is_told(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mask2former.inference.many.worker.Segmenter", lambda cfg: None)
+    for threads in (2, 0):  # 0 leaves them as they are
+        Worker(replace(settings, threads=threads), tmp_path)
+        assert torch.get_num_threads() == 2
 
 
 def test_maps_of_segments(settings: Settings, pictures: Path, tmp_path: Path) -> None:
@@ -178,6 +189,9 @@ def test_another_job_is_refused(settings: Settings, pictures: Path, tmp_path: Pa
             predict_many(pictures, out, replace(settings, **change), Workers())
     with pytest.raises(ValueError, match=r"differs in pictures\.parts \(was 1, now 4\); pictures\.sha256"):
         predict_many(pictures, out, settings, Workers(), part_size=3)
+    weights.write_bytes(weights.read_bytes()[:-1])
+    same = ("OUTPUT_DIR", "elsewhere", "MODEL.DEVICE", "cpu:0", "MODEL.WEIGHTS", str(weights))
+    assert predict_many(pictures, out, replace(settings, opts=same, batch_size=2), Workers()) == Done(1, 1, 0)
     (pictures / "00.png").unlink()
     with pytest.raises(ValueError, match=r"differs in pictures\.sha256"):
         predict_many(pictures, out, settings, Workers())
