@@ -187,11 +187,12 @@ def test_the_evaluation_after_a_checkpoint_counts_when_it_is_resumed(judged, tmp
     assert best_iteration(tmp_path) == 0
 
 
-def test_a_best_metric_that_is_not_computed_gives_a_warning(toy_config, caplog):
+def test_a_best_metric_that_is_not_computed_gives_a_warning(toy_config, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "mask2former"):
         train(toy_config(TEST__BEST_CHECKPOINT__ENABLED=True, TEST__BEST_CHECKPOINT__METRIC="segm/PQ"))
 
     assert "'segm/PQ' was not computed; the evaluation gave ['bbox/AP'" in caplog.text
+    assert not (tmp_path / "out" / "model_best.pth").exists()
 
 
 def test_a_run_stops_when_the_metric_gets_no_better(toy_config, tmp_path, monkeypatch, caplog):

@@ -24,6 +24,8 @@ from mask2former.inference.many.parts import Parts
 from mask2former.inference.many.processes import run_processes
 from mask2former.inference.many.shards import Shard
 from mask2former.inference.many.worker import Worker
+from mask2former.inference.pictures import Picture
+from mask2former.inference.segmenter import Segmenter
 from tests.inference.many.conftest import a_killer
 
 
@@ -117,6 +119,29 @@ def test_bad_pictures_are_listed(settings: Settings, pictures: Path, tmp_path: P
         counts = {name: len(segments) for name, segments in found(out).items()}
         assert counts == {name: len(truth[name]) for name in counts}
         assert len(counts) == 7
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_pictures_that_the_model_does_not_take_are_listed(
+    settings: Settings, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    """Which shows when they have been read: between others, and at the end of a part."""
+
+    def refuse_wide(_: Segmenter, request: object, picture: Picture, seen: tuple[int, int]) -> None:
+        if seen[0] < seen[1] * 0.8:
+            raise ValueError(f"{picture.path}: too wide")
+
+    monkeypatch.setattr(Segmenter, "_check_side", refuse_wide)
+    out, chosen = tmp_path / "out", replace(settings, batch_size=batch_size)
+    assert predict_many(pictures, out, chosen, Workers()) == Done(1, 0, 6)
+    names = [path.relative_to(pictures).as_posix() for path in sorted(pictures.rglob("*.png"))]
+    assert list(found(out)) == names[::2]
+    bad = [json.loads(line) for line in (out / "bad_pictures.jsonl").read_text().splitlines()]
+    assert bad == [
+        {"image_id": i, "file_name": name, "error": f"{name}: too wide"}
+        for i, name in enumerate(names, 1)
+        if i % 2 == 0
+    ]
 
 
 def test_a_worker_is_killed(settings: Settings, pictures: Path, tmp_path: Path, truth: dict[str, Any]) -> None:
