@@ -247,8 +247,15 @@ class TestFiles:
         assert all(changed[masks[name]].mean() > 0.9 for name in ("apple", "berry"))
 
     def test_several_pictures_do_not_fit_into_one_file(self) -> None:
-        with pytest.raises(ValueError, match=r"out\.png is one file, but there are 2 pictures"):
-            plan_outputs([Path("a.png"), Path("b.png")], Path("out.png"))
+        with pytest.raises(ValueError, match=r"out\.PNG is one file, but there are 2 pictures"):
+            plan_outputs([Path("a.png"), Path("b.png")], Path("out.PNG"))
+
+    def test_a_folder_may_be_called_like_a_picture(self, tmp_path: Path) -> None:
+        folder = tmp_path / "out.png"
+        folder.mkdir()
+        planned = plan_outputs([Path("a.JPG"), Path("b.webp2")], folder)
+        assert [files.drawing for files in planned] == [folder / "a.JPG", folder / "b.png"]
+        assert plan_video_outputs([Path("a.avi")], folder) == [folder / "a.mp4"]
 
     @pytest.mark.timeout(20)  # 0.5 s; minutes where every name is tried from the first one on
     def test_many_of_one_name_get_numbers(self) -> None:
