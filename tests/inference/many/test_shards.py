@@ -21,7 +21,8 @@ def names(source: Path, part_size: int = 100, images: Path | None = None) -> lis
 def pack(path: Path, pictures: Path) -> Path:
     with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as archive:
         archive.add(pictures, "a")
-        archive.addfile(tarfile.TarInfo("a/notes.json"), io.BytesIO())
+        for name in ("a/notes.json", "a/._09.png"):  # the second is of macOS, and no picture
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
     return path
 
 
@@ -110,3 +111,11 @@ def test_the_digest_tells_what_is_in_which_part(pictures: Path) -> None:
     assert digest != digest_shards(find_shards(pictures, None, 6))
     (pictures / "00.png").rename(pictures / "000.png")
     assert digest != digest_shards(find_shards(pictures, None, 5))
+
+
+def test_the_digest_tells_archives_by_name_and_size(pictures: Path, tmp_path: Path) -> None:
+    archive = pack(tmp_path / "a.tar", pictures / "more")
+    digest = digest_shards(find_shards(archive, None, 5))
+    assert digest != digest_shards(find_shards(archive.rename(tmp_path / "b.tar"), None, 5))
+    assert digest != digest_shards(find_shards(pack(archive, pictures), None, 5))
+    assert digest == digest_shards(find_shards(pack(archive, pictures / "more"), None, 5))
