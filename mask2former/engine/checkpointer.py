@@ -27,6 +27,9 @@ LAST = "last_checkpoint"  # names the file to resume from
 # What a checkpoint may leave out: constants, and settings that the configuration holds.
 OPTIONAL = ("criterion.empty_weight", "relative_position_index", "num_batches_tracked", "pixel_mean", "pixel_std")
 
+# FrozenBatchNorm2d fills in those that a checkpoint lacks, so that they are never missing.
+_FILLED_IN = ("running_mean", "running_var")
+
 # What is learnt for each query: (Q, C).
 _QUERIES = (".query_feat.weight", ".query_embed.weight")
 
@@ -37,7 +40,7 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
     ``load`` takes everything that :func:`~mask2former.weights.find_weights` knows: files, folders, addresses, Hugging
     Face repositories and names of the model zoo. Names of parameters are converted as told in
     :mod:`~mask2former.modeling.checkpoint_compat`. No file can run code. Of another number of queries, the first are
-    loaded. One warning lists what does not fit, and a checkpoint of which nothing fits is an error.
+    loaded. One warning lists what does not fit, and a checkpoint of which nothing fits, or with NaN, is an error.
 
     ``save`` writes to a file beside the checkpoint, which takes its name when all of it is on the disk; only then does
     ``last_checkpoint`` name it. So there is a whole checkpoint to resume from at any time after the first.
@@ -170,6 +173,7 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
             checkpoint.pop("matching_heuristics", None)
         else:
             checkpoint["model"] = weights  # for Detectron2's heuristics, if the file asks for them
+        _check_finite({name: tensor for name, tensor in checkpoint["model"].items() if name in model})
         shapes = _keep_queries(checkpoint["model"], model)
         checkpoint["model"] = {
             n: scatter_like(t, model[n]) if n in model else t for n, t in checkpoint["model"].items()
@@ -178,7 +182,7 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
         incompatible.incorrect_shapes.extend(shapes)
         of_another_shape = {name for name, *_ in incompatible.incorrect_shapes}
         anew = {name for name in {*incompatible.missing_keys, *of_another_shape} if not name.endswith(OPTIONAL)}
-        if all(name in anew for name in model if not name.endswith(OPTIONAL)):
+        if all(name in anew for name in model if not name.endswith((*OPTIONAL, *_FILLED_IN))):
             raise ValueError(f"The checkpoint has nothing that fits the model.{describe(incompatible)}")
         incompatible.missing_keys[:] = [name for name in model if name in anew - of_another_shape]
         return incompatible
@@ -186,6 +190,17 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         if report := describe(incompatible):
             self.logger.warning(f"The checkpoint does not fit the model completely.{report}")
+
+
+def _check_finite(weights: dict[str, Tensor]) -> None:
+    """Raise ValueError if there is a NaN or an infinite number, with which a model finds nothing and learns nothing."""
+    of_floats = {name: x.float() for name, x in weights.items() if x.is_floating_point() and x.numel() > 0}
+    wrong = [name for name, x in of_floats.items() if not all(bound.isfinite() for bound in x.aminmax())]
+    if wrong:
+        raise ValueError(
+            f"The checkpoint has NaN or infinite numbers in {len(wrong)} of {len(weights)} parameters, {wrong[0]} the "
+            "first: its training has diverged, or the file is damaged. Take an earlier checkpoint, or get it again."
+        )
 
 
 def _keep_queries(weights: dict[str, Tensor], model: dict[str, Tensor]) -> list[tuple[str, Any, Any]]:

@@ -278,6 +278,24 @@ def test_a_checkpoint_that_fits_nowhere_is_an_error(tmp_path: Path) -> None:
         Mask2FormerCheckpointer(Toy()).load(str(save_pth({"a.weight": torch.zeros(1)}, tmp_path)))
 
 
+def test_frozen_norms_do_not_make_a_checkpoint_fit(tmp_path: Path) -> None:
+    """They fill in statistics of their own, as if the checkpoint had them."""
+    model = nn.Module()
+    model.backbone = build_backbone(get_cfg())
+    with pytest.raises(ValueError, match=r"has nothing that fits the model\.[\s\S]*net\.backbone\.stem"):
+        renamed = {f"net.{name}": tensor for name, tensor in model.state_dict().items()}
+        Mask2FormerCheckpointer(model).load(str(save_pth(renamed, tmp_path)))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_numbers_that_are_none_are_an_error(number: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    state = {name: x.to(dtype) if x.is_floating_point() else x for name, x in Toy().state_dict().items()}
+    state["sem_seg_head.predictor.class_embed.bias"][1] = number
+    with pytest.raises(ValueError, match=r"in 1 of \d+ parameters, sem_seg_head\.predictor\.class_embed\.bias the first"):
+        Mask2FormerCheckpointer(Toy()).load(str(save_pth(state, tmp_path)))
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth holds a list, expected a state_dict or \{'model': state_dict\}"):

@@ -86,7 +86,7 @@ def test_command_line(
 
 
 def test_a_model_that_is_not_trained_is_refused(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({}, weights := tmp_path / "backbone.pth")
+    torch.save({"backbone.stem.conv1.weight": torch.zeros(64, 3, 7, 7)}, weights := tmp_path / "backbone.pth")
     arguments = ["visualize_queries.py", "--config-file", str(config), "MODEL.WEIGHTS", str(weights)]
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS lacks \d+ parameters of the head"):
