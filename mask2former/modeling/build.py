@@ -1,5 +1,8 @@
 """Registries of the two decoders and the functions that build them from a configuration."""
 
+from collections.abc import Callable
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
@@ -12,6 +15,7 @@ __all__ = [
     "build_cross_attention",
     "build_pixel_decoder",
     "build_transformer_decoder",
+    "find_registered",
 ]
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
@@ -28,6 +32,19 @@ What a layer of the Transformer decoder reads pixels with, by ``MODEL.MASK_FORME
 """
 
 
+def find_registered(registry: Registry, key: str, name: str) -> Callable[..., Any]:
+    """What a registry has under the name that the configuration's ``key`` gives.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in registry:
+        known = sorted(registered for registered, _ in registry)
+        raise ValueError(f"{key} is {name!r}; registered are {known}.")
+    registered: Callable[..., Any] = registry.get(name)
+    return registered
+
+
 def build_cross_attention(
     name: str, embed_dim: int, num_heads: int, dropout: float = 0.0, pre_norm: bool = False
 ) -> nn.Module:
@@ -36,10 +53,8 @@ def build_cross_attention(
     Raises:
         ValueError: if there is none of that name.
     """
-    if name not in CROSS_ATTENTION_REGISTRY:
-        known = sorted(registered for registered, _ in CROSS_ATTENTION_REGISTRY)
-        raise ValueError(f"MODEL.MASK_FORMER.CROSS_ATTENTION_NAME is {name!r}; registered are {known}.")
-    return CROSS_ATTENTION_REGISTRY.get(name)(embed_dim, num_heads, dropout, pre_norm)
+    attention = find_registered(CROSS_ATTENTION_REGISTRY, "MODEL.MASK_FORMER.CROSS_ATTENTION_NAME", name)
+    return attention(embed_dim, num_heads, dropout, pre_norm)
 
 
 def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
@@ -48,7 +63,7 @@ def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.M
     Pixel decoders live in Detectron2's ``SEM_SEG_HEADS`` registry, as in the official release.
 
     Raises:
-        ValueError: if ``IN_FEATURES`` names features that the backbone does not give.
+        ValueError: if there is none of that name, or ``IN_FEATURES`` names features that the backbone does not give.
         TypeError: if the registered class has no ``forward_features``.
     """
     in_features = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
@@ -59,7 +74,8 @@ def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.M
             "the backbone's OUT_FEATURES or IN_FEATURES accordingly."
         )
     name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
-    model = SEM_SEG_HEADS_REGISTRY.get(name)(cfg, {name: input_shape[name] for name in in_features})
+    pixel_decoder = find_registered(SEM_SEG_HEADS_REGISTRY, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", name)
+    model: nn.Module = pixel_decoder(cfg, {name: input_shape[name] for name in in_features})
     if not callable(getattr(model, "forward_features", None)):
         raise TypeError(
             f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME is {name!r}, which is not a pixel decoder: it has no method "
@@ -69,6 +85,11 @@ def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.M
 
 
 def build_transformer_decoder(cfg: CfgNode, in_channels: int, mask_classification: bool = True) -> nn.Module:
-    """Build ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME`` for features of ``in_channels`` channels."""
-    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
-    return TRANSFORMER_DECODER_REGISTRY.get(name)(cfg, in_channels, mask_classification)
+    """Build ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME`` for features of ``in_channels`` channels.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    key, name = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+    model: nn.Module = find_registered(TRANSFORMER_DECODER_REGISTRY, key, name)(cfg, in_channels, mask_classification)
+    return model

@@ -13,6 +13,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from .activation_checkpointing import checkpoint_activations
+from .config_checks import check_model_config
 from .criterion import SetCriterion
 from .postprocessing import (
     MaskGeometry,
@@ -119,7 +120,12 @@ class MaskFormer(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Build the backbone, the head and the criterion from a configuration."""
+        """Build the backbone, the head and the criterion from a configuration.
+
+        Raises:
+            ValueError: if a value is one that no model can be made of.
+        """
+        check_model_config(cfg)
         backbone = build_backbone(cfg)
         sem_seg_head = build_sem_seg_head(cfg, backbone.output_shape())
         checkpoint_activations(

@@ -282,9 +282,9 @@ def test_frozen_norms_do_not_make_a_checkpoint_fit(tmp_path: Path) -> None:
     """They fill in statistics of their own, as if the checkpoint had them."""
     model = nn.Module()
     model.backbone = build_backbone(get_cfg())
+    renamed = save_pth({f"net.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path)
     with pytest.raises(ValueError, match=r"has nothing that fits the model\.[\s\S]*net\.backbone\.stem"):
-        renamed = {f"net.{name}": tensor for name, tensor in model.state_dict().items()}
-        Mask2FormerCheckpointer(model).load(str(save_pth(renamed, tmp_path)))
+        Mask2FormerCheckpointer(model).load(str(renamed))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("-inf")])
@@ -292,7 +292,9 @@ def test_frozen_norms_do_not_make_a_checkpoint_fit(tmp_path: Path) -> None:
 def test_numbers_that_are_none_are_an_error(number: float, dtype: torch.dtype, tmp_path: Path) -> None:
     state = {name: x.to(dtype) if x.is_floating_point() else x for name, x in Toy().state_dict().items()}
     state["sem_seg_head.predictor.class_embed.bias"][1] = number
-    with pytest.raises(ValueError, match=r"in 1 of \d+ parameters, sem_seg_head\.predictor\.class_embed\.bias the first"):
+    with pytest.raises(
+        ValueError, match=r"in 1 of \d+ parameters, sem_seg_head\.predictor\.class_embed\.bias the first"
+    ):
         Mask2FormerCheckpointer(Toy()).load(str(save_pth(state, tmp_path)))
 
 
