@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers.batch_norm import LayerNorm
-from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.projects import deeplab
+from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
@@ -50,6 +51,24 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if clip.CLIP_TYPE != "full_model":
         return maybe_add_gradient_clipping(cfg, optimizer)
     return _clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """Build the schedule ``SOLVER.LR_SCHEDULER_NAME`` names, one of Detectron2's or DeepLab's "WarmupPolyLR".
+
+    A run that is resumed has the schedule of its configuration then, ``SOLVER.MAX_ITER`` included.
+    """
+    scheduler: torch.optim.lr_scheduler.LRScheduler = deeplab.build_lr_scheduler(cfg, optimizer)
+    if isinstance(scheduler, WarmupPolyLR):
+        scheduler.__class__ = _ResumableWarmupPolyLR
+    return scheduler
+
+
+class _ResumableWarmupPolyLR(WarmupPolyLR):
+    """Takes from a checkpoint where it is, as Detectron2's do; DeepLab's would take its settings as well."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({name: state_dict[name] for name in ("base_lrs", "last_epoch")})
 
 
 def parameter_groups(

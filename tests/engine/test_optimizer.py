@@ -169,6 +169,26 @@ def test_schedules(toy_config, name, expected):
     assert rates == pytest.approx([2.0 * factor for factor in expected], rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("name", ["WarmupPolyLR", "WarmupCosineLR"])
+def test_a_run_may_be_resumed_for_more_steps(toy_config, name):
+    """DeepLab's schedule took the number of steps from the checkpoint, and failed after as many."""
+
+    def scheduler(max_iter):
+        cfg = toy_config(SOLVER__LR_SCHEDULER_NAME=name, SOLVER__MAX_ITER=max_iter, SOLVER__BASE_LR=2.0)
+        return build_lr_scheduler(cfg, build_optimizer(cfg, nn.Linear(1, 1)))
+
+    first, resumed, whole = scheduler(4), scheduler(8), scheduler(8)
+    for _ in range(4):
+        first.step()
+        whole.step()
+    resumed.load_state_dict(first.state_dict())
+    for _ in range(4):
+        resumed.step()
+        whole.step()
+        assert resumed.get_last_lr() == pytest.approx(whole.get_last_lr())
+
+
 def test_warmup_rises_linearly(toy_config):
     cfg = toy_config(SOLVER__WARMUP_ITERS=4, SOLVER__WARMUP_FACTOR=0.5, SOLVER__MAX_ITER=1000, SOLVER__BASE_LR=1.0)
     optimizer = build_optimizer(cfg, nn.Linear(1, 1))
