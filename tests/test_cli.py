@@ -225,6 +225,9 @@ class TestPredict:
         assert capsys.readouterr().out.startswith(r"\udcff.png: 3 segments -> ")
 
 
+DATA_SETS = "DATASETS: {TRAIN: [coco_2017_train], TEST: [coco_2017_val]}"
+
+
 class TestTrainAndEval:
     @pytest.mark.parametrize(("command", "eval_only"), [("train", False), ("eval", True)])
     def test_arguments_are_those_of_train_net(
@@ -233,7 +236,7 @@ class TestTrainAndEval:
         seen = []
         monkeypatch.setattr(cli.train, "run", seen.append)
         file = tmp_path / "a.yaml"
-        file.write_text("SEED: 3")
+        file.write_text(DATA_SETS)
         words = [command, "--config-file", str(file), "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "5"]
         assert cli.main(words) == 0
         (args,) = seen
@@ -268,20 +271,52 @@ class TestTrainAndEval:
             raise FileNotFoundError("there is no file nowhere.pth")
 
         monkeypatch.setattr(cli.train, "run", find_weights)
-        (tmp_path / "a.yaml").write_text("SEED: 3")
+        (tmp_path / "a.yaml").write_text(DATA_SETS)
         assert cli.main([command, *words]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
         assert message in line
 
+    @pytest.mark.parametrize(
+        ("key", "names", "train_error", "eval_error"),
+        [
+            ("TRAIN", "()", "DATASETS.TRAIN is empty; name a data set to train on.", None),
+            ("TEST", "()", None, "DATASETS.TEST is empty; name a data set to evaluate on."),
+            ("TRAIN", "('coco_2017_trian',)", "there is no data set 'coco_2017_trian'", None),
+            ("TEST", "('coco_2017_vall',)", "closest are coco_2017_val", "closest are coco_2017_val"),
+        ],
+    )
+    def test_wrong_data_sets_have_one_line(
+        self,
+        key: str,
+        names: str,
+        train_error: str | None,
+        eval_error: str | None,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """A training's are told before its first step, not at the evaluation in the end."""
+        monkeypatch.setattr(cli.train, "run", lambda _: None)
+        (tmp_path / "a.yaml").write_text(DATA_SETS)
+        for command, error in (("train", train_error), ("eval", eval_error)):
+            words = [command, "--config-file", str(tmp_path / "a.yaml"), f"DATASETS.{key}", names]
+            assert cli.main(words) == (0 if error is None else 1)
+            assert (error or "") in capsys.readouterr().err
+
+    @pytest.mark.parametrize("kind", [PermissionError, FileExistsError, NotADirectoryError])
     def test_an_output_folder_that_may_not_be_made(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        kind: type[OSError],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         def make_folder(_: object) -> None:
-            raise PermissionError(13, "Permission denied", "/output")
+            raise kind(13, "Permission denied", "/output")
 
         monkeypatch.setattr(cli.train, "run", make_folder)
-        (tmp_path / "a.yaml").write_text("SEED: 3")
+        (tmp_path / "a.yaml").write_text(DATA_SETS)
         assert cli.main(["eval", "--config-file", str(tmp_path / "a.yaml")]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line == "error: [Errno 13] Permission denied: '/output'"

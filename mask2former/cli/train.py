@@ -8,7 +8,7 @@ from mask2former.cli.common import DATA_ERRORS, Commands, complaining
 from mask2former.engine.data_loader import FILE_ERRORS
 from mask2former.engine.launch import check_address, check_num_gpus
 from mask2former.engine.run import run
-from mask2former.engine.setup import load_config
+from mask2former.engine.setup import check_data_sets, load_config
 from mask2former.own_data.command import (
     add_data_arguments,
     add_training_arguments,
@@ -47,7 +47,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 # Weights, data, output, and another training there; all else needs its traceback.
-@complaining(*FILE_ERRORS, PermissionError, BlockingIOError)
+@complaining(*FILE_ERRORS, PermissionError, FileExistsError, NotADirectoryError, BlockingIOError)
 def _run(args: argparse.Namespace) -> int:
     (run if args.data is None else train_and_report)(args)
     return 0
@@ -66,5 +66,5 @@ def _check_without_data(args: argparse.Namespace) -> int:
         raise ValueError("say what to run: --config-file FILE" + ("" if args.eval_only else ", or --data PATH") + ".")
     check_num_gpus(args.num_gpus)
     check_address(args.num_machines, args.dist_url)
-    load_config(args.config_file, args.opts)
+    check_data_sets(load_config(args.config_file, args.opts), eval_only=args.eval_only)
     return 0

@@ -1,6 +1,6 @@
 """Registered data sets, dataset mappers, and checks of a configuration against its data."""
 
-from .checks import check_config_against_data, largest_instance_count
+from .checks import check_config_against_data, check_registered, largest_instance_count
 from .dataset_mappers import DATASET_MAPPERS, build_dataset_mapper
 from .datasets import register_custom_datasets
 from .image_io import read_image
@@ -11,6 +11,7 @@ __all__ = [
     "Inspection",
     "build_dataset_mapper",
     "check_config_against_data",
+    "check_registered",
     "inspect_records",
     "largest_instance_count",
     "read_image",

@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .dataset_mappers import dataset_mapper_class
 
-__all__ = ["check_config_against_data", "largest_instance_count"]
+__all__ = ["check_config_against_data", "check_registered", "largest_instance_count"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -22,6 +23,19 @@ def largest_instance_count(dataset_dicts: Iterable[dict[str, Any]], things_only:
         things_only: Leave stuff out.
     """
     return max((_count(dataset_dict, things_only) for dataset_dict in dataset_dicts), default=0)
+
+
+def check_registered(names: Iterable[str]) -> None:
+    """Check that there are data sets of these names.
+
+    Raises:
+        ValueError: One of them is not registered.
+    """
+    registered = DatasetCatalog.list()
+    for name in names:
+        if name not in registered:
+            alike = ", ".join(get_close_matches(str(name), registered, n=5, cutoff=0))
+            raise ValueError(f"there is no data set {name!r}; of {len(registered)}, the closest are {alike}.")
 
 
 def check_config_against_data(cfg: CfgNode, dataset_dicts: Iterable[dict[str, Any]], metadata: Any) -> None:

@@ -3,14 +3,14 @@
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 
+from mask2former.data import check_registered
 from mask2former.data.dataset_mappers import dataset_mapper_class
 from mask2former.engine.config_files import with_opts
 from mask2former.engine.random_state import derive_seed, isolated_rng
@@ -87,11 +87,7 @@ def for_data_sets(cfg: CfgNode, names: tuple[str, ...]) -> CfgNode:
     """
     if not names:
         raise ValueError("the configuration names no data set for this split; name one.")
-    registered = DatasetCatalog.list()
-    for name in names:
-        if name not in registered:
-            alike = ", ".join(get_close_matches(name, registered, n=5, cutoff=0))
-            raise ValueError(f"there is no data set {name!r}; of {len(registered)}, the closest are {alike}.")
+    check_registered(names)
     return with_opts(cfg, ["DATASETS.TRAIN", names])
 
 

@@ -20,9 +20,11 @@ from mask2former.engine.sharding import gather, is_sharded, scatter_like
 from mask2former.modeling.checkpoint_compat import convert_checkpoint
 from mask2former.weights import find_weights, read_checkpoint, to_tensors
 
-__all__ = ["Mask2FormerCheckpointer"]
+__all__ = ["NAME_A_TRAINED_MODEL", "Mask2FormerCheckpointer", "WholeModelCheckpointer"]
 
 LAST = "last_checkpoint"  # names the file to resume from
+
+NAME_A_TRAINED_MODEL = "name a trained model: --opts MODEL.WEIGHTS model.pth on a command line, weights= in Python"
 
 # What a checkpoint may leave out: constants, and settings that the configuration holds.
 OPTIONAL = ("criterion.empty_weight", "relative_position_index", "num_batches_tracked", "pixel_mean", "pixel_std")
@@ -190,6 +192,21 @@ class Mask2FormerCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: _IncompatibleKeys) -> None:
         if report := describe(incompatible):
             self.logger.warning(f"The checkpoint does not fit the model completely.{report}")
+
+
+class WholeModelCheckpointer(Mask2FormerCheckpointer):
+    """Refuses checkpoints that leave part of the head as it was initialised: its predictions would be noise."""
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
+        incompatible = super()._load_model(checkpoint)
+        of_another_shape = [name for name, *_ in incompatible.incorrect_shapes]
+        absent = [key for key in (*incompatible.missing_keys, *of_another_shape) if key.startswith("sem_seg_head.")]
+        if absent:
+            raise ValueError(
+                f"MODEL.WEIGHTS lacks {len(absent)} parameters of the head, {absent[0]} the first: it is not a "
+                f"trained model of this configuration; {NAME_A_TRAINED_MODEL}"
+            )
+        return incompatible
 
 
 def _check_finite(weights: dict[str, Tensor]) -> None:

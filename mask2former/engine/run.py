@@ -1,6 +1,7 @@
 """What ``train_net.py`` and the command ``mask2former`` run: one training or one evaluation."""
 
 import argparse
+import logging
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,15 +10,17 @@ from typing import Any
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from mask2former.engine.checkpointer import Mask2FormerCheckpointer
+from mask2former.engine.checkpointer import NAME_A_TRAINED_MODEL, WholeModelCheckpointer
 from mask2former.engine.folder_lock import only_training_in
 from mask2former.engine.launch import is_first_process, is_own_address, launch
-from mask2former.engine.setup import load_config, setup, warn_of_starting_weights
+from mask2former.engine.setup import check_data_sets, load_config, setup, warn_of_starting_weights
 from mask2former.engine.test_time_augmentation import SegmentorWithTTA
 from mask2former.engine.trainer import Trainer
 from mask2former.modeling.optimize import keep_freed_memory_of_program, prepare_for_inference
 
 __all__ = ["INTERRUPTED", "main", "run"]
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # what shells say of a program that Ctrl-C has ended
 
@@ -29,11 +32,14 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         args: of ``detectron2.engine.default_argument_parser``.
     """
     cfg = setup(args)
+    check_data_sets(cfg, eval_only=args.eval_only)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = Mask2FormerCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer = WholeModelCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         if not (args.resume and checkpointer.has_checkpoint()):
             warn_of_starting_weights(args.config_file, cfg, args.opts)
+            if not cfg.MODEL.WEIGHTS:
+                logger.warning("MODEL.WEIGHTS is empty, so an untrained model is evaluated; %s.", NAME_A_TRAINED_MODEL)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         model = prepare_for_inference(cfg, model)
         if cfg.TEST.AUG.ENABLED:

@@ -12,11 +12,11 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from mask2former.config import add_maskformer2_config
-from mask2former.data import register_custom_datasets
+from mask2former.data import check_registered, register_custom_datasets
 from mask2former.engine.checkpointer import LAST
-from mask2former.engine.config_files import merge_opts, merge_yaml
+from mask2former.engine.config_files import find_value, merge_opts, merge_yaml
 
-__all__ = ["finish_config", "load_config", "setup", "warn_of_starting_weights"]
+__all__ = ["check_data_sets", "finish_config", "load_config", "setup", "warn_of_starting_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
         raise
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask2former", configure_stdout=False)
     return cfg
+
+
+def check_data_sets(cfg: CfgNode, *, eval_only: bool) -> None:
+    """Check all names of data sets before anything is computed, also those that a training evaluates on in the end.
+
+    Raises:
+        ValueError: there is nothing to train or to evaluate on, or a name is not registered.
+    """
+    key = "DATASETS.TEST" if eval_only else "DATASETS.TRAIN"
+    if not find_value(cfg, key):
+        raise ValueError(f"{key} is empty; name a data set to {'evaluate' if eval_only else 'train'} on.")
+    check_registered(cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
 
 
 def warn_of_starting_weights(config_file: str | Path, cfg: CfgNode, opts: Sequence[str] = ()) -> None:

@@ -43,7 +43,7 @@ def training_elsewhere(folder: Path) -> Iterator[BaseProcess]:
 @pytest.fixture
 def configuration(tmp_path: Path) -> Path:
     file = tmp_path / "a.yaml"
-    file.write_text(f"OUTPUT_DIR: {tmp_path / 'out'}\n")
+    file.write_text(f"OUTPUT_DIR: {tmp_path / 'out'}\nDATASETS: {{TRAIN: [coco_2017_train]}}\n")
     return file
 
 

@@ -1,5 +1,6 @@
 import argparse
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from detectron2.engine import default_argument_parser
 
 import train_net
 from mask2former.engine import run
+from tests.tiny_model import tiny_config  # noqa: F401
 
 METRICS = ["panoptic_seg/PQ", "bbox/AP", "segm/AP", "segm/AP50", "sem_seg/mIoU"]
 
@@ -60,6 +62,35 @@ def test_eval_only_gives_the_results_of_training(toy, one_process, tmp_path):
 
     found = {name: results[name.split("/")[0]][name.split("/")[1]] for name in METRICS}
     assert found == final_metrics(one_process)
+
+
+def test_eval_only_takes_no_model_with_a_new_head(tiny_config, tmp_path):  # noqa: F811
+    options = [
+        "OUTPUT_DIR",
+        str(tmp_path),
+        "DATASETS.TEST",
+        "('coco_2017_val',)",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+        "7",
+    ]
+    with pytest.raises(ValueError, match=r"lacks 2 parameters of the head, .*class_embed.*; name a trained model"):
+        train_net.main(parse(["--eval-only", "--config-file", str(tiny_config), *options]))
+
+
+def test_eval_only_says_that_a_model_is_untrained(toy, tmp_path, caplog):
+    logging.getLogger("mask2former").addHandler(caplog.handler)
+    try:
+        train_net.main(parse(["--eval-only", *toy.options(OUTPUT_DIR=tmp_path)]))
+    finally:
+        logging.getLogger("mask2former").removeHandler(caplog.handler)
+    assert "MODEL.WEIGHTS is empty, so an untrained model is evaluated; name a trained model" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+def test_data_sets_are_looked_for_before_the_first_step(toy, tmp_path, split):
+    options = toy.options(OUTPUT_DIR=tmp_path, **{f"DATASETS__{split}": "('toi',)"})
+    with pytest.raises(ValueError, match=r"there is no data set 'toi'; of \d+, the closest are toy"):
+        train_net.main(parse(options))
 
 
 def test_eval_only_optimises_the_model_if_asked_to(toy, one_process, tmp_path):
