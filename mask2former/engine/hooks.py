@@ -209,6 +209,11 @@ class EarlyStopping(HookBase):
         value = self._record.at(self.trainer.iter)
         if value is None:
             return
+        if math.isnan(value):
+            logger.warning(
+                f"TEST.BEST_CHECKPOINT.METRIC {self._record.metric!r} was not computed, which TEST.EARLY_STOPPING "
+                "counts as no improvement."
+            )
         if value * self._sign > self._best:  # false for NaN
             self._best, self._stale = value * self._sign, 0
         else:

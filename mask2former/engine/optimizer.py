@@ -48,6 +48,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     clip = solver.CLIP_GRADIENTS
     if not clip.ENABLED:
         return optimizer
+    if clip.CLIP_TYPE not in _CLIP_TYPES or not clip.CLIP_VALUE > 0:
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS has CLIP_TYPE {clip.CLIP_TYPE!r} and CLIP_VALUE {clip.CLIP_VALUE}; expected one of "
+            f"{_CLIP_TYPES} and a value above 0, or ENABLED False to clip nothing."
+        )
     if clip.CLIP_TYPE != "full_model":
         return maybe_add_gradient_clipping(cfg, optimizer)
     return _clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
@@ -146,4 +151,5 @@ def _sgd(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer
     return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
 
 
+_CLIP_TYPES = ["full_model", "norm", "value"]
 _OPTIMIZERS = {"ADAMW": _adamw, "SGD": _sgd}

@@ -36,11 +36,19 @@ from mask2former.engine.train_loop import StepTrainer
 from mask2former.engine.training_graphs import use_graphs
 from mask2former.engine.wandb_logger import WandbLogger
 from mask2former.evaluation import build_evaluator
+from mask2former.modeling.config_checks import COUNT, NOT_NEGATIVE, check_ranges
 from mask2former.modeling.optimize import prepare_for_training
 
 __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
+
+_RANGES = {
+    "SOLVER.MAX_ITER": COUNT,
+    "SOLVER.CHECKPOINT_PERIOD": COUNT,
+    "DATALOADER.NUM_WORKERS": NOT_NEGATIVE,
+    "TEST.VIS_IMAGES": NOT_NEGATIVE,
+}
 
 
 class Trainer(DefaultTrainer):
@@ -53,6 +61,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         super(DefaultTrainer, self).__init__()  # not DefaultTrainer's: its parallel model and AMP need a GPU
+        check_ranges(cfg, _RANGES)
         cfg = _with_seed(self.auto_scale_workers(cfg, comm.get_world_size()))
         seed_all(derive_seed(cfg.SEED))  # the first weights
         model = prepare_for_training(self.build_model(cfg))
@@ -109,6 +118,11 @@ class Trainer(DefaultTrainer):
         built.insert(-1, PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
         test = self.cfg.TEST
         best, period, patience = test.BEST_CHECKPOINT, test.EVAL_PERIOD, test.EARLY_STOPPING.PATIENCE
+        if patience > 0 and period <= 0:
+            raise ValueError(
+                f"TEST.EARLY_STOPPING.PATIENCE is {patience}, but TEST.EVAL_PERIOD is {period}, so no evaluation would "
+                "ever stop the training; say after how many steps to evaluate, or set PATIENCE 0."
+            )
         record = MetricRecord(self.cfg.OUTPUT_DIR, period, best.METRIC)
         if best.ENABLED:
             built.append(BestCheckpointer(record, period, self.checkpointer, best.METRIC, best.MODE))

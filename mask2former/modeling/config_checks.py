@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 from detectron2.layers import get_norm
@@ -9,32 +10,52 @@ from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
 from .build import find_registered
 
-__all__ = ["check_model_config"]
+__all__ = ["COUNT", "NOT_NEGATIVE", "SHARE", "Range", "check_model_config", "check_ranges"]
 
-_COUNT, _NOT_NEGATIVE, _SHARE = (1, math.inf), (0, math.inf), (0, 1)
+Range = tuple[float, float]
+COUNT: Range = (1, math.inf)
+NOT_NEGATIVE: Range = (0, math.inf)
+SHARE: Range = (0, 1)
 
-# The least and the largest value of keys under MODEL, both included.
 _RANGES = {
-    "SEM_SEG_HEAD.NUM_CLASSES": _COUNT,
-    "SEM_SEG_HEAD.CONVS_DIM": _COUNT,
-    "SEM_SEG_HEAD.MASK_DIM": _COUNT,
-    "SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": _NOT_NEGATIVE,
-    "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": _COUNT,
-    "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": _COUNT,
-    "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": _COUNT,
-    "MASK_FORMER.NUM_FEATURE_LEVELS": _COUNT,
-    "MASK_FORMER.NUM_OBJECT_QUERIES": _COUNT,
-    "MASK_FORMER.HIDDEN_DIM": _COUNT,
-    "MASK_FORMER.NHEADS": _COUNT,
-    "MASK_FORMER.DIM_FEEDFORWARD": _COUNT,
-    "MASK_FORMER.DROPOUT": _SHARE,
-    "MASK_FORMER.NO_OBJECT_WEIGHT": _NOT_NEGATIVE,
-    "MASK_FORMER.CLASS_WEIGHT": _NOT_NEGATIVE,
-    "MASK_FORMER.DICE_WEIGHT": _NOT_NEGATIVE,
-    "MASK_FORMER.MASK_WEIGHT": _NOT_NEGATIVE,
-    "MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": _SHARE,
-    "MASK_FORMER.TEST.OVERLAP_THRESHOLD": _SHARE,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": COUNT,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": COUNT,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": COUNT,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": NOT_NEGATIVE,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": COUNT,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": COUNT,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": COUNT,
+    "MODEL.MASK_FORMER.NUM_FEATURE_LEVELS": COUNT,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": COUNT,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": COUNT,
+    "MODEL.MASK_FORMER.NHEADS": COUNT,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": COUNT,
+    "MODEL.MASK_FORMER.DROPOUT": SHARE,
+    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": NOT_NEGATIVE,
+    "MODEL.MASK_FORMER.CLASS_WEIGHT": NOT_NEGATIVE,
+    "MODEL.MASK_FORMER.DICE_WEIGHT": NOT_NEGATIVE,
+    "MODEL.MASK_FORMER.MASK_WEIGHT": NOT_NEGATIVE,
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": SHARE,
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": SHARE,
+    "TEST.DETECTIONS_PER_IMAGE": NOT_NEGATIVE,
 }
+
+
+def check_ranges(cfg: CfgNode, ranges: Mapping[str, Range]) -> None:
+    """Check numbers of a configuration.
+
+    Args:
+        cfg: the configuration.
+        ranges: the least and the largest value of each key, both included.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
+    for key, (least, most) in ranges.items():
+        value = functools.reduce(getattr, key.split("."), cfg)
+        if not least <= value <= most:  # nor is NaN in any range
+            expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise ValueError(f"{key} is {value}, expected {expected}.")
 
 
 def check_model_config(cfg: CfgNode) -> None:
@@ -53,11 +74,7 @@ def check_model_config(cfg: CfgNode) -> None:
             raise ValueError(
                 f'MODEL.{key} is {norm!r}; expected "BN", "SyncBN", "FrozenBN", "GN", "LN" or "".'
             ) from error
-    for key, (least, most) in _RANGES.items():
-        value = functools.reduce(getattr, key.split("."), model)
-        if not least <= value <= most:  # nor is NaN in any range
-            expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
-            raise ValueError(f"MODEL.{key} is {value}, expected {expected}.")
+    check_ranges(cfg, _RANGES)
     means, deviations = model.PIXEL_MEAN, model.PIXEL_STD
     if len(means) != len(deviations) or 0 in deviations:
         raise ValueError(

@@ -128,6 +128,11 @@ class MaskFormer(nn.Module):
         check_model_config(cfg)
         backbone = build_backbone(cfg)
         sem_seg_head = build_sem_seg_head(cfg, backbone.output_shape())
+        if not hasattr(sem_seg_head, "pixel_decoder"):
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.NAME is {cfg.MODEL.SEM_SEG_HEAD.NAME!r}, which has no pixel decoder; expected "
+                "'MaskFormerHead', or a head like it."
+            )
         checkpoint_activations(
             {
                 "backbone": backbone,

@@ -144,6 +144,15 @@ def test_gradients_are_clipped(toy_config, clip, gradients, expected):
     assert step(cfg, gradients) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "value"), [("full", 0.01), ("full_model", 0.0), ("norm", -1.0)])
+def test_clipping_that_cannot_be_is_an_error(toy_config, kind, value):
+    """A value of 0 would let nothing be learnt, without a word."""
+    clip = {"ENABLED": True, "CLIP_TYPE": kind, "CLIP_VALUE": value}
+    cfg = toy_config(**{f"SOLVER__CLIP_GRADIENTS__{key}": given for key, given in clip.items()})
+    with pytest.raises(ValueError, match=rf"CLIP_TYPE '{kind}' and CLIP_VALUE {value}; .*or ENABLED False"):
+        build_optimizer(cfg, Model())
+
+
 def test_gradients_are_not_clipped_unless_asked(toy_config):
     assert step(toy_config(**SGD), (3.0, 4.0)) == pytest.approx((-3.0, -4.0), abs=1e-5)
 

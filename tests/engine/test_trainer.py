@@ -195,6 +195,33 @@ def test_a_best_metric_that_is_not_computed_gives_a_warning(toy_config, tmp_path
     assert not (tmp_path / "out" / "model_best.pth").exists()
 
 
+def test_a_metric_that_is_not_computed_stops_a_run_with_a_warning(toy_config, caplog):
+    changes = {"TEST__EVAL_PERIOD": 1, "TEST__EARLY_STOPPING__PATIENCE": 2}
+    with caplog.at_level(logging.WARNING, "mask2former"):
+        assert len(train(toy_config(TEST__BEST_CHECKPOINT__METRIC="segm/PQ", **changes))) == 1
+
+    assert "'segm/PQ' was not computed, which TEST.EARLY_STOPPING counts as no improvement" in caplog.text
+
+
+def test_a_run_that_nothing_could_stop_early_is_refused(toy_config):
+    with pytest.raises(ValueError, match=r"PATIENCE is 3, but TEST\.EVAL_PERIOD is 0, .*; say after how many steps"):
+        Trainer(toy_config(TEST__EARLY_STOPPING__PATIENCE=3, TEST__EVAL_PERIOD=0))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "least"),
+    [
+        ("SOLVER.MAX_ITER", 0, 1),
+        ("SOLVER.CHECKPOINT_PERIOD", 0, 1),
+        ("SOLVER.CHECKPOINT_PERIOD", -1, 1),  # would write one after each step
+        ("TEST.VIS_IMAGES", -1, 0),
+    ],
+)
+def test_numbers_that_no_run_can_have(toy_config, key, value, least):
+    with pytest.raises(ValueError, match=f"^{key} is {value}, expected at least {least}\\.$"):
+        Trainer(toy_config(**{key.replace(".", "__"): value}))
+
+
 def test_a_run_stops_when_the_metric_gets_no_better(toy_config, tmp_path, monkeypatch, caplog):
     values = [1.0, 3.0, 2.0, 4.0, float("nan"), 4.0, 9.0, 9.0]
     build_hooks = Trainer.build_hooks

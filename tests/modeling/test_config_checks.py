@@ -65,6 +65,18 @@ def test_numbers_out_of_range(key: str, value: float, expected: str) -> None:
         build_model(tiny(f"MODEL.{key}", value))
 
 
+def test_a_negative_number_of_detections() -> None:
+    """Detectron2 takes it for all of them."""
+    with pytest.raises(ValueError, match=r"^TEST\.DETECTIONS_PER_IMAGE is -1, expected at least 0\.$"):
+        build_model(tiny("TEST.DETECTIONS_PER_IMAGE", -1))
+
+
+def test_a_head_without_a_pixel_decoder() -> None:
+    """Detectron2's default, where a configuration names none."""
+    with pytest.raises(ValueError, match=r"SEM_SEG_HEAD\.NAME is 'SemSegFPNHead', which has no pixel decoder"):
+        build_model(tiny("MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead", "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32))
+
+
 @pytest.mark.parametrize(("means", "deviations"), [([1.0, 2.0, 3.0], [1.0]), ([1.0, 2.0], [0.0, 1.0])])
 def test_means_and_deviations_of_channels(means: list[float], deviations: list[float]) -> None:
     with pytest.raises(ValueError, match=r"PIXEL_MEAN is \[1\.0, 2\.0.* and MODEL\.PIXEL_STD .*; give as many of both"):

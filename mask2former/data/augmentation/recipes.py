@@ -1,5 +1,7 @@
 """The lists of augmentations that the dataset mappers apply, read from the configuration."""
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
@@ -14,15 +16,34 @@ _FLIPS = {"none": (), "horizontal": ("horizontal",), "vertical": ("vertical",), 
 
 def build_crop_recipe(cfg: CfgNode) -> list[T.Augmentation]:
     """Of the ``mask_former_*`` mappers, which pad in the end: resize the shorter edge, crop, change colours, flip."""
-    resize = ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
-    augmentations: list[T.Augmentation] = [FastResize(resize)]
+    sizes, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    if sampling not in ("choice", "range") or not sizes or (sampling == "range" and len(sizes) != 2):
+        raise ValueError(
+            f'INPUT.MIN_SIZE_TRAIN_SAMPLING is "{sampling}" and INPUT.MIN_SIZE_TRAIN {sizes}; expected "choice" of one '
+            'size or more, or the "range" between two.'
+        )
+    augmentations: list[T.Augmentation] = [FastResize(ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, sampling))]
     crop = cfg.INPUT.CROP
     if crop.ENABLED:
+        _check_crop(crop.TYPE, crop.SIZE)
         # Void is 0 in the maps that the mappers show to their augmentations.
         augmentations.append(
             T.RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, crop.SINGLE_CATEGORY_MAX_AREA, ignored_category=0)
         )
     return augmentations + _colours(cfg) + _flips_and_turns(cfg)
+
+
+def _check_crop(kind: str, size: Sequence[float]) -> None:
+    def fits(side: float) -> bool:
+        if kind in ("relative", "relative_range"):
+            return 0 < side <= 1
+        return kind in ("absolute", "absolute_range") and isinstance(side, int) and side >= 1
+
+    if len(size) != 2 or not all(fits(side) for side in size):
+        raise ValueError(
+            f'INPUT.CROP.TYPE is "{kind}" and INPUT.CROP.SIZE {size}; expected "absolute" or "absolute_range" with a '
+            'height and a width in pixels, or "relative" or "relative_range" with shares of the image, above 0 to 1.'
+        )
 
 
 def build_lsj_recipe(cfg: CfgNode) -> list[T.Augmentation]:
@@ -31,6 +52,11 @@ def build_lsj_recipe(cfg: CfgNode) -> list[T.Augmentation]:
     reference = cfg.INPUT.SCALE_REFERENCE
     if reference not in ("crop", "image"):
         raise ValueError(f'INPUT.SCALE_REFERENCE is "{reference}", expected "crop" or "image".')
+    if size < 1 or not 0 < scales[0] <= scales[1]:
+        raise ValueError(
+            f"INPUT.IMAGE_SIZE is {size}, and INPUT.MIN_SCALE and MAX_SCALE are {scales}; expected at least one pixel, "
+            "and factors above 0, the smaller one first."
+        )
     resize = T.ResizeScale(*scales, size, size) if reference == "crop" else ResizeByFactor(*scales)
     return [*_flips_and_turns(cfg), *_colours(cfg), ResizeAndCrop(resize, size)]
 

@@ -94,6 +94,17 @@ class D2SwinTransformer(Backbone):
         super().__init__()
         if len(depths) != len(num_heads):
             raise ValueError(f"MODEL.SWIN.DEPTHS {list(depths)} and NUM_HEADS {list(num_heads)} must be equally long.")
+        channels = [embed_dim * 2**i for i in range(len(depths))]
+        if any(heads < 1 or width < 1 or width % heads for width, heads in zip(channels, num_heads, strict=True)):
+            raise ValueError(
+                f"MODEL.SWIN.NUM_HEADS is {list(num_heads)}, but the stages have {channels} channels "
+                "(MODEL.SWIN.EMBED_DIM, doubled by each stage); choose multiples of the heads."
+            )
+        if window_size < 1 or not 0 <= drop_path_rate < 1:
+            raise ValueError(
+                f"MODEL.SWIN.WINDOW_SIZE is {window_size} and DROP_PATH_RATE {drop_path_rate}; expected at least one "
+                "patch, and a probability below 1."
+            )
         stages = {f"res{i + 2}": i for i in range(len(depths))}
         unknown = [f for f in out_features if f not in stages]
         if unknown or not out_features:

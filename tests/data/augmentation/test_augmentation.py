@@ -179,3 +179,37 @@ def test_values_that_do_not_exist(cfg: CfgNode) -> None:
     cfg.INPUT.RANDOM_FLIP = "diagonal"
     with pytest.raises(ValueError, match='RANDOM_FLIP is "diagonal", expected one of none, horizontal, vertical, both'):
         build_crop_recipe(cfg)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("absolut", (48, 48)),
+        ("absolute", (0.5, 0.5)),
+        ("absolute", (48,)),
+        ("absolute_range", (0, 48)),
+        ("relative", (48, 48)),
+    ],
+)
+def test_crops_that_cannot_be_are_an_error(cfg: CfgNode, kind: str, size: tuple[float, ...]) -> None:
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, kind, size
+    with pytest.raises(ValueError, match=rf'CROP\.TYPE is "{kind}" and INPUT\.CROP\.SIZE \(.*; expected "absolute"'):
+        build_crop_recipe(cfg)
+
+
+@pytest.mark.parametrize(("sampling", "sizes"), [("any", (640,)), ("choice", ()), ("range", (640,))])
+def test_sizes_that_cannot_be_are_an_error(cfg: CfgNode, sampling: str, sizes: tuple[int, ...]) -> None:
+    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, cfg.INPUT.MIN_SIZE_TRAIN = sampling, sizes
+    with pytest.raises(
+        ValueError, match=rf'SAMPLING is "{sampling}" and INPUT\.MIN_SIZE_TRAIN \(.*; expected "choice"'
+    ):
+        build_crop_recipe(cfg)
+
+
+@pytest.mark.parametrize(("size", "scales"), [(0, (0.5, 2.0)), (64, (2.0, 0.5)), (64, (0.0, 1.0))])
+def test_scales_that_cannot_be_are_an_error(cfg: CfgNode, size: int, scales: tuple[float, float]) -> None:
+    cfg.INPUT.IMAGE_SIZE, (cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE) = size, scales
+    with pytest.raises(
+        ValueError, match=rf"IMAGE_SIZE is {size}, and INPUT\.MIN_SCALE and MAX_SCALE are \(.*; expected"
+    ):
+        build_lsj_recipe(cfg)

@@ -236,6 +236,12 @@ def test_autocast() -> None:
             r"OUT_FEATURES is \['res6'\]; expected some of \['res2', 'res3', 'res4', 'res5'\]",
         ),
         ({"DEPTHS": [2, 2]}, r"DEPTHS \[2, 2\] and NUM_HEADS \[3, 6, 12, 24\] must be equally long"),
+        (
+            {"NUM_HEADS": [5, 5, 5, 5]},
+            r"NUM_HEADS is \[5, 5, 5, 5\], but the stages have \[96, 192, 384, 768\] channels",
+        ),
+        ({"WINDOW_SIZE": 0}, r"WINDOW_SIZE is 0 and DROP_PATH_RATE 0\.\d; expected at least one patch"),
+        ({"DROP_PATH_RATE": 1.0}, r"DROP_PATH_RATE 1\.0; expected at least one patch, and a probability below 1"),
     ],
 )
 def test_errors_say_what_to_do(options: dict[str, object], message: str) -> None:
