@@ -72,10 +72,21 @@ def _reason(error: Exception) -> object:
 
 def _merge(cfg: CfgNode, config_file: str) -> None:
     content = CfgNode(_File.load_yaml_with_base(config_file))
+    _check_sections(content, cfg)
     if content.get("VERSION", cfg.VERSION) == cfg.VERSION:
         cfg.merge_from_other_cfg(content)
     else:
         cfg.merge_from_file(config_file, allow_unsafe=False)  # Detectron2 knows older versions
+
+
+def _check_sections(content: CfgNode, known: CfgNode, prefix: str = "") -> None:
+    """Tell a section without keys by its name; CfgNode's error would print all of the keys that it may have."""
+    for key, value in content.items():
+        if not isinstance(known.get(key), CfgNode):
+            continue
+        if not isinstance(value, CfgNode):
+            raise ValueError(f"{prefix}{key} is {value}, expected keys below it; leave it out for the defaults.")
+        _check_sections(value, known[key], f"{prefix}{key}.")
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -102,7 +113,10 @@ class _File(CfgNode):
     def _open_cfg(cls, filename: str) -> IO[str]:
         # What it returns is read by yaml.safe_load.
         with super()._open_cfg(filename) as file:
-            return io.StringIO(yaml.safe_dump(yaml.load(file, _Loader)))
+            content = yaml.load(file, _Loader)
+        if not isinstance(content, dict):
+            raise ValueError(f"{filename} holds {content!r:.50}, expected keys and their values.")
+        return io.StringIO(yaml.safe_dump(content))
 
 
 def _construct_multiples(loader: _Loader, node: yaml.Node) -> list[int]:

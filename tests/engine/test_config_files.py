@@ -113,6 +113,26 @@ def test_a_key_with_two_values_is_an_error(tmp_path):
         read(tmp_path / "a.yaml")
 
 
+@pytest.mark.parametrize("content", ["", "# nothing\n", "- MODEL\n", "words\n", "3\n"])
+@pytest.mark.parametrize("based", [False, True])
+def test_files_without_keys(tmp_path, content, based):
+    (tmp_path / "a.yaml").write_text(content)
+    (tmp_path / "b.yaml").write_text("_BASE_: a.yaml\n")
+    with pytest.raises(ValueError, match=r"a\.yaml holds .*, expected keys and their values"):
+        read(tmp_path / ("b.yaml" if based else "a.yaml"))
+
+
+@pytest.mark.parametrize("value", ["", "3", "[1]"])
+@pytest.mark.parametrize("section", ["SOLVER", "MODEL.MASK_FORMER"])
+def test_sections_without_keys(tmp_path, section, value):
+    lines = section.split(".")
+    text = "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(lines))
+    (tmp_path / "a.yaml").write_text(f"{text.rstrip()} {value}\n")
+    with pytest.raises(ValueError, match=rf" {section} is .{{1,9}}, expected keys below it; leave it out") as caught:
+        read(tmp_path / "a.yaml")
+    assert len(str(caught.value)) < 300
+
+
 def test_the_same_value_twice(tmp_path):
     (tmp_path / "a.yaml").write_text("VERSION: 2\nSEED: 3\nSEED: 3\n")
     assert read(tmp_path / "a.yaml").SEED == 3
