@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from torch import Tensor
 
 from mask2former.data.augmentation import ResizeShortestEdge, build_test_augmentations
@@ -27,9 +26,10 @@ from mask2former.export import (
     load_exported,
     quantize_onnx,
 )
+from mask2former.home import given_path
 from mask2former.inference.pictures import find_pictures
 from mask2former.inference.result_files import make_folder
-from mask2former.inference.weights import load_whole_model
+from mask2former.inference.weights import build_whole_model
 from mask2former.modeling import MaskFormer
 from mask2former.modeling.tiling import plan_tiles
 
@@ -46,7 +46,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", default="onnx", choices=get_args(ExportFormat), help="(default: %(default)s), see docs/export.md"
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="to write; .pt2 for aoti")
+    parser.add_argument("--output", required=True, type=given_path, metavar="FILE", help="to write; .pt2 for aoti")
     parser.add_argument(
         "--with-postprocessing",
         default="none",
@@ -64,7 +64,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quantize", choices=get_args(Quantization), help="write 8-bit integers for CPUs (onnx)")
     parser.add_argument(
-        "--calibration-images", type=Path, metavar="FOLDER", help="of typical pictures, for --quantize static"
+        "--calibration-images", type=given_path, metavar="FOLDER", help="of typical pictures, for --quantize static"
     )
     parser.add_argument(
         "--float-layers",
@@ -74,7 +74,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="convolutions that --quantize leaves alone: beginnings of their parameters' names, such as backbone.stem",
     )
     parser.add_argument(
-        "--images", type=Path, metavar="PATH", help="picture or folder to check with (default: scikit-image's)"
+        "--images", type=given_path, metavar="PATH", help="picture or folder to check with (default: scikit-image's)"
     )
     parser.add_argument(
         "--check-pictures", type=int, default=3, metavar="N", help="how many of them at most (default: %(default)s)"
@@ -132,7 +132,7 @@ def export_model(cfg: CfgNode, args: argparse.Namespace) -> None:
         OSError: nothing can be written into the output's folder.
         ValueError: the model cannot be exported like this, or the file's error is above the tolerance.
     """
-    model: MaskFormer = load_whole_model(build_model(cfg).eval(), cfg.MODEL.WEIGHTS)
+    model: MaskFormer = build_whole_model(cfg).eval()
     precision = "float16" if args.half else "float32"
     info = ExportInfo.from_config(
         cfg, model, postprocessing=args.with_postprocessing, input_type=args.input_type, precision=precision

@@ -12,7 +12,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
@@ -24,7 +23,7 @@ from mask2former.inference.pictures import Picture, is_single, iterate_sources, 
 from mask2former.inference.request import Options, Request, build_request, tasks_of
 from mask2former.inference.result import Result
 from mask2former.inference.video import is_video, open_video, prefetch, read_frames
-from mask2former.inference.weights import load_whole_model
+from mask2former.inference.weights import build_whole_model
 from mask2former.modeling.mask_former import MaskFormer
 from mask2former.modeling.optimize import prepare_for_inference
 from mask2former.processors import is_nvidia
@@ -262,7 +261,7 @@ class Segmenter:
 
 
 def _build(cfg: CfgNode) -> nn.Module:
-    model = load_whole_model(build_model(cfg), cfg.MODEL.WEIGHTS)
+    model = build_whole_model(cfg)
     if cfg.MODEL.INFERENCE.OPTIMIZE is None:
         cfg = with_opts(cfg, ["MODEL.INFERENCE.OPTIMIZE", _is_optimized_unasked(model)])
     model = prepare_for_inference(cfg, model)

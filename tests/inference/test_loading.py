@@ -188,6 +188,18 @@ def test_weights_of_another_number_of_classes(tiny_config: Path) -> None:
         m2f.load(tiny_config, opts=["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"])
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("GeneralizedRCNN", r"META_ARCHITECTURE is 'GeneralizedRCNN', .*expected 'MaskFormer'"),  # Detectron2's default
+        ("MaskFromer", r"META_ARCHITECTURE is 'MaskFromer'; registered are \[.*'MaskFormer'"),
+    ],
+)
+def test_configurations_of_other_models(tiny_config: Path, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        m2f.load(tiny_config, opts=["MODEL.META_ARCHITECTURE", name])
+
+
 def test_weights_of_a_backbone_alone(tiny_config: Path, tmp_path: Path) -> None:
     state = torch.load(tiny_config.parent / "model.pth", weights_only=True)["model"]
     backbone = {name: tensor for name, tensor in state.items() if name.startswith("backbone.")}

@@ -37,7 +37,12 @@ def prepare_for_inference(
         compile_mode: as there.
         cuda_graphs: as there.
         keep_memory: call :func:`keep_freed_memory`.
+
+    Raises:
+        ValueError: ``optimize`` is something else, as "false" on a command line, which would count as true.
     """
+    if optimize not in (None, True, False):
+        raise ValueError(f"MODEL.INFERENCE.OPTIMIZE is {optimize!r}, expected True, False or None.")
     model.eval()
     if keep_memory:
         keep_freed_memory()

@@ -56,3 +56,9 @@ def test_which_have_graphs_of_frequent_sizes(
 def test_other_models_are_left_alone_by_default(tiny_cfg: CfgNode) -> None:
     model = nn.Linear(1, 1)
     assert prepare_for_inference(tiny_cfg, model) is model
+
+
+def test_a_word_is_no_switch(tiny_cfg: CfgNode) -> None:
+    tiny_cfg.MODEL.INFERENCE.OPTIMIZE = "false"  # as a command line has it
+    with pytest.raises(ValueError, match=r"OPTIMIZE is 'false', expected True, False or None"):
+        prepare_for_inference(tiny_cfg, nn.Linear(1, 1))
