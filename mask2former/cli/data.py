@@ -1,11 +1,11 @@
 """``mask2former inspect`` and ``mask2former browse``: what data hold."""
 
 import argparse
-from pathlib import Path
 
 from mask2former.cli.common import DATA_ERRORS, Commands, complaining
 from mask2former.engine.browse import browse, for_data_sets
 from mask2former.engine.setup import load_config
+from mask2former.home import given_path
 from mask2former.own_data.command import add_data_arguments, inspect_data
 
 __all__ = ["add_browse", "add_inspect"]
@@ -32,7 +32,7 @@ def add_browse(commands: Commands) -> None:
         "dataset mapper.",
     )
     command.add_argument("--config-file", required=True, metavar="FILE")
-    command.add_argument("--output", required=True, type=Path, metavar="FOLDER")
+    command.add_argument("--output", required=True, type=given_path, metavar="FOLDER")
     command.add_argument("--split", choices=("train", "test"), default="train", help="DATASETS.TRAIN (default) or TEST")
     command.add_argument("--dataset", metavar="NAME", help="a registered data set in place of the configuration's")
     command.add_argument("--number", type=int, default=16, metavar="N", help="of pictures, at random (default: 16)")

@@ -3,9 +3,9 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from mask2former.cli.common import MODEL_ERRORS, Commands, add_model_arguments, complaining, load_model
+from mask2former.home import given_path
 from mask2former.inference.benchmark_command import add_benchmark_arguments, run_benchmark
 from mask2former.inference.convert import FORMATS, convert_weights
 from mask2former.inference.exporting import add_export_arguments, check_export_arguments, export_model
@@ -66,7 +66,7 @@ def add_convert(commands: Commands) -> None:
     )
     command.add_argument("source", help="a file, an address, hf://<owner>/<name>, or a name of the model zoo")
     command.add_argument(
-        "target", type=Path, help=".pth, .pkl or .safetensors; or, for Hugging Face, a folder for from_pretrained"
+        "target", type=given_path, help=".pth, .pkl or .safetensors; or, for Hugging Face, a folder for from_pretrained"
     )
     command.add_argument(
         "--to", choices=FORMATS, default="official", help="whose names (default: official); the last three: a backbone"

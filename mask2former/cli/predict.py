@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mask2former.cli.common import MODEL_ERRORS, Commands, add_model_arguments, complaining, load_model
-from mask2former.home import expand_home
+from mask2former.home import expand_home, given_path
 from mask2former.inference.pictures import find_pictures
 from mask2former.inference.result_files import make_folder, plan_outputs, plan_video_outputs
 from mask2former.inference.runs import complain, save_pictures, save_video
@@ -19,7 +19,9 @@ def add_predict(commands: Commands) -> None:
     command.add_argument(
         "input", nargs="+", help="pictures, folders of pictures, quoted patterns such as 'scans/**/*.tif', or videos"
     )
-    command.add_argument("--output", required=True, metavar="PATH", help="a folder, or the file of a single drawing")
+    command.add_argument(
+        "--output", required=True, type=given_path, metavar="PATH", help="a folder, or the file of a single drawing"
+    )
     command.add_argument("--task", choices=("panoptic", "instance", "semantic"), help="default: the model's first")
     command.add_argument("--threshold", type=float, metavar="P", help="least score, 0 to 1, of what is kept")
     command.add_argument("--size", type=int, metavar="PIXELS", help="of the shorter edge, as the network sees it")

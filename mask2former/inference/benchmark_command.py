@@ -3,7 +3,6 @@
 import argparse
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from tabulate import tabulate
 
 from mask2former.durable_files import write_file
 from mask2former.export import ExportedResults, is_exported
-from mask2former.home import expand_home
+from mask2former.home import expand_home, given_path
 from mask2former.inference.benchmark import PARTS, Benchmark, cpu_name, time_models, untrained
 from mask2former.inference.exported import open_exported
 from mask2former.inference.loading import model_config
@@ -60,7 +59,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         "of a faster model)",
     )
     parser.add_argument("--untrained", action="store_true", help="random weights, without a checkpoint")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--json", type=given_path, metavar="FILE", help="also write the figures to this file")
 
 
 def run_benchmark(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from mask2former.data.datasets.faults import list_faults
 from mask2former.engine.launch import check_num_gpus, is_first_process
 from mask2former.engine.run import run
 from mask2former.engine.wandb_logger import import_wandb
+from mask2former.home import given_path
 from mask2former.own_data.base import find_base
 from mask2former.own_data.data import OwnData, read_own_data
 from mask2former.own_data.prepare import CONFIG_FILE, prepare_output, read_inspection
@@ -46,22 +47,26 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, required: bool) -> No
     data = parser.add_argument_group("your own data")
     data.add_argument(
         "--data",
-        type=Path,
+        type=given_path,
         required=required,
         metavar="PATH",
         help="annotations: a COCO JSON (instances or panoptic), YOLO's data.yaml, a folder of Labelme's files, of "
         "YOLO's labels or of PNGs, or a zip of one of these",
     )
     data.add_argument("--format", choices=FORMATS, help="of the annotations; default: found out")
-    data.add_argument("--images", type=Path, metavar="DIR", help="pictures; default: where they usually are")
-    data.add_argument("--segments", type=Path, metavar="DIR", help="PNGs of a COCO panoptic JSON, if not beside it")
-    data.add_argument("--classes", type=Path, metavar="FILE", help="names, one a line, or a table of names and colours")
+    data.add_argument("--images", type=given_path, metavar="DIR", help="pictures; default: where they usually are")
+    data.add_argument(
+        "--segments", type=given_path, metavar="DIR", help="PNGs of a COCO panoptic JSON, if not beside it"
+    )
+    data.add_argument(
+        "--classes", type=given_path, metavar="FILE", help="names, one a line, or a table of names and colours"
+    )
     data.add_argument(
         "--things", type=_names, default=(), metavar="A,B", help="classes that PNGs of instances tell apart"
     )
-    data.add_argument("--val-data", type=Path, metavar="PATH", help="annotations to validate with")
-    data.add_argument("--val-images", type=Path, metavar="DIR", help="their pictures")
-    data.add_argument("--val-segments", type=Path, metavar="DIR", help="their PNGs, as --segments")
+    data.add_argument("--val-data", type=given_path, metavar="PATH", help="annotations to validate with")
+    data.add_argument("--val-images", type=given_path, metavar="DIR", help="their pictures")
+    data.add_argument("--val-segments", type=given_path, metavar="DIR", help="their PNGs, as --segments")
     data.add_argument(
         "--val-fraction",
         type=float,
@@ -76,7 +81,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what only a training needs."""
     training = parser.add_argument_group("training on your own data")
     training.add_argument("--weights", metavar="MODEL", help="to start from: a name of the zoo, or a checkpoint")
-    training.add_argument("--output", type=Path, metavar="DIR", help="new folder for everything (default: output/own)")
+    training.add_argument(
+        "--output", type=given_path, metavar="DIR", help="new folder for everything (default: output/own)"
+    )
     training.add_argument(
         "--patience", type=int, default=0, metavar="N", help="stop after N evaluations without gain (default: never)"
     )
