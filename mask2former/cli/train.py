@@ -65,6 +65,6 @@ def _check_without_data(args: argparse.Namespace) -> int:
     if not args.config_file:
         raise ValueError("say what to run: --config-file FILE" + ("" if args.eval_only else ", or --data PATH") + ".")
     check_num_gpus(args.num_gpus)
-    check_address(args.num_machines, args.dist_url)
+    check_address(args.num_machines, args.machine_rank, args.dist_url)
     check_data_sets(load_config(args.config_file, args.opts), eval_only=args.eval_only)
     return 0

@@ -37,7 +37,7 @@ def launch(
         _join_torchrun(main, args)
         return
     check_num_gpus(num_gpus_per_machine)
-    check_address(num_machines, dist_url)
+    check_address(num_machines, machine_rank, dist_url)
     if num_gpus_per_machine * num_machines == 1:
         main(*args)
         return
@@ -58,14 +58,18 @@ def check_num_gpus(number: int) -> None:
         raise ValueError(f"--num-gpus is {number} but this machine has {torch.cuda.device_count()}.")
 
 
-def check_address(num_machines: int, dist_url: str | None) -> None:
-    """Raise ValueError if several machines have no ``--dist-url`` in common: each would wait for the others in vain.
+def check_address(num_machines: int, machine_rank: int, dist_url: str | None) -> None:
+    """Raise ValueError if machines would wait for each other in vain: without a ``--dist-url`` in common, or a number.
 
     torchrun decides otherwise, and then it is ignored.
     """
-    if num_machines < 2 or _TORCHRUN.issubset(os.environ):
+    if _TORCHRUN.issubset(os.environ):
         return
-    if is_own_address(dist_url):
+    if not 0 <= machine_rank < num_machines:
+        raise ValueError(
+            f"--machine-rank is {machine_rank} and --num-machines {num_machines}; machines are numbered from 0 on."
+        )
+    if num_machines > 1 and is_own_address(dist_url):
         raise ValueError(
             f"--dist-url is {dist_url!r}, but there are {num_machines} machines; give one that all of them reach, such "
             "as tcp://<the first machine>:29500."

@@ -88,6 +88,13 @@ def test_several_machines_need_an_address(monkeypatch, url, gpu):
         launch(print, 1, 2, 0, url)
 
 
+@pytest.mark.parametrize(("rank", "machines"), [(2, 2), (-1, 2), (1, 1), (0, 0)])
+def test_machines_are_numbered_from_0_on(rank, machines):
+    """The others would wait for one that counts from 1."""
+    with pytest.raises(ValueError, match=f"--machine-rank is {rank} and --num-machines {machines}; machines are num"):
+        launch(print, 1, machines, rank, "tcp://10.0.0.1:29500")
+
+
 @pytest.mark.parametrize("command", ["train", "eval"])
 def test_the_address_is_told_in_one_line(command, tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("VERSION: 2\n")
