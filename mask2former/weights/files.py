@@ -114,6 +114,9 @@ def read_torch(path: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
+        with open(path, "rb") as file:
+            if not file.read(2).startswith((b"PK", b"\x80")):  # neither a zip nor a pickle, but a page or a pointer
+                raise _damaged(path, ValueError("it is text")) from e
         raise ValueError(
             f"{path} is refused: it is not a file of tensors and plain containers alone, and reading more could run "
             "foreign code. Where you trust it, read it with torch.load(..., weights_only=False) and save "

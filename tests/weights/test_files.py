@@ -124,6 +124,14 @@ def test_torch_files_with_objects_are_refused(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("text", ["<!DOCTYPE html>", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"])
+def test_text_is_no_torch_file(text: str, tmp_path: Path) -> None:
+    """A page that says that there is no such file, or what Git has in its place."""
+    (tmp_path / "model.pth").write_text(text)
+    with pytest.raises(ValueError, match=r"model\.pth cannot be read .*: it is cut short, or no file of its kind"):
+        read_torch(str(tmp_path / "model.pth"))
+
+
 def test_torch_files_of_a_trainer_are_read(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())

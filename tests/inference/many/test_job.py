@@ -244,5 +244,5 @@ def test_errors_before_anything_is_done(settings: Settings, pictures: Path, tmp_
 def test_an_error_of_the_model_ends_the_job(settings: Settings, pictures: Path, tmp_path: Path) -> None:
     weights = tmp_path / "wrong.pth"
     weights.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"wrong\.pth is refused"):
+    with pytest.raises(ValueError, match=r"wrong\.pth cannot be read"):
         predict_many(pictures, tmp_path / "out", replace(settings, weights=str(weights)), Workers(2), part_size=2)
