@@ -13,12 +13,13 @@ import mask2former  # noqa: F401, I001  before Detectron2: imports it without it
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog
 
-from mask2former.engine import load_config
+from mask2former.engine.setup import check_data_sets, load_config
 from mask2former.evaluation import evaluate_groups
 
 COLUMNS = {
@@ -41,8 +42,10 @@ def main() -> None:
     parser.add_argument("--dataset", help="name of the data set; the first of DATASETS.TEST by default")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the configuration")
     args = parser.parse_args()
-    cfg = load_config(args.config_file, args.opts)
-    dataset_name = args.dataset or cfg.DATASETS.TEST[0]
+    given = ["DATASETS.TEST", f"({args.dataset!r},)"] if args.dataset else []
+    cfg = load_config(args.config_file, [*given, *args.opts])
+    check_data_sets(cfg, eval_only=True)
+    dataset_name = cfg.DATASETS.TEST[0]
     groups = group_images(DatasetCatalog.get(dataset_name), json.loads(args.groups.read_text()))
     metrics = evaluate_groups(dataset_name, args.predictions, groups, max(100, cfg.TEST.DETECTIONS_PER_IMAGE))
     print(markdown_table(groups, metrics))
@@ -85,4 +88,7 @@ def markdown_table(groups: dict[str, list[Any]], metrics: dict[str, dict[str, fl
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

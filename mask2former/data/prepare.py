@@ -87,7 +87,7 @@ def run_script(prepare: Callable[[Job], None], description: str | None) -> None:
     arguments = parser.parse_args()
     try:
         prepare(Job(expand_home(arguments.root), arguments.workers, arguments.overwrite))
-    except (FileNotFoundError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 

@@ -103,9 +103,10 @@ def test_command_line(arguments, expected, monkeypatch):
     assert jobs == [expected]
 
 
-def test_errors_are_one_line(monkeypatch):
+@pytest.mark.parametrize("kind", [ValueError, NotADirectoryError])
+def test_errors_are_one_line(monkeypatch, kind):
     def fail(job: Job) -> None:
-        raise ValueError("a.png: is damaged.")
+        raise kind("a.png: is damaged.")
 
     monkeypatch.setattr(sys, "argv", ["there/prepare_it.py"])
     with pytest.raises(SystemExit, match=r"^prepare_it.py: a.png: is damaged.$"):

@@ -109,3 +109,12 @@ def test_the_random_choice_has_a_seed(draw: Callable) -> None:
     first, again, other = (draw("--number", 2, "--seed", seed)[0] for seed in (1, 1, 2))
     assert first == again
     assert first != other
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [([], r"DATASETS\.TEST is empty; name a data set"), (["--dataset", "toi"], "there is no data set 'toi'")],
+)
+def test_data_sets_that_are_none(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        visualize_predictions.main(["--predictions", str(tmp_path), "--output", str(tmp_path / "drawn"), *words])
