@@ -298,6 +298,12 @@ def test_numbers_that_are_none_are_an_error(number: float, dtype: torch.dtype, t
         Mask2FormerCheckpointer(Toy()).load(str(save_pth(state, tmp_path)))
 
 
+def test_masks_may_be_infinite(tmp_path: Path) -> None:
+    model = Toy()
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    Mask2FormerCheckpointer(model).load(str(save_pth(model.state_dict(), tmp_path)))
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth holds a list, expected a state_dict or \{'model': state_dict\}"):
