@@ -1,6 +1,7 @@
 """The bidirectional feature pyramid network (Tan et al., EfficientDet, CVPR 2020, Section 3)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -88,13 +89,20 @@ class BiFPNPixelDecoder(PyramidPixelDecoder):
             kwargs: of :class:`PyramidPixelDecoder`.
 
         Raises:
-            ValueError: if there are no two features to fuse, or no layer.
+            ValueError: if there are no two features to fuse, their strides are not powers of 2 in a row, or there is no
+                layer.
         """
         super().__init__(*args, **kwargs)
         if num_layers < 1 or len(self.in_channels) < 2:
             raise ValueError(
                 f"BiFPN fuses at least two features in at least one layer, but MODEL.SEM_SEG_HEAD.BIFPN_LAYERS is "
                 f"{num_layers} and MODEL.SEM_SEG_HEAD.IN_FEATURES names {self.in_features}."
+            )
+        if any(coarser != 2 * finer for coarser, finer in pairwise(self.in_strides)):
+            raise ValueError(
+                f"BiFPN halves a map to fuse it with the next coarser one, but the features of MODEL.SEM_SEG_HEAD."
+                f"IN_FEATURES, {self.in_features}, have the strides {self.in_strides}; leave none out between them and "
+                "dilate no stage, or choose another MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME."
             )
         self.lateral = nn.ModuleList(conv_norm(channels, self.conv_dim, 1, self.norm) for channels in self.in_channels)
         self.layers = nn.ModuleList(

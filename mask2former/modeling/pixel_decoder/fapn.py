@@ -67,8 +67,8 @@ class FeatureAlignment(nn.Module):
             aligned = deform_conv2d(
                 upsampled.float(),
                 offsets.float(),
-                self.align.weight,
-                self.align.bias,
+                self.align.weight.float(),  # which may be stored in bfloat16 for inference
+                self.align.bias.float(),
                 padding=(1, 1),
                 mask=weights.float().sigmoid(),
             )

@@ -60,6 +60,7 @@ class PyramidPixelDecoder(nn.Module):
             )
         self.in_features = [name for name, _ in shapes]
         self.in_channels = [shape.channels for _, shape in shapes]
+        self.in_strides = strides
         self.conv_dim = conv_dim
         self.norm = norm
         self.num_feature_levels = num_feature_levels

@@ -105,7 +105,9 @@ def test_bfloat16_without_units_is_told_to_be_slow(
     assert ("has no units" in caplog.text) is warned
 
 
-def test_bfloat16_is_close(tiny_cfg: CfgNode) -> None:
+@pytest.mark.parametrize("pixel_decoder", ["MSDeformAttnPixelDecoder", "FPNPixelDecoder", "FaPNPixelDecoder"])
+def test_bfloat16_is_close(tiny_cfg: CfgNode, pixel_decoder: str) -> None:
+    tiny_cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = pixel_decoder
     model = build(tiny_cfg)
     images = image()
     with torch.no_grad():

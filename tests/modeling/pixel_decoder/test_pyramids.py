@@ -271,6 +271,13 @@ def test_features_that_make_no_sense_are_named() -> None:
         BiFPNPixelDecoder(SHAPES, num_layers=0, **ARGUMENTS)
 
 
+@pytest.mark.parametrize("strides", [(4, 16), (4, 8, 8)])  # without res3, and with a dilated stage
+def test_bifpn_fuses_neighbouring_scales(strides: tuple[int, ...]) -> None:
+    shapes = {f"res{i}": ShapeSpec(channels=8, stride=stride) for i, stride in enumerate(strides)}
+    with pytest.raises(ValueError, match=rf"BiFPN halves a map .* strides \[{strides[-1]}, .*PIXEL_DECODER_NAME"):
+        BiFPNPixelDecoder(shapes, num_layers=1, **(ARGUMENTS | {"num_feature_levels": 1}))
+
+
 @torch.no_grad()
 def test_encoder_refines_the_coarsest_map_alone() -> None:
     encoder = CoarseEncoder(4, num_layers=2, num_heads=2, dim_feedforward=6)
