@@ -32,6 +32,15 @@ def _swin() -> CfgNode:
     return cfg
 
 
+def _maskformer() -> CfgNode:
+    """The older structure."""
+    cfg = make_tiny_cfg()
+    cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME = "TransformerEncoderPixelDecoder"
+    cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME = "StandardTransformerDecoder"
+    cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE = "transformer_encoder"
+    return cfg
+
+
 def _load(config: str, weights: str = "") -> CfgNode:
     return load_config(str(REPOSITORY / "configs" / config), ["MODEL.WEIGHTS", weights, "MODEL.DEVICE", "cpu"])
 
@@ -50,14 +59,22 @@ def _nuclei() -> CfgNode:
     return _load("examples/nuclei_panoptic_lite0.yaml", str(REPOSITORY / "model_zoo/nuclei_panoptic_lite0.pth"))
 
 
-_CONFIGS = {"resnet": _resnet, "swin": _swin, "R50": _r50, "Swin-T": _swin_t, "nuclei": _nuclei}
+_CONFIGS = {
+    "resnet": _resnet,
+    "swin": _swin,
+    "maskformer": _maskformer,
+    "R50": _r50,
+    "Swin-T": _swin_t,
+    "nuclei": _nuclei,
+}
 
 
 @pytest.fixture(scope="session")
 def build() -> Callable[[str], tuple[CfgNode, MaskFormer]]:
     """A model in evaluation mode with its configuration, always with the same weights.
 
-    "resnet" and "swin" are small, "R50" and "Swin-T" official configurations with random weights, "nuclei" is trained.
+    "resnet", "swin" and "maskformer" are small, "R50" and "Swin-T" official configurations with random weights,
+    "nuclei" is trained.
     """
 
     def _build(kind: str) -> tuple[CfgNode, MaskFormer]:

@@ -70,7 +70,11 @@ def _assert_equal_to_model(path: Path, model: MaskFormer, batches: list[Tensor],
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    "kind", ["resnet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("swin", "R50", "Swin-T", "nuclei"))]
+    "kind",
+    [
+        "resnet",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("swin", "maskformer", "R50", "Swin-T", "nuclei")),
+    ],
 )
 def test_onnx(kind: str, build: Build, export: Export, batches: list[Tensor]) -> None:
     _assert_equal_to_model(export(kind, "onnx"), build(kind)[1], batches)
@@ -106,7 +110,13 @@ def test_without_grid_sample(export_format: ExportFormat, build: Build, tmp_path
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    "kind", ["resnet", "swin", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("R50", "Swin-T", "nuclei"))]
+    "kind",
+    [
+        "resnet",
+        "swin",
+        "maskformer",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("R50", "Swin-T", "nuclei")),
+    ],
 )
 def test_torchscript(kind: str, build: Build, export: Export, batches: list[Tensor]) -> None:
     _assert_equal_to_model(export(kind, "torchscript"), build(kind)[1], batches)

@@ -135,7 +135,7 @@ class StandardTransformerDecoder(nn.Module):
         memory = self.input_proj(x).flatten(2).transpose(1, 2)  # (N, H'W', C)
         memory = self.transformer["encoder"](memory, pos)
         query_pos = self.query_embed.weight[None]  # (1, Q, C)
-        queries = torch.zeros_like(query_pos).expand(len(x), -1, -1)  # (N, Q, C)
+        queries = torch.zeros_like(query_pos).expand(x.shape[0], -1, -1)  # (N, Q, C)
         *intermediate, last = self.transformer["decoder"](queries, query_pos, memory, pos)
 
         output: dict[str, Any] = self._predict(last, mask_features)
