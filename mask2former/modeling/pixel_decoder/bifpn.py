@@ -89,7 +89,7 @@ class BiFPNPixelDecoder(PyramidPixelDecoder):
             kwargs: of :class:`PyramidPixelDecoder`.
 
         Raises:
-            ValueError: if there are no two features to fuse, their strides are not powers of 2 in a row, or there is no
+            ValueError: if there are no two features to fuse, one's stride is not twice that of the next, or there is no
                 layer.
         """
         super().__init__(*args, **kwargs)
