@@ -103,8 +103,10 @@ class TimmBackbone(Backbone):
         if pad_height or pad_width:
             images = F.pad(images, (0, pad_width, 0, pad_height))
         strides = self._out_feature_strides.values()
+        # Rounded up by an addition: of the negative numbers that would do it, too, ONNX rounds the quotient otherwise.
         features = [
-            x[..., : -(-height // s), : -(-width // s)] for x, s in zip(self._features(images), strides, strict=True)
+            x[..., : (height + s - 1) // s, : (width + s - 1) // s]
+            for x, s in zip(self._features(images), strides, strict=True)
         ]
         return dict(zip(self._out_features, features, strict=True))
 

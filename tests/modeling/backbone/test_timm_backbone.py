@@ -1,6 +1,7 @@
 """TimmBackbone against plain timm."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -270,3 +271,30 @@ def test_missing_timm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'mask2former\[timm\]'"):
         TimmBackbone(model_name="resnet18")
+
+
+@pytest.mark.slow
+def test_odd_sizes_in_onnx(tmp_path: Path) -> None:
+    """Which rounds negative quotients otherwise than Python."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    backbone = TimmBackbone(model_name="test_resnet", out_features=["res3", "res5"]).eval()
+    free = torch.export.Dim.DYNAMIC
+    sizes = {"images": {0: free, 2: free(min=33, max=1024), 3: free(min=33, max=1024)}}
+    program = torch.export.export(
+        backbone,
+        (torch.randn(2, 3, 112, 144),),
+        dynamic_shapes=sizes,
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+    exported = torch.onnx.export(program, dynamo=True, opset_version=20, verbose=False)
+    assert exported is not None
+    exported.save(tmp_path / "backbone.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "backbone.onnx")
+    images = torch.randn(1, 3, 80, 176)
+    found = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        expected = backbone(images).values()
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-4, atol=1e-4)
