@@ -25,8 +25,8 @@ ExportFormat = Literal["onnx", "torchscript", "torch_export", "aoti"]
 # The first in which all of the graph is standard and Resize is PyTorch's; ONNX Runtime has run it since 1.17.
 ONNX_OPSET = 20
 # What is recorded; any other batch and size will do later. Two images and odd sides, so that no length is 1 or a
-# multiple by chance, which the exporter might take for a rule.
-_SAMPLE_BATCH, _SAMPLE_HEIGHT, _SAMPLE_WIDTH = 2, 100, 136
+# multiple by chance, which the exporter might take for a rule. Swin's coarsest map, too, has two windows of 12 a side.
+_SAMPLE_BATCH, _SAMPLE_HEIGHT, _SAMPLE_WIDTH = 2, 524, 580
 
 
 def export_graph(

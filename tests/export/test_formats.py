@@ -80,6 +80,15 @@ def test_onnx(kind: str, build: Build, export: Export, batches: list[Tensor]) ->
     _assert_equal_to_model(export(kind, "onnx"), build(kind)[1], batches)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_swin_has_any_number_of_windows(build: Build, export: Export) -> None:
+    """Also in the coarsest map, which is one window of 7 x 7 up to 224 pixels a side."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.randint(256, (1, 3, *size), generator=generator).byte() for size in ((96, 480), (480, 96))]
+    _assert_equal_to_model(export("swin", "onnx"), build("swin")[1], pictures)
+
+
 def test_onnx_is_standard_and_of_any_size(export: Export) -> None:
     import onnx
 
