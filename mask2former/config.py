@@ -7,10 +7,13 @@ Keys marked "official" exist in the official release with the same default. The 
 gives the official behaviour.
 """
 
+import functools
+from typing import Any
+
 from detectron2.config import CfgNode as CN
 from detectron2.projects.deeplab import add_deeplab_config
 
-__all__ = ["add_maskformer2_config"]
+__all__ = ["add_maskformer2_config", "find_value"]
 
 
 def add_maskformer2_config(cfg: CN) -> None:
@@ -336,3 +339,8 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.LOGGING.WANDB = CN()
     # Log the training to this project of Weights & Biases too (needs the extra "wandb"); "" does not.
     cfg.LOGGING.WANDB.PROJECT = ""
+
+
+def find_value(cfg: CN, key: str) -> Any:
+    """The value of a key such as "SOLVER.BASE_LR"."""
+    return functools.reduce(lambda node, part: node[part], key.split("."), cfg)

@@ -19,7 +19,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog
 
-from mask2former.engine.setup import check_data_sets, load_config
+from mask2former.engine.setup import load_evaluation_config
 from mask2former.evaluation import evaluate_groups
 
 COLUMNS = {
@@ -42,9 +42,7 @@ def main() -> None:
     parser.add_argument("--dataset", help="name of the data set; the first of DATASETS.TEST by default")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that override the configuration")
     args = parser.parse_args()
-    given = ["DATASETS.TEST", f"({args.dataset!r},)"] if args.dataset else []
-    cfg = load_config(args.config_file, [*given, *args.opts])
-    check_data_sets(cfg, eval_only=True)
+    cfg = load_evaluation_config(args.config_file, args.opts, args.dataset)
     dataset_name = cfg.DATASETS.TEST[0]
     groups = group_images(DatasetCatalog.get(dataset_name), json.loads(args.groups.read_text()))
     metrics = evaluate_groups(dataset_name, args.predictions, groups, max(100, cfg.TEST.DETECTIONS_PER_IMAGE))

@@ -22,7 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask2former.data import read_image
 from mask2former.data.dataset_mappers import MaskFormerInstanceDatasetMapper, MaskFormerPanopticDatasetMapper
-from mask2former.engine.setup import check_data_sets, load_config
+from mask2former.engine.setup import load_evaluation_config
 from mask2former.evaluation import SavedPredictions, evaluate_groups, find_predictions
 from mask2former.evaluation.sem_seg_evaluation import read_class_map
 from mask2former.visualization import (
@@ -42,9 +42,7 @@ Record = dict[str, Any]
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = get_parser().parse_args(argv)
-    given = ["DATASETS.TEST", f"({args.dataset!r},)"] if args.dataset else []
-    cfg = load_config(args.config_file, [*given, *args.opts])
-    check_data_sets(cfg, eval_only=True)
+    cfg = load_evaluation_config(args.config_file, args.opts, args.dataset)
     dataset_name = cfg.DATASETS.TEST[0]
     task = args.task or next(task for task in get_args(Task) if task in find_predictions(args.predictions))
     records = DatasetCatalog.get(dataset_name)

@@ -20,7 +20,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from mask2former import add_maskformer2_config
-from mask2former.engine.config_files import find_value
+from mask2former.config import find_value
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "configuration.md"

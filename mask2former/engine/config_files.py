@@ -1,6 +1,5 @@
 """Reading YAML configurations as data: nothing in a file is run."""
 
-import functools
 import io
 import re
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import IO, Any
 import yaml
 from detectron2.config import CfgNode
 
-__all__ = ["UniqueKeyLoader", "find_value", "merge_opts", "merge_yaml", "with_opts"]
+__all__ = ["UniqueKeyLoader", "merge_opts", "merge_yaml", "with_opts"]
 
 # The one expression in official configurations, sizes to train at: "[int(x * 0.1 * 1024) for x in range(5, 21)]"
 _MULTIPLES = re.compile(r"\[int\(x \* (\d+\.\d+) \* (\d+)\) for x in range\((\d+), (\d+)\)\]")
@@ -58,11 +57,6 @@ def with_opts(cfg: CfgNode, opts: Sequence[Any]) -> CfgNode:
     merge_opts(cfg, opts)
     cfg.freeze()
     return cfg
-
-
-def find_value(cfg: CfgNode, key: str) -> Any:
-    """The value of a key such as "SOLVER.BASE_LR"."""
-    return functools.reduce(lambda node, part: node[part], key.split("."), cfg)
 
 
 def _reason(error: Exception) -> object:

@@ -11,12 +11,19 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from mask2former.config import add_maskformer2_config
+from mask2former.config import add_maskformer2_config, find_value
 from mask2former.data import check_registered, register_custom_datasets
 from mask2former.engine.checkpointer import LAST
-from mask2former.engine.config_files import find_value, merge_opts, merge_yaml
+from mask2former.engine.config_files import merge_opts, merge_yaml
 
-__all__ = ["check_data_sets", "finish_config", "load_config", "setup", "warn_of_starting_weights"]
+__all__ = [
+    "check_data_sets",
+    "finish_config",
+    "load_config",
+    "load_evaluation_config",
+    "setup",
+    "warn_of_starting_weights",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +96,18 @@ def check_data_sets(cfg: CfgNode, *, eval_only: bool) -> None:
     if not find_value(cfg, key):
         raise ValueError(f"{key} is empty; name a data set to {'evaluate' if eval_only else 'train'} on.")
     check_registered(cfg.DATASETS.TEST if eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+
+
+def load_evaluation_config(config_file: str, opts: Sequence[str], dataset: str | None) -> CfgNode:
+    """As :func:`load_config`, for what was evaluated on a data set; None takes those of ``DATASETS.TEST``.
+
+    Raises:
+        ValueError: there is none, or a name is not registered.
+    """
+    given = ["DATASETS.TEST", f"({dataset!r},)"] if dataset else []
+    cfg = load_config(config_file, [*given, *opts])
+    check_data_sets(cfg, eval_only=True)
+    return cfg
 
 
 def warn_of_starting_weights(config_file: str | Path, cfg: CfgNode, opts: Sequence[str] = ()) -> None:

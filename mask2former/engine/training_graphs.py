@@ -10,7 +10,7 @@ from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from torch import nn
 
-from mask2former.engine.config_files import find_value
+from mask2former.config import find_value
 from mask2former.modeling.optimize import record_training_graphs
 from mask2former.processors import is_nvidia
 

@@ -1,6 +1,5 @@
 """Values of a configuration that no model can be made of, told before one is made."""
 
-import functools
 import math
 from collections.abc import Mapping
 
@@ -8,6 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
+from ..config import find_value
 from .build import find_registered
 
 __all__ = ["COUNT", "NOT_NEGATIVE", "SHARE", "Range", "check_model_config", "check_ranges"]
@@ -52,7 +52,7 @@ def check_ranges(cfg: CfgNode, ranges: Mapping[str, Range]) -> None:
         ValueError: one is out of its range.
     """
     for key, (least, most) in ranges.items():
-        value = functools.reduce(getattr, key.split("."), cfg)
+        value = find_value(cfg, key)
         if not least <= value <= most:  # nor is NaN in any range
             expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
             raise ValueError(f"{key} is {value}, expected {expected}.")

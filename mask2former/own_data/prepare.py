@@ -8,9 +8,10 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from mask2former.config import find_value
 from mask2former.durable_files import write_file
 from mask2former.engine import load_config
-from mask2former.engine.config_files import find_value, merge_opts
+from mask2former.engine.config_files import merge_opts
 from mask2former.engine.folder_lock import only_training_in
 from mask2former.own_data.base import Base
 from mask2former.own_data.config_file import write_config

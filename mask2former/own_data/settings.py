@@ -7,8 +7,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from mask2former.config import find_value
 from mask2former.data import Inspection
-from mask2former.engine.config_files import find_value
 from mask2former.engine.training_graphs import may_use_graphs
 from mask2former.own_data.crops import Crops, choose_crops
 from mask2former.own_data.machine import Machine, images_that_fit

@@ -9,9 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
+from mask2former.config import find_value
 from mask2former.data.dataset_mappers import dataset_mapper_class
 from mask2former.durable_files import write_file
-from mask2former.engine.config_files import find_value
 from mask2former.inference.huggingface.keys import (
     FIXED,
     FIXED_RESNET,
