@@ -25,6 +25,7 @@ OFFICIAL_MODULES: dict[str, tuple[str, ...]] = {
     "data.dataset_mappers.mask_former_semantic_dataset_mapper": ("data.dataset_mappers.semantic",),
     "data.datasets.register_ade20k_full": ("data.datasets.official_categories",),
     "data.datasets.register_ade20k_panoptic": ("data.datasets.official_categories",),
+    "data.datasets.register_coco_panoptic_annos_semseg": ("data.datasets.coco_panoptic",),
     "data.datasets.register_mapillary_vistas": ("data.datasets.official_categories",),
     "modeling.meta_arch": (),
     "modeling.meta_arch.mask_former_head": ("modeling.head", "modeling.build"),

@@ -27,9 +27,13 @@ NAMES = {
     f"{DATA}.mask_former_semantic_dataset_mapper": ["MaskFormerSemanticDatasetMapper"],
     "mask2former.data.datasets.register_ade20k_full": ["ADE20K_SEM_SEG_FULL_CATEGORIES"],
     "mask2former.data.datasets.register_ade20k_panoptic": ["ADE20K_150_CATEGORIES"],
+    "mask2former.data.datasets.register_coco_panoptic_annos_semseg": [
+        "get_metadata",
+        "register_coco_panoptic_annos_sem_seg",
+    ],
     "mask2former.data.datasets.register_mapillary_vistas": ["MAPILLARY_VISTAS_SEM_SEG_CATEGORIES"],
     "mask2former.evaluation.instance_evaluation": ["InstanceSegEvaluator"],
-    "mask2former.modeling.backbone.swin": ["D2SwinTransformer"],
+    "mask2former.modeling.backbone.swin": ["D2SwinTransformer", "PatchEmbed"],
     "mask2former.modeling.criterion": [
         "SetCriterion",
         "calculate_uncertainty",

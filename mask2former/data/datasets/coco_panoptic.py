@@ -13,7 +13,12 @@ from detectron2.utils.file_io import PathManager
 
 from .categories import Category, panoptic_metadata
 
-__all__ = ["load_coco_panoptic", "register_all_coco_panoptic"]
+__all__ = [
+    "get_metadata",
+    "load_coco_panoptic",
+    "register_all_coco_panoptic",
+    "register_coco_panoptic_annos_sem_seg",
+]
 
 
 def load_coco_panoptic(
@@ -68,37 +73,72 @@ def load_coco_panoptic(
     return dicts
 
 
-def register_all_coco_panoptic(root: str | Path) -> None:
-    """Register ``coco_2017_{train,val}_panoptic_with_sem_seg`` below ``root``.
+def get_metadata() -> dict[str, Any]:
+    """Metadata of COCO's 133 panoptic classes, as :func:`register_coco_panoptic_annos_sem_seg` takes it."""
+    return panoptic_metadata([Category.from_coco(entry) for entry in COCO_CATEGORIES])
 
-    Detectron2 itself registers ``coco_2017_*_panoptic``, with the stuff among ``thing_classes``; as in the official
-    release only the 80 things stay there.
+
+def register_coco_panoptic_annos_sem_seg(
+    name: str,
+    metadata: dict[str, Any],
+    image_root: str | Path,
+    panoptic_root: str | Path,
+    panoptic_json: str | Path,
+    sem_seg_root: str | Path,
+    instances_json: str | Path,
+) -> None:
+    """Register a data set in COCO's panoptic format as ``{name}_with_sem_seg``, evaluated by PQ, AP and mIoU.
+
+    The official release's function. As there, the metadata of ``name`` gets the things of ``metadata`` too: Detectron2
+    lists COCO's stuff among the ``thing_classes`` of its panoptic data sets.
+
+    Args:
+        name: Of the data set, to which "_with_sem_seg" is added.
+        metadata: Its classes, such as :func:`get_metadata` returns.
+        image_root: Folder of images.
+        panoptic_root: Folder of PNGs of segment ids.
+        panoptic_json: COCO's panoptic annotation file.
+        sem_seg_root: Folder of PNGs of contiguous class ids.
+        instances_json: COCO's instance annotation file, for the evaluation of AP.
     """
-    metadata = panoptic_metadata([Category.from_coco(entry) for entry in COCO_CATEGORIES])
+    builtin = MetadataCatalog.get(name)
+    for key in ("thing_classes", "thing_colors"):
+        if builtin.get(key) not in (None, metadata[key]):
+            delattr(builtin, key)
+        builtin.set(**{key: metadata[key]})
+    files: dict[str, Any] = {
+        "image_root": str(image_root),
+        "panoptic_root": str(panoptic_root),
+        "panoptic_json": str(panoptic_json),
+        "sem_seg_root": str(sem_seg_root),
+    }
+    with_sem_seg = f"{name}_with_sem_seg"
+    DatasetCatalog.register(with_sem_seg, partial(load_coco_panoptic, metadata=metadata, **files))
+    MetadataCatalog.get(with_sem_seg).set(
+        **files,
+        **metadata,
+        json_file=str(instances_json),
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=255,
+        label_divisor=1000,
+    )
+
+
+def register_all_coco_panoptic(root: str | Path) -> None:
+    """Register ``coco_2017_{train,val}_panoptic_with_sem_seg`` below ``root``."""
     root = Path(root, "coco")
     for split in ("train2017", "val2017"):
-        base = f"coco_{split[-4:]}_{split[:-4]}_panoptic"
-        builtin = MetadataCatalog.get(base)
-        for key in ("thing_classes", "thing_colors"):
-            if builtin.get(key) != metadata[key]:
-                delattr(builtin, key)
-                builtin.set(**{key: metadata[key]})
-        files: dict[str, Any] = {
-            "image_root": str(root / split),
-            "panoptic_root": str(root / f"panoptic_{split}"),
-            "panoptic_json": str(root / "annotations" / f"panoptic_{split}.json"),
-            "sem_seg_root": str(root / f"panoptic_semseg_{split}"),
-        }
-        name = f"{base}_with_sem_seg"
-        if name not in DatasetCatalog:
-            DatasetCatalog.register(name, partial(load_coco_panoptic, metadata=metadata, **files))
-        MetadataCatalog.get(name).set(
-            **files,
-            **metadata,
-            json_file=str(root / "annotations" / f"instances_{split}.json"),
-            evaluator_type="coco_panoptic_seg",
-            ignore_label=255,
-            label_divisor=1000,
+        name = f"coco_{split[-4:]}_{split[:-4]}_panoptic"
+        if f"{name}_with_sem_seg" in DatasetCatalog:
+            continue
+        register_coco_panoptic_annos_sem_seg(
+            name,
+            get_metadata(),
+            root / split,
+            root / f"panoptic_{split}",
+            root / "annotations" / f"panoptic_{split}.json",
+            root / f"panoptic_semseg_{split}",
+            root / "annotations" / f"instances_{split}.json",
         )
 
 

@@ -113,7 +113,7 @@ class D2SwinTransformer(Backbone):
         self._out_feature_strides = {f: patch_size * 2**i for f, i in stages.items()}
         self._out_feature_channels = {f: embed_dim * 2**i for f, i in stages.items()}
 
-        self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim, patch_norm)
+        self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim, nn.LayerNorm if patch_norm else None)
         if ape:
             side = pretrain_img_size // patch_size
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, side, side))

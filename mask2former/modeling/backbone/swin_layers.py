@@ -3,6 +3,7 @@
 Images of tokens are (N, H, W, C) throughout; L is the number of tokens in a window, W^2 for windows of W x W.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -19,11 +20,17 @@ __all__ = ["PatchEmbed", "PatchMerging", "SwinBlock"]
 class PatchEmbed(nn.Module):
     """Image to tokens, one for each patch; a partial patch at the right or bottom is filled with zeros."""
 
-    def __init__(self, patch_size: int, in_channels: int, dim: int, norm: bool) -> None:
+    def __init__(
+        self,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
-        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.Identity() if norm_layer is None else norm_layer(embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

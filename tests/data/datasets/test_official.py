@@ -6,7 +6,11 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES, COCO_CATEGORIES
 
-from mask2former.data.datasets.coco_panoptic import load_coco_panoptic
+from mask2former.data.datasets.coco_panoptic import (
+    get_metadata,
+    load_coco_panoptic,
+    register_coco_panoptic_annos_sem_seg,
+)
 from mask2former.data.datasets.mapillary_vistas import mapillary_vistas_categories, unused_categories
 from mask2former.data.datasets.tables import read_categories, read_table
 
@@ -130,6 +134,33 @@ def test_unused_categories_are_void(tmp_path: Path):
     assert "sem_seg_file_name" not in record
     with pytest.raises(ValueError, match='segment 2 has category_id 6, which is not in "categories"'):
         load_coco_panoptic(file, "images", "panoptic", None, metadata)
+
+
+def test_a_panoptic_data_set_is_registered_as_in_the_official_release(tmp_path: Path):
+    (tmp_path / "panoptic.json").write_text(
+        '{"images": [{"id": 1, "file_name": "a.jpg", "height": 2, "width": 2}], "annotations": [{"image_id": 1, '
+        '"file_name": "a.png", "segments_info": [{"id": 7, "category_id": 200}]}]}'
+    )
+    names = ("registered_panoptic", "registered_panoptic_with_sem_seg")
+    folders = (tmp_path / "images", tmp_path / "segments")
+    try:
+        register_coco_panoptic_annos_sem_seg(
+            names[0], get_metadata(), *folders, tmp_path / "panoptic.json", tmp_path / "classes", "instances.json"
+        )
+        [record] = DatasetCatalog.get(names[1])
+        without, metadata = (MetadataCatalog.get(name) for name in names)
+    finally:
+        DatasetCatalog.remove(names[1])
+        for name in names:
+            MetadataCatalog.remove(name)
+    assert record["file_name"] == str(tmp_path / "images" / "a.jpg")
+    assert record["pan_seg_file_name"] == str(tmp_path / "segments" / "a.png")
+    assert record["sem_seg_file_name"] == str(tmp_path / "classes" / "a.png")
+    assert record["segments_info"] == [{"id": 7, "category_id": 132, "isthing": False}]  # rug-merged, the last
+    assert len(without.thing_classes) == len(metadata.thing_classes) == 80
+    official = MetadataCatalog.get("coco_2017_val_panoptic_with_sem_seg").as_dict()
+    assert metadata.as_dict().keys() == official.keys()
+    assert metadata.json_file == "instances.json"
 
 
 def test_an_annotation_of_no_image_is_an_error(tmp_path: Path):

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 
 from mask2former import add_maskformer2_config
 from mask2former.modeling.backbone import D2SwinTransformer
-from mask2former.modeling.backbone.swin_layers import DropPath, PatchMerging, SwinBlock, shifted_window_mask
+from mask2former.modeling.backbone.swin_layers import DropPath, PatchEmbed, PatchMerging, SwinBlock, shifted_window_mask
 from mask2former.modeling.checkpoint_compat import from_huggingface
 
 TINY = {"embed_dim": 12, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 3, 4), "window_size": 3}
@@ -151,6 +151,13 @@ def test_position_embedding_is_resized() -> None:
         assert not torch.allclose(backbone(images)["res2"], without(images)["res2"])
         backbone.absolute_pos_embed.zero_()
         torch.testing.assert_close(backbone(images)["res2"], without(images)["res2"])
+
+
+def test_another_patch_embedding_with_the_official_arguments() -> None:
+    backbone = D2SwinTransformer(**TINY).eval()
+    backbone.patch_embed = PatchEmbed(patch_size=4, in_chans=4, embed_dim=12, norm_layer=nn.LayerNorm)
+    with torch.no_grad():
+        assert backbone(torch.randn(1, 4, 40, 64))["res2"].shape == (1, 12, 10, 16)
 
 
 def test_recomputing_gives_the_same_gradients() -> None:
