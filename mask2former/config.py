@@ -87,7 +87,7 @@ def _add_transformer_decoder_keys(cfg: CN) -> None:
     # Number of predictions. MultiScaleMaskedTransformerDecoder counts the one from the learnable queries before the
     # first layer, so 10 means nine layers; StandardTransformerDecoder has this many layers (official).
     mask_former.DEC_LAYERS = 6
-    # Dropout of the Transformer layers, the pixel decoder's included (official).
+    # Dropout of the Transformer layers of pixel decoders and of "StandardTransformerDecoder" (official).
     mask_former.DROPOUT = 0.1
     # Normalise before attention and feed-forward network, not after (official). The encoder of MSDeformAttnPixelDecoder
     # always normalises after.
@@ -106,7 +106,8 @@ def _add_transformer_decoder_keys(cfg: CN) -> None:
     mask_former.LEARNABLE_QUERY_FEATURES = True
     # True: self-attention before cross-attention in each layer (Table 4b).
     mask_former.SELF_ATTENTION_FIRST = False
-    # Dropout of the Transformer decoder alone (Table 4b); None takes DROPOUT, which the pixel decoder also uses.
+    # Dropout of the Transformer decoder (Table 4b). None is 0 in Mask2Former's, which has none in the official release,
+    # and DROPOUT in "StandardTransformerDecoder".
     mask_former.DECODER_DROPOUT = None
     # Images are padded to a multiple of this; a negative value takes the backbone's own (official).
     mask_former.SIZE_DIVISIBILITY = 32

@@ -151,6 +151,11 @@ def test_known_classes_are_recognised(tmp_path: Path, data: str, key: str, task:
     ]
 
 
+def test_dropout_is_of_both_decoders(tmp_path: Path) -> None:
+    mask_former = huggingface.read_folder(_write(tmp_path / "model", dropout=0.25)).MODEL.MASK_FORMER
+    assert (mask_former.DROPOUT, mask_former.DECODER_DROPOUT) == (0.25, 0.25)
+
+
 def test_unknown_classes_are_things(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cfg = huggingface.read_folder(_write(tmp_path / "model", id2label={"0": "cat", "1": "sky"}))
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])

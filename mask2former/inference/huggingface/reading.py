@@ -88,6 +88,7 @@ def _set_model(cfg: CfgNode, theirs: Mapping[str, Any]) -> None:
     for section, keys in ((head, HEAD_KEYS), (mask_former, MASK_FORMER_KEYS)):
         for their_key, our_key in keys.items():
             section[our_key] = type(section[our_key])(theirs[their_key])  # JSON has 2 for 2.0
+    mask_former.DECODER_DROPOUT = mask_former.DROPOUT or None  # theirs is of both decoders
     test = mask_former.TEST
     # What transformers and the official release post-process with.
     test.OBJECT_MASK_THRESHOLD = test.OVERLAP_THRESHOLD = 0.8

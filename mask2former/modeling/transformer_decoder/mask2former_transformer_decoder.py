@@ -174,7 +174,7 @@ class MultiScaleMaskedTransformerDecoder(OfficialDecoder):
             "nheads": mask_former.NHEADS,
             "dim_feedforward": mask_former.DIM_FEEDFORWARD,
             "dec_layers": mask_former.DEC_LAYERS - 1,
-            "dropout": mask_former.DROPOUT if mask_former.DECODER_DROPOUT is None else mask_former.DECODER_DROPOUT,
+            "dropout": mask_former.DECODER_DROPOUT or 0.0,
             "pre_norm": mask_former.PRE_NORM,
             "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
             "enforce_input_project": mask_former.ENFORCE_INPUT_PROJ,

@@ -200,8 +200,8 @@ def test_dropout_of_the_decoder_alone(tiny_cfg: CfgNode) -> None:
     assert decoder.transformer_ffn_layers[0].dropout.p == 0.25
     assert decoder.transformer_cross_attention_layers[0].multihead_attn.dropout == 0.25
     tiny_cfg.MODEL.MASK_FORMER.DECODER_DROPOUT = None
-    tiny_cfg.MODEL.MASK_FORMER.DROPOUT = 0.5
-    assert build_transformer_decoder(tiny_cfg, 64).transformer_ffn_layers[0].dropout.p == 0.5
+    tiny_cfg.MODEL.MASK_FORMER.DROPOUT = 0.5  # which the official decoder does not read
+    assert build_transformer_decoder(tiny_cfg, 64).transformer_ffn_layers[0].dropout.p == 0.0
 
 
 def test_four_levels_reach_the_finest_map(tiny_cfg: CfgNode) -> None:

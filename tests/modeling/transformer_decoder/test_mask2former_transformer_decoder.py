@@ -124,7 +124,7 @@ def test_every_key_shapes_its_part(tiny_cfg: CfgNode) -> None:
         DEC_LAYERS=3,
         NUM_OBJECT_QUERIES=11,
         NUM_FEATURE_LEVELS=2,
-        DROPOUT=0.25,
+        DECODER_DROPOUT=0.25,
         PRE_NORM=True,
     )
     assert decoder.query_feat.weight.shape == decoder.query_embed.weight.shape == (11, 24)
