@@ -12,6 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, bu
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from ..constructors import arguments_for
 from .activation_checkpointing import checkpoint_activations
 from .config_checks import check_model_config
 from .criterion import SetCriterion
@@ -142,7 +143,7 @@ class MaskFormer(nn.Module):
             cfg.MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING,
         )
         test = cfg.MODEL.MASK_FORMER.TEST
-        return {
+        arguments = {
             "backbone": backbone,
             "sem_seg_head": sem_seg_head,
             "criterion": SetCriterion(cfg, sem_seg_head.num_classes),
@@ -164,6 +165,7 @@ class MaskFormer(nn.Module):
             "split_disconnected_things": test.SPLIT_DISCONNECTED_THINGS,
             "batch_by_size": test.BATCH_BY_SIZE,
         }
+        return arguments_for(cls, MaskFormer, arguments)
 
     @property
     def device(self) -> torch.device:

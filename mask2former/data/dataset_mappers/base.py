@@ -1,6 +1,5 @@
 """What all dataset mappers share: one image and its annotations in, one training example out."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
+from ...constructors import arguments_for
 from ..augmentation import PadToMultiple, build_crop_recipe, build_lsj_recipe, build_test_augmentations
 from ..image_io import read_image
 from ..label_map import LabelMap, move_labels, unflipped
@@ -87,10 +87,7 @@ class MaskFormerDatasetMapper:
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY if is_train and cls.pads_to_multiple else -1,
         }
-        # A subclass's own __init__ may take no more than the official one did.
-        taken = inspect.signature(cls.__init__).parameters
-        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-        return {name: value for name, value in arguments.items() if takes_all or name in taken}
+        return arguments_for(cls, MaskFormerDatasetMapper, arguments, unneeded=("ignore_label", "num_classes"))
 
     @property
     def augmentations(self) -> T.AugmentationList:

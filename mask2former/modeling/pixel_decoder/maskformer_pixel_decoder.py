@@ -7,6 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from ...constructors import arguments_for
 from .coarse_encoder import CoarseEncoder
 from .conv_norm import Norm, conv_norm
 from .top_down import TopDownPath
@@ -50,13 +51,14 @@ class BasePixelDecoder(TopDownPath):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Translate a configuration and the backbone's output shape to the arguments of ``__init__``."""
         head = cfg.MODEL.SEM_SEG_HEAD
-        return {
+        arguments = {
             "input_shape": {k: v for k, v in input_shape.items() if k in head.IN_FEATURES},
             "conv_dim": head.CONVS_DIM,
             "mask_dim": head.MASK_DIM,
             "norm": head.NORM,
             "num_feature_levels": cfg.MODEL.MASK_FORMER.NUM_FEATURE_LEVELS,
         }
+        return arguments_for(cls, BasePixelDecoder, arguments)
 
     def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """Decode backbone features.

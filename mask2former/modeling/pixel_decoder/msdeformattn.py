@@ -8,6 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from ...constructors import arguments_for
 from ..build import build_pixel_decoder
 from ..position_encoding import PositionEmbeddingSine
 from .conv_norm import Norm, conv_norm
@@ -111,7 +112,7 @@ class MSDeformAttnPixelDecoder(TopDownPath):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Translate a configuration and the backbone's output shape to the arguments of ``__init__``."""
         head = cfg.MODEL.SEM_SEG_HEAD
-        return {
+        arguments = {
             "input_shape": {k: v for k, v in input_shape.items() if k in head.IN_FEATURES},
             "transformer_dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
             "transformer_nheads": head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS,
@@ -125,6 +126,7 @@ class MSDeformAttnPixelDecoder(TopDownPath):
             "common_stride": head.COMMON_STRIDE,
             "num_feature_levels": cfg.MODEL.MASK_FORMER.NUM_FEATURE_LEVELS,
         }
+        return arguments_for(cls, MSDeformAttnPixelDecoder, arguments)
 
     def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Decode backbone features.

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...constructors import arguments_for
 from ..build import TRANSFORMER_DECODER_REGISTRY, build_cross_attention
 from ..official_layers import CrossAttentionLayer, FFNLayer, SelfAttentionLayer
 from ..position_encoding import PositionEmbeddingSine
@@ -165,7 +166,7 @@ class MultiScaleMaskedTransformerDecoder(OfficialDecoder):
                 "MODEL.MASK_FORMER.DEC_LAYERS counts predictions, the one from the learnable queries included, so it "
                 f"is at least 1 (10 for the paper's nine layers); it is {mask_former.DEC_LAYERS}."
             )
-        return {
+        arguments = {
             "in_channels": in_channels,
             "mask_classification": mask_classification,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
@@ -180,12 +181,13 @@ class MultiScaleMaskedTransformerDecoder(OfficialDecoder):
             "enforce_input_project": mask_former.ENFORCE_INPUT_PROJ,
             "num_feature_levels": mask_former.NUM_FEATURE_LEVELS,
             "deep_supervision": mask_former.DEEP_SUPERVISION,
-            "feature_levels": mask_former.FEATURE_LEVELS,
+            "feature_levels": tuple(mask_former.FEATURE_LEVELS),
             "multi_scale": mask_former.MULTI_SCALE,
             "cross_attention_name": mask_former.CROSS_ATTENTION_NAME,
             "learnable_query_features": mask_former.LEARNABLE_QUERY_FEATURES,
             "self_attention_first": mask_former.SELF_ATTENTION_FIRST,
         }
+        return arguments_for(cls, MultiScaleMaskedTransformerDecoder, arguments)
 
     def forward(
         self, multi_scale_features: list[Tensor], mask_features: Tensor, mask: Tensor | None = None

@@ -367,6 +367,21 @@ def test_official_arguments_of_the_other_mappers(cfg: CfgNode, panoptic_dict: En
     assert _OfficialSemantic(cfg, False).size_divisibility == -1
 
 
+def test_a_derived_mapper_that_takes_a_configuration(cfg: CfgNode, panoptic_dict: Entry) -> None:
+    class FromConfiguration(MaskFormerSemanticDatasetMapper):
+        def __init__(self, cfg: CfgNode, is_train: bool = True) -> None:
+            super().__init__(cfg, is_train)
+            self.calls = 0
+
+        def __call__(self, dataset_dict: Entry) -> Entry:
+            self.calls += 1
+            return super().__call__(dataset_dict)
+
+    mapper = FromConfiguration(cfg)
+    assert "instances" in mapper(panoptic_dict)
+    assert mapper.calls == 1
+
+
 @pytest.mark.parametrize("kind", [list, T.AugmentationList])
 def test_augmentations_may_be_assigned(cfg: CfgNode, panoptic_dict: Entry, kind: Any) -> None:
     mapper = _OfficialSemantic(cfg, True)
