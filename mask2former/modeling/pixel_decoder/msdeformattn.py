@@ -14,7 +14,7 @@ from ..position_encoding import PositionEmbeddingSine
 from .conv_norm import Norm, conv_norm
 from .deformable_encoder import MSDeformAttnTransformerEncoder
 from .official_deformable import MSDeformAttnTransformerEncoderOnly
-from .top_down import TopDownPath
+from .official_pixel_decoder import OfficialPixelDecoder
 
 __all__ = [
     "MSDeformAttnPixelDecoder",
@@ -27,11 +27,13 @@ _NUM_GROUPS = 32  # of every group norm, as in Detectron2's "GN"
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class MSDeformAttnPixelDecoder(TopDownPath):
+class MSDeformAttnPixelDecoder(OfficialPixelDecoder):
     """Backbone features to a per-pixel embedding at stride 4 and a pyramid for the Transformer decoder.
 
     The coarse features (1/32, 1/16, 1/8) are refined together by deformable attention; the finest result is upsampled
     and added to a lateral connection at 1/4.
+
+    A subclass that defines the official release's ``forward_features`` gets the official encoder.
     """
 
     @configurable
@@ -72,8 +74,7 @@ class MSDeformAttnPixelDecoder(TopDownPath):
         """
         super().__init__(conv_dim=conv_dim, norm=norm, upsample_mode="bilinear")
         shapes = dict(sorted(input_shape.items(), key=lambda item: item[1].stride))
-        # Coarse to fine, the order of every list in this module.
-        self.transformer_in_features = [name for name in reversed(shapes) if name in transformer_in_features]
+        self.transformer_in_features = [name for name in shapes if name in transformer_in_features]  # fine to coarse
         finest_stride = _check_features(shapes, transformer_in_features, common_stride)
         lateral_features = [name for name, shape in shapes.items() if common_stride <= shape.stride < finest_stride]
         num_maps = len(self.transformer_in_features) + len(lateral_features)
@@ -90,18 +91,23 @@ class MSDeformAttnPixelDecoder(TopDownPath):
         self.num_feature_levels = num_feature_levels
 
         self.input_proj = nn.ModuleList(
-            [_projection(shapes[name].channels, conv_dim) for name in self.transformer_in_features]
+            [_projection(shapes[name].channels, conv_dim) for name in reversed(self.transformer_in_features)]
         )
-        self.transformer = MSDeformAttnTransformerEncoder(
-            embed_dim=conv_dim,
-            dim_feedforward=transformer_dim_feedforward,
-            num_levels=len(self.transformer_in_features),
-            num_heads=transformer_nheads,
-            num_points=transformer_enc_points,
-            num_layers=transformer_enc_layers,
-            dropout=transformer_dropout,
-        )
-        self.pe_layer = PositionEmbeddingSine(conv_dim // 2)
+        encoder: dict[str, Any] = {
+            "embed_dim": conv_dim,
+            "dim_feedforward": transformer_dim_feedforward,
+            "num_levels": len(self.transformer_in_features),
+            "num_heads": transformer_nheads,
+            "num_points": transformer_enc_points,
+            "num_layers": transformer_enc_layers,
+            "dropout": transformer_dropout,
+        }
+        self.has_official_parts = type(self).forward_features is not MSDeformAttnPixelDecoder.forward_features
+        if self.has_official_parts:
+            self.use_official_parts(shapes, **encoder)
+        else:
+            self.transformer = MSDeformAttnTransformerEncoder(**encoder)
+            self.pe_layer = PositionEmbeddingSine(conv_dim // 2)
         self.mask_features = conv_norm(conv_dim, mask_dim, 1, norm="")
 
         # Index from the finest, as in the checkpoints' names, and feature; visited from coarse to fine.
@@ -159,14 +165,16 @@ class MSDeformAttnPixelDecoder(TopDownPath):
             return self._decode({k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in features.items()})
 
     def _decode(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        projected = [
-            project(features[name]) for project, name in zip(self.input_proj, self.transformer_in_features, strict=True)
-        ]
-        positions = [self.pe_layer(x.shape[-2], x.shape[-1], x.device) for x in projected]
-        maps = self.transformer(projected, positions)
-
+        names = reversed(self.transformer_in_features)
+        projected = [project(features[name]) for project, name in zip(self.input_proj, names, strict=True)]
+        maps = self.official_refine(projected) if self.has_official_parts else self._refine(projected)
         maps += self.descend(maps[-1], features)
         return self.mask_features(maps[-1]), maps[0], maps[: self.num_feature_levels]
+
+    def _refine(self, maps: list[Tensor]) -> list[Tensor]:
+        positions = [self.pe_layer(x.shape[-2], x.shape[-1], x.device) for x in maps]
+        refined: list[Tensor] = self.transformer(maps, positions)
+        return refined
 
 
 def _projection(in_channels: int, conv_dim: int) -> nn.Sequential:
