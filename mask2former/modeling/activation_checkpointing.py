@@ -82,8 +82,9 @@ def _kept_statistics(block: nn.Module) -> Iterator[None]:
     """Batch norms normalise as in training, and leave their running statistics as they are."""
     norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     before = [(module.momentum, module.num_batches_tracked) for module in norms]
-    for module in norms:
-        module.momentum, module.num_batches_tracked = 0.0, None
+    for module, (_, count) in zip(norms, before, strict=True):
+        # A copy to count in, since synchronised norms want to count.
+        module.momentum, module.num_batches_tracked = 0.0, None if count is None else count.clone()
     try:
         yield
     finally:

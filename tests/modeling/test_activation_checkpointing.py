@@ -92,10 +92,11 @@ def test_blocks_that_are_called_with_keywords() -> None:
     assert torch.equal(gradient(), expected)
 
 
-def test_batch_norms_count_a_batch_once(tiny_cfg: CfgNode, samples: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+def test_batch_norms_count_a_batch_once(tiny_cfg: CfgNode, samples: list[dict[str, Any]], norm: str) -> None:
     """Those of Cityscapes' configurations learn their statistics."""
     tiny_cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    tiny_cfg.MODEL.RESNETS.NORM = "BN"
+    tiny_cfg.MODEL.RESNETS.NORM = norm
     plain = build_model(tiny_cfg).train()
     tiny_cfg.MODEL.MASK_FORMER.ACTIVATION_CHECKPOINTING = ["backbone"]
     recomputing = build_model(tiny_cfg).train()
