@@ -1,7 +1,7 @@
 """AdamW or SGD with a learning rate for the backbone of its own and no weight decay where it does harm."""
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +9,6 @@ from detectron2.config import CfgNode
 from detectron2.layers.batch_norm import LayerNorm
 from detectron2.projects import deeplab
 from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
-from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "parameter_groups"]
@@ -31,7 +30,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer ``SOLVER.OPTIMIZER`` names, clipping gradients as ``SOLVER.CLIP_GRADIENTS`` says.
 
     ``CLIP_TYPE: full_model`` limits the norm of all gradients together to ``CLIP_VALUE``; Detectron2's other types clip
-    each parameter.
+    each parameter. Parameters may be without gradients, as those of parts that nothing reads.
     """
     solver = cfg.SOLVER
     groups = parameter_groups(
@@ -51,11 +50,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if clip.CLIP_TYPE not in _CLIP_TYPES or not clip.CLIP_VALUE > 0:
         raise ValueError(
             f"SOLVER.CLIP_GRADIENTS has CLIP_TYPE {clip.CLIP_TYPE!r} and CLIP_VALUE {clip.CLIP_VALUE}; expected one of "
-            f"{_CLIP_TYPES} and a value above 0, or ENABLED False to clip nothing."
+            f"{list(_CLIP_TYPES)} and a value above 0, or ENABLED False to clip nothing."
         )
-    if clip.CLIP_TYPE != "full_model":
-        return maybe_add_gradient_clipping(cfg, optimizer)
-    return _clip_full_model(optimizer, clip.CLIP_VALUE, clip.NORM_TYPE)
+    return _clip_gradients(optimizer, partial(_CLIP_TYPES[clip.CLIP_TYPE], clip=clip))
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
@@ -111,19 +108,34 @@ def parameter_groups(
     return [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
 
 
-def _clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_type: float) -> torch.optim.Optimizer:
+def _clip_gradients(
+    optimizer: torch.optim.Optimizer, clip: Callable[[Sequence[nn.Parameter]], object]
+) -> torch.optim.Optimizer:
     """Clip inside ``step``, where the gradients are unscaled under mixed precision and whole under accumulation."""
     base = type(optimizer)
 
-    class FullModelClipping(base):  # type: ignore[misc, valid-type]
+    class Clipping(base):  # type: ignore[misc, valid-type]
         def step(self, closure: Callable[[], float] | None = None) -> float | None:
-            parameters = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
-            nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+            clip([p for group in self.param_groups for p in group["params"] if p.grad is not None])
             return super().step(closure)
 
-    FullModelClipping.__name__ = f"FullModelClipping{base.__name__}"
-    optimizer.__class__ = FullModelClipping
+    Clipping.__name__ = f"Clipping{base.__name__}"
+    optimizer.__class__ = Clipping
     return optimizer
+
+
+def _clip_full_model(parameters: Sequence[nn.Parameter], clip: CfgNode) -> None:
+    nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+
+def _clip_each_norm(parameters: Sequence[nn.Parameter], clip: CfgNode) -> None:
+    for parameter in parameters:
+        nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+
+def _clip_values(parameters: Sequence[nn.Parameter], clip: CfgNode) -> None:
+    for parameter in parameters:
+        nn.utils.clip_grad_value_(parameter, clip.CLIP_VALUE)
 
 
 def _adamw(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer:
@@ -151,5 +163,5 @@ def _sgd(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer
     return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
 
 
-_CLIP_TYPES = ["full_model", "norm", "value"]
+_CLIP_TYPES = {"full_model": _clip_full_model, "norm": _clip_each_norm, "value": _clip_values}
 _OPTIMIZERS = {"ADAMW": _adamw, "SGD": _sgd}

@@ -114,15 +114,15 @@ def test_an_unknown_optimizer_is_an_error(toy_config):
         build_optimizer(toy_config(SOLVER__OPTIMIZER="LION"), Model())
 
 
-def step(cfg, gradients: tuple[float, float]) -> list[float]:
+def step(cfg, gradients: tuple[float | None, float | None]) -> tuple[float, ...]:
     """Change of two parameters of different groups by one step of SGD without momentum."""
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Embedding(1, 1))
     before = [parameter.item() for parameter in model.parameters()]
     optimizer = build_optimizer(cfg, model)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        parameter.grad = torch.full_like(parameter, gradient)
+        parameter.grad = None if gradient is None else torch.full_like(parameter, gradient)
     optimizer.step()
-    return [parameter.item() - old for parameter, old in zip(model.parameters(), before, strict=True)]
+    return tuple(parameter.item() - old for parameter, old in zip(model.parameters(), before, strict=True))
 
 
 SGD = {"SOLVER__OPTIMIZER": "SGD", "SOLVER__MOMENTUM": 0.0, "SOLVER__BASE_LR": 1.0, "SOLVER__WEIGHT_DECAY": 0.0}
@@ -142,6 +142,16 @@ def test_gradients_are_clipped(toy_config, clip, gradients, expected):
     cfg = toy_config(SOLVER__CLIP_GRADIENTS__ENABLED=True, **SGD, **changes)
 
     assert step(cfg, gradients) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["full_model", "value", "norm"])
+def test_a_parameter_without_a_gradient_is_not_clipped(toy_config, kind):
+    """As a model has it where it computes what it does not read, or a loss has the weight 0."""
+    changes = {"SOLVER__CLIP_GRADIENTS__CLIP_TYPE": kind, "SOLVER__CLIP_GRADIENTS__CLIP_VALUE": 1.0}
+    cfg = toy_config(SOLVER__CLIP_GRADIENTS__ENABLED=True, **SGD, **changes)
+
+    assert step(cfg, (3.0, None)) == pytest.approx((-1.0, 0.0), abs=1e-5)
+    assert step(cfg, (None, None)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(("kind", "value"), [("full", 0.01), ("full_model", 0.0), ("norm", -1.0)])
