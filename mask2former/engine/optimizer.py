@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.layers.batch_norm import LayerNorm
 from detectron2.projects import deeplab
 from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
+from detectron2.solver import LRMultiplier
 from torch import nn
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "parameter_groups"]
@@ -61,9 +62,18 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.
     A run that is resumed has the schedule of its configuration then, ``SOLVER.MAX_ITER`` included.
     """
     scheduler: torch.optim.lr_scheduler.LRScheduler = deeplab.build_lr_scheduler(cfg, optimizer)
-    if isinstance(scheduler, WarmupPolyLR):
-        scheduler.__class__ = _ResumableWarmupPolyLR
+    scheduler.__class__ = _ResumableWarmupPolyLR if isinstance(scheduler, WarmupPolyLR) else _EndingLRMultiplier
     return scheduler
+
+
+class _EndingLRMultiplier(LRMultiplier):
+    """Detectron2's schedules, some of which have no rate for after the last step, and fail there."""
+
+    def get_lr(self) -> list[float]:
+        if self.last_epoch >= self._max_iter:
+            return [group["lr"] for group in self.optimizer.param_groups]  # nobody steps with it
+        rates: list[float] = super().get_lr()
+        return rates
 
 
 class _ResumableWarmupPolyLR(WarmupPolyLR):

@@ -173,10 +173,12 @@ def test_gradients_are_not_clipped_unless_asked(toy_config):
         ("WarmupPolyLR", [(1 - i / 10) ** 0.9 for i in range(10)]),
         ("WarmupMultiStepLR", [1.0] * 5 + [0.1] * 3 + [0.01] * 2),
         ("WarmupCosineLR", [0.5 * (1 + torch.cos(torch.tensor(torch.pi * i / 10)).item()) for i in range(10)]),
+        ("WarmupStepWithFixedGammaLR", [1.0] * 5 + [0.1] * 5),
     ],
 )
 def test_schedules(toy_config, name, expected):
-    cfg = toy_config(SOLVER__LR_SCHEDULER_NAME=name, SOLVER__MAX_ITER=10, SOLVER__STEPS="(5, 8)", SOLVER__BASE_LR=2.0)
+    changes = {"SOLVER__STEPS": "(5, 8)", "SOLVER__NUM_DECAYS": 1}
+    cfg = toy_config(SOLVER__LR_SCHEDULER_NAME=name, SOLVER__MAX_ITER=10, SOLVER__BASE_LR=2.0, **changes)
     optimizer = build_optimizer(cfg, nn.Linear(1, 1))
     scheduler = build_lr_scheduler(cfg, optimizer)
     rates = []
@@ -189,7 +191,21 @@ def test_schedules(toy_config, name, expected):
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-@pytest.mark.parametrize("name", ["WarmupPolyLR", "WarmupCosineLR"])
+@pytest.mark.parametrize("name", ["WarmupMultiStepLR", "WarmupCosineLR"])
+def test_a_schedule_may_end_while_it_rises(toy_config, name):
+    changes = {"SOLVER__WARMUP_ITERS": 4, "SOLVER__WARMUP_FACTOR": 0.0, "SOLVER__RESCALE_INTERVAL": True}
+    cfg = toy_config(SOLVER__LR_SCHEDULER_NAME=name, SOLVER__MAX_ITER=4, SOLVER__BASE_LR=1.0, **changes)
+    scheduler = build_lr_scheduler(cfg, build_optimizer(cfg, nn.Linear(1, 1)))
+    rates = []
+    for _ in range(4):
+        rates += scheduler.get_last_lr()
+        scheduler.step()
+
+    assert rates == pytest.approx([0.0, 0.25, 0.5, 0.75])
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("name", ["WarmupPolyLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"])
 def test_a_run_may_be_resumed_for_more_steps(toy_config, name):
     """DeepLab's schedule took the number of steps from the checkpoint, and failed after as many."""
 
