@@ -1,6 +1,7 @@
 """A model in several processes: whole in each of them, or with its parameters shared out among them."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -78,15 +79,29 @@ class GradientSync:
         # A static graph is recorded in the first step, and fails if that begins without travelling.
         self._always = isinstance(model, DistributedDataParallel) and model.static_graph
 
-    def __call__(self, last: bool) -> AbstractContextManager[Any]:
+    @contextmanager
+    def __call__(self, last: bool) -> Iterator[None]:
         """A context for one batch's forward and backward pass.
 
         Args:
             last: whether it is the step's last.
+
+        Raises:
+            RuntimeError: a parameter got no gradient in the step before, for which DistributedDataParallel waits.
         """
+        travel: AbstractContextManager[Any] = nullcontext()
         if isinstance(self._model, FSDPModule):
             self._model.set_requires_gradient_sync(last)
         elif isinstance(self._model, DistributedDataParallel) and not last and not self._always:
-            return self._model.no_sync()
+            travel = self._model.no_sync()
         self._always = self._always and not last
-        return nullcontext()
+        with travel:
+            try:
+                yield
+            except RuntimeError as error:
+                if not str(error).startswith("Expected to have finished reduction in the prior iteration"):
+                    raise
+                raise RuntimeError(
+                    "Some parameters get no gradients, since nothing reads what they give, but each process waits for "
+                    "those of all. If they are the same in every step, set SOLVER.DDP.STATIC_GRAPH True."
+                ) from error

@@ -165,6 +165,14 @@ def test_a_sharded_training_begins_with_the_first_queries_of_a_checkpoint(both: 
             assert torch.equal(after, torch.cat([torch.ones(3, 4), before[3:]]))
 
 
+def test_a_parameter_without_a_gradient_needs_a_static_graph(both: list[dict]) -> None:
+    for results in both:
+        plain, static = results["a_parameter_without_a_gradient"]
+        assert "get no gradients, since nothing reads what they give" in plain
+        assert "set SOLVER.DDP.STATIC_GRAPH True" in plain
+        assert static == "none"
+
+
 def test_no_whole_checkpoint_ends_all_processes(both: list[dict]) -> None:
     for results in both:
         error = results["no_whole_checkpoint"]

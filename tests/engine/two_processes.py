@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import hooks
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy
@@ -27,6 +28,7 @@ from mask2former.engine import Trainer, load_config
 from mask2former.engine.checkpointer import Mask2FormerCheckpointer
 from mask2former.engine.parallel import parallelize
 from mask2former.engine.sharding import gather, unsharded
+from mask2former.engine.train_loop import StepTrainer
 
 STEPS = 6
 TRAINING = {  # in which two processes must do what one does: the model draws no random numbers
@@ -113,6 +115,25 @@ def bfloat16_compression(folder: Path) -> list[dict[str, Any]]:
 def float16_compression_of_a_static_graph(folder: Path) -> list[dict[str, Any]]:
     changes = {"SOLVER__DDP__COMPRESSION": "float16", "SOLVER__DDP__STATIC_GRAPH": True}
     return [train_line(3, accumulation, **changes) for accumulation in (1, 2)]
+
+
+@scenario
+def a_parameter_without_a_gradient(folder: Path) -> list[str]:
+    def unread(**changes: object) -> str:
+        model = Line()
+        model.unread = torch.nn.Linear(2, 2)
+        cfg = load_config(opts=toy.options(**changes))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        trainer = StepTrainer(parallelize(cfg, model), [samples(2)] * 2, optimizer)
+        try:
+            with EventStorage():
+                trainer.run_step()
+                trainer.run_step()
+        except RuntimeError as error:
+            return str(error)
+        return "none"
+
+    return [unread(), unread(SOLVER__DDP__STATIC_GRAPH=True)]
 
 
 @scenario
