@@ -13,7 +13,14 @@ from pycocotools.coco import COCO
 
 from mask2former.evaluation.backend import use_hotcoco
 
-__all__ = ["CocoComparison", "mean_precision", "read_annotations", "summarize_precision", "without_boxes"]
+__all__ = [
+    "CocoComparison",
+    "mean_precision",
+    "number_annotations",
+    "read_annotations",
+    "summarize_precision",
+    "without_boxes",
+]
 
 
 class CocoComparison:
@@ -79,7 +86,19 @@ class CocoComparison:
 def read_annotations(json_file: str) -> COCO:
     """Read COCO's annotations, without what pycocotools prints of it."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(json_file)
+        truth = COCO(json_file)
+    number_annotations(truth)
+    return truth
+
+
+def number_annotations(truth: COCO) -> None:
+    """Number annotations from 1, in place, if one has the id 0, which pycocotools takes for no match."""
+    if 0 not in truth.anns:
+        return
+    for number, annotation in enumerate(truth.dataset["annotations"], 1):
+        annotation["id"] = number
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
 
 
 def without_boxes(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

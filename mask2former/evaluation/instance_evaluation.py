@@ -10,7 +10,7 @@ from detectron2.data import Metadata
 from detectron2.evaluation import COCOEvaluator
 
 from mask2former.durable_files import write_file
-from mask2former.evaluation.average_precision import CocoComparison
+from mask2former.evaluation.average_precision import CocoComparison, number_annotations
 from mask2former.evaluation.backend import use_hotcoco
 from mask2former.evaluation.run_lengths import encode_mask
 
@@ -34,6 +34,7 @@ class InstanceSegEvaluator(COCOEvaluator):
 
     def __init__(self, dataset_name: str, *args: Any, backend: str = "auto", **kwargs: Any) -> None:
         super().__init__(dataset_name, *args, **kwargs)
+        number_annotations(self._coco_api)
         ids = [*self._coco_api.imgs, *self._coco_api.cats]
         use_hotcoco(backend, ids)  # complains now, not after the model ran over all images
         self._backend = backend

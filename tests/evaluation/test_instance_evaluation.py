@@ -1,6 +1,8 @@
 import copy
 import json
 import math
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
 from mask2former.evaluation import InstanceSegEvaluator
+from mask2former.evaluation.average_precision import read_annotations
+from mask2former.evaluation.boundary_evaluation import BoundaryEvaluator
 
 
 def without_instances(outputs: list[dict]) -> list[dict]:
@@ -41,6 +45,23 @@ def test_a_predicted_class_that_is_no_thing_is_an_error(make_scene, run, tmp_pat
 
     with pytest.raises(ValueError, match=r"instance of class 2, but only \[1, 3\] are things"):
         run(InstanceSegEvaluator(scene.name, output_dir=str(tmp_path)), scene.inputs, scene.outputs)
+
+
+@pytest.mark.parametrize("evaluator", [partial(InstanceSegEvaluator, backend="reference"), BoundaryEvaluator])
+def test_annotations_may_be_numbered_from_0(make_scene, run, tmp_path, evaluator):
+    """Which pycocotools takes for no match."""
+    scene = make_scene()
+    expected = run(evaluator(scene.name, output_dir=str(tmp_path)), scene.inputs, scene.outputs)
+    json_file = Path(MetadataCatalog.get(scene.name).json_file)
+    content = json.loads(json_file.read_text())
+    for annotation in content["annotations"]:
+        annotation["id"] -= 1
+    json_file.write_text(json.dumps(content))
+    found = run(evaluator(scene.name, output_dir=str(tmp_path)), scene.inputs, scene.outputs)
+
+    for task, metrics in expected.items():
+        assert found[task] == pytest.approx(metrics, nan_ok=True)
+    assert sorted(read_annotations(str(json_file)).anns) == [a["id"] + 1 for a in content["annotations"]]
 
 
 @pytest.mark.parametrize("evaluator", [COCOEvaluator, InstanceSegEvaluator])
