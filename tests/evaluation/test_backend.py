@@ -143,6 +143,7 @@ def test_run_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     masks = [rng.random((37, 53)) < share for share in (0, 0.02, 0.5, 1)]
     masks.append(masks[2][:, ::2])  # not contiguous
+    masks += [masks[1].astype(np.float32), masks[2].astype(np.int64)]  # as the official release's functions give them
     ours = [encode_mask(mask) for mask in masks]
     monkeypatch.setattr(run_lengths, "has_hotcoco", lambda: False)
     assert ours == [encode_mask(mask) for mask in masks]
