@@ -59,24 +59,21 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
-def match_files(images: Path, masks: list[Path], list_file: Path | None = None) -> list[tuple[Path, ...]]:
+def match_files(images: Path, masks: list[Path]) -> list[tuple[Path, ...]]:
     """Match every image with the file of the same name (but for the suffix) in each folder of masks.
 
     Args:
         images: Folder of images.
         masks: Folders of masks.
-        list_file: Text file that names the images to take, one a line, with or without suffix; None takes all.
 
     Returns:
         Per image its path and those of its masks, sorted.
 
     Raises:
-        FileNotFoundError: A folder or a mask is missing, or a listed image is.
+        FileNotFoundError: A folder or a mask is missing.
         ValueError: There are no images, or two of one name.
     """
     by_name = _by_name(images, IMAGE_SUFFIXES)
-    if list_file is not None:
-        by_name = _listed(by_name, images, list_file)
     if not by_name:
         raise ValueError(f"{images}: has no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     columns = [_by_name(folder, MASK_SUFFIXES) for folder in masks]
@@ -85,7 +82,7 @@ def match_files(images: Path, masks: list[Path], list_file: Path | None = None) 
         if missing:
             raise FileNotFoundError(
                 f"{by_name[missing[0]]}: has no mask {folder / missing[0]}.png ({len(missing)} of {len(by_name)} "
-                "images have none). Add it (all zeros if nothing is there), or name the images to take by LIST."
+                "images have none). Add it (all zeros if nothing is there)."
             )
     return [(image, *(column[name] for column in columns)) for name, image in by_name.items()]
 
@@ -98,13 +95,3 @@ def _by_name(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
             raise ValueError(f"{file}: has the same name as {files[name]}. Remove or rename one of them.")
         files[name] = file
     return files
-
-
-def _listed(by_name: dict[str, Path], images: Path, list_file: Path) -> dict[str, Path]:
-    listed = {}
-    for line in read_lines(list_file):
-        name = line if line in by_name else os.path.splitext(line)[0]
-        if name not in by_name:
-            raise FileNotFoundError(f"{list_file}: names {line}, but {images} has no such image.")
-        listed[name] = by_name[name]
-    return dict(sorted(listed.items()))
