@@ -73,7 +73,8 @@ def panoptic_of_batch(
     won_area = zeros.scatter_add(1, flat, torch.ones_like(flat, dtype=own_area.dtype))
     segment_area = zeros.scatter_add(1, flat, counted.to(own_area.dtype))
     large_enough = won_area.double() / own_area >= overlap_threshold
-    accepted = candidates & (own_area > 0) & (segment_area > 0) & large_enough
+    # Pixels of a segment are in its query's own mask, so that is not empty either.
+    accepted = candidates & (segment_area > 0) & large_enough
     is_thing = torch.cat([thing_classes, thing_classes.new_zeros(1)])[labels]
     ids = _number_segments(accepted, labels, is_thing)  # (N, Q)
     id_map = ids.gather(1, flat) * counted

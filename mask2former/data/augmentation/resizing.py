@@ -55,4 +55,4 @@ def _nearest(length: int, new_length: int) -> np.ndarray:
     """
     steps = np.full(new_length, length / new_length)
     steps[0] /= 2
-    return np.add.accumulate(steps).astype(np.int64).clip(max=length - 1)
+    return np.add.accumulate(steps).astype(np.int64)
