@@ -49,6 +49,7 @@ def test_equals_panopticapi_on_classes_as_segments(make_scene, run, tmp_path, se
     for output in scene.outputs:  # large regions, so that some are hit
         background = int(torch.randint(0, NUM_CLASSES, ()))
         output["sem_seg"][background] += 0.5
+        output["sem_seg"][background - 1] = -1  # a class of which there is none
     found = run(SemanticPQEvaluator(scene.name), scene.inputs, scene.outputs)
 
     assert found["semantic_pq"] == pytest.approx(_by_panopticapi(scene, tmp_path))

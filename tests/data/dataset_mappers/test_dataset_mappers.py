@@ -69,8 +69,14 @@ def test_panoptic_targets(cfg: CfgNode, panoptic_dict: Entry, scene: Scene) -> N
     assert same_masks(masks.pop(ROAD), [scene["classes"] == 0])
     assert not masks
     crowd = (scene["classes"] == 2) & (scene["instances"] == 0)
-    np.testing.assert_array_equal(example["ignore_mask"], (scene["classes"] == 255) | crowd)
+    void = (scene["classes"] == 255) | crowd
+    np.testing.assert_array_equal(example["ignore_mask"], void)
     np.testing.assert_array_equal(example["image"].permute(1, 2, 0), scene["image"])
+    # So are the pixels of a segment that is not listed.
+    listed = [segment for segment in panoptic_dict["segments_info"] if segment["category_id"] != ROAD]
+    example = plain(cfg, "mask_former_panoptic")(panoptic_dict | {"segments_info": listed})
+    assert by_class(example).keys() == {CAR, PERSON}
+    np.testing.assert_array_equal(example["ignore_mask"], void | (scene["classes"] == 0))
 
 
 def test_instance_targets_of_a_panoptic_data_set(cfg: CfgNode, panoptic_dict: Entry, scene: Scene) -> None:

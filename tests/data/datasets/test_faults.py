@@ -1,8 +1,10 @@
 """Each way in which annotation files can be wrong has one clear message, and all of them come at once."""
 
+import base64
 import json
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from PIL import Image
 
 from mask2former.data.datasets.entry import parse_entry
 from mask2former.data.datasets.faults import DataError, Fault, list_faults
+from mask2former.durable_files import saved_bytes
 from tests.brick_data import make_pictures, write_data
 
 Change = Callable[[dict[str, Any]], object]
+
+EIGHT_BY_EIGHT = base64.b64encode(saved_bytes(partial(Image.new("L", (8, 8), 255).save, format="png"))).decode()
 
 
 def write(folder: Path, form: str) -> dict[str, Any]:
@@ -34,7 +39,9 @@ def test_the_first_twenty_are_shown_and_all_are_counted() -> None:
     assert text.startswith("25 faults in the data; the first 20:\n  a.json: annotation 7: is wrong in way 0.\n")
     assert text.endswith("is wrong in way 19.")
     assert str(DataError(faults)).endswith("--skip-bad of a command).")
-    assert "skip" not in str(DataError([Fault("a.json", "is not JSON.")]))  # of no image: nothing would be left
+    of_none = Fault("a.json", "is not JSON.")
+    assert "skip" not in str(DataError([of_none]))  # nothing would be left
+    assert "skip" in str(DataError([of_none, *faults]))
 
 
 YOLO = [
@@ -111,6 +118,14 @@ LABELME: list[tuple[Change, str]] = [
         lambda c: first_shape(c).update(shape_type="mask", points=[[1, 1], [2, 2]], mask="!"),
         'shape 1: has a "mask" that is not a PNG in base64 (',
     ),
+    (
+        lambda c: first_shape(c).update(shape_type="mask", points=[[60, 40], [67, 47]], mask=EIGHT_BY_EIGHT),
+        "shape 1: has a mask at (60, 40) (x, y) that its image of 64 x 48 does not hold.",
+    ),
+    (
+        lambda c: first_shape(c).update(shape_type="mask", points=[[-1, 0], [6, 7]], mask=EIGHT_BY_EIGHT),
+        "shape 1: has a mask at (-1, 0) (x, y) that",
+    ),
 ]
 
 
@@ -147,7 +162,7 @@ def test_labelme_groups_and_circles(data_root: Path) -> None:
     records = {Path(r["file_name"]).name: r for r in parse_entry("own", entry).load()}
     group, alone = records["p01.png"]["annotations"]
     assert (len(group["segmentation"]), alone["segmentation"]) == (2, [[2, 2, 8, 2, 8, 8, 2, 8]])
-    assert alone["bbox"] == [2, 2, 6, 6]
+    assert (group["bbox"], alone["bbox"]) == ([2, 2, 58, 32], [2, 2, 6, 6])
     content["shapes"] = [square, {**(painted or square), "label": "tile", "group_id": 1}]
     path.write_text(json.dumps(content))
     records = {Path(r["file_name"]).name: r for r in parse_entry("own", entry).load()}
@@ -256,6 +271,17 @@ def test_images_of_one_id_are_left_out_with_their_annotations(data_root: Path) -
     assert record["annotations"]
 
 
+def test_a_wrong_entry_of_an_image_that_is_not_listed_does_not_matter(data_root: Path) -> None:
+    entry = write(data_root, "coco_instance")
+    path = data_root / "own/coco.json"
+    content = json.loads(path.read_text())
+    content["images"][1]["height"] = 0
+    path.write_text(json.dumps(content))
+    (data_root / "list.txt").write_text("p02.png")
+    (record,) = parse_entry("own", entry | {"LIST": "list.txt"}).load()
+    assert Path(record["file_name"]).name == "p02.png"
+
+
 def test_keys_that_json_has_twice(data_root: Path) -> None:
     entry = write(data_root, "coco_instance")
     path = data_root / "own/coco.json"
@@ -274,6 +300,10 @@ PANOPTIC: list[tuple[Change, str]] = [
     (
         lambda c: c["annotations"][0]["segments_info"].append({"id": 5, "category_id": 10}),
         "annotation of image 1: segment 5 has no pixel in p00.png.",
+    ),
+    (
+        lambda c: c["annotations"][0]["segments_info"].append(c["annotations"][0]["segments_info"][0]),
+        "annotation of image 1: segment 1 occurs more than once.",
     ),
     (
         lambda c: c["annotations"][0]["segments_info"][0].update(id="a"),
