@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import torch
 from pycocotools.coco import COCO
 
-from mask2former.evaluation import BoundaryEvaluator, build_evaluator
+from mask2former.evaluation import BoundaryEvaluator, InstanceSegEvaluator, build_evaluator
 from mask2former.evaluation.boundary_evaluation import boundary_ap, boundary_of
 
 
@@ -158,6 +159,22 @@ def test_classes_are_kept_apart(make_scene, run):
     scene = make_scene(things=(1, 2))
     results = run(BoundaryEvaluator(scene.name, output_dir=None, max_dets_per_image=100), scene.inputs, scene.outputs)
     assert results["boundary"]["AP50"] > 10
+
+
+@pytest.mark.parametrize(("kind", "name"), [(BoundaryEvaluator, "boundary"), (InstanceSegEvaluator, "segm")])
+def test_as_many_instances_count_as_are_asked_for(make_scene, run, kind, name):
+    scene = make_scene(images=2)
+    output = scene.outputs[0]
+    found = output["instances"]
+    worse = [type(found).cat([found])[:1] for _ in range(10)]
+    for instances in worse:  # empty, and before all others
+        instances.pred_masks, instances.scores = torch.zeros_like(instances.pred_masks), instances.scores * 0 + 2
+    output["instances"] = type(found).cat([*worse, found])
+    ap = {}
+    for count in (10, 100):
+        evaluator = kind(scene.name, output_dir=None, max_dets_per_image=count)
+        ap[count] = run(evaluator, scene.inputs, scene.outputs)[name]["AP50"]
+    assert ap[10] < ap[100]
 
 
 def test_without_instances_it_is_an_error(make_scene, config):

@@ -1,7 +1,10 @@
 import importlib.util
+import json
+from pathlib import Path
 
 import pytest
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 
 from mask2former.evaluation import (
     CityscapesInstanceEvaluator,
@@ -70,12 +73,31 @@ def test_nothing_to_evaluate_is_an_error(make_scene, config):
         build_evaluator(config(MODEL__MASK_FORMER__TEST__SEMANTIC_ON=False), scene.name)
 
 
-def test_one_pass_gives_all_results(make_scene, config, run):
+def test_one_pass_gives_all_results(make_scene, config, run, tmp_path):
     scene = make_scene()
-    results = run(build_evaluator(config(), scene.name), scene.inputs, scene.outputs)
+    results = run(build_evaluator(config(DATASETS__TEST=(scene.name,)), scene.name), scene.inputs, scene.outputs)
 
     assert list(results) == ["panoptic_seg", "bbox", "segm", "sem_seg"]
     assert results["segm"]["AP"] > 10
+    assert (tmp_path / "out" / "inference" / "coco_instances_results.json").is_file()
+
+
+def test_annotations_that_are_in_no_file(make_scene, config, run):
+    """Detectron2 writes one where a data set has the annotations in its dicts alone."""
+    scene = make_scene(evaluator_type="coco")
+    expected = run(build_evaluator(config(), scene.name), scene.inputs, scene.outputs)
+    metadata = MetadataCatalog.get(scene.name)
+    to_contiguous = metadata.thing_dataset_id_to_contiguous_id
+    for annotation in json.loads(Path(metadata.json_file).read_text())["annotations"]:
+        category_id = to_contiguous[annotation["category_id"]]
+        record = DatasetCatalog.get(scene.name)[annotation["image_id"] - 1]
+        record.setdefault("annotations", []).append(
+            {**annotation, "category_id": category_id, "bbox_mode": BoxMode.XYWH_ABS}
+        )
+    del metadata.json_file
+    found = run(build_evaluator(config(), scene.name), scene.inputs, scene.outputs)
+
+    assert found["segm"] == pytest.approx(expected["segm"], nan_ok=True)
 
 
 def test_several_test_sets_have_a_folder_each(make_scene, config, run, tmp_path):

@@ -163,7 +163,10 @@ def test_what_is_not_inside_is_said(
     info = ExportInfo.from_config(tiny.cfg, tiny.model, **facts)
     info = dataclasses.replace(info, tile_size=64, tile_overlap=32, split_disconnected_things=True)
     export_graph(ExportGraph(tiny.model, postprocessing), tmp_path / "a.pt", "torchscript", info)
-    m2f.load(tmp_path / "a.pt")
+    loaded = m2f.load(tmp_path / "a.pt")
+    if postprocessing == "none":
+        assert loaded.model.tiled_inference is not None
+        assert loaded.model.split_disconnected_things
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(told) == len(expected)
     assert all(part in message for part, message in zip(expected, told, strict=True))

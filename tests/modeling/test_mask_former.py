@@ -248,6 +248,10 @@ def test_panoptic_results_need_to_know_the_things(tiny_cfg: CfgNode) -> None:
     model = build_model(tiny_cfg).eval()
     with pytest.raises(ValueError, match=r"\(tests_modeling_without_things\) has no thing_dataset_id_to_contiguous_id"):
         model([{"image": torch.rand(3, 32, 32)}])
+    # All classes of a model for instances alone are things.
+    tiny_cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
+    (result,) = build_model(tiny_cfg).eval()([{"image": torch.rand(3, 32, 32)}])
+    assert len(result["instances"]) == 30
 
 
 class _Recording(MaskFormer):

@@ -94,15 +94,20 @@ def test_instance_targets_of_annotations(cfg: CfgNode, instance_dicts: list[Entr
     assert [type(annotation["segmentation"]) for annotation in annotations[:3]] == [list, dict, dict]
     annotations.append({"category_id": CAR, "segmentation": scene["classes"] == 0})  # a bitmap, below the others
     annotations[-1]["segmentation"][:] |= scene["instances"] == 1
+    height, width = scene["classes"].shape
+    runs = [height, height, height * (width - 2)]  # the second column, not compressed
+    annotations.append({"category_id": PERSON, "segmentation": {"size": [height, width], "counts": runs}})
     example = plain(cfg, "mask_former_instance")(instance_dicts[0])
     masks = by_class(example)
     overlapping = (scene["classes"] == 0) | (scene["instances"] == 1)
     assert same_masks(masks.pop(CAR), [scene["instances"] == 1, scene["instances"] == 300, overlapping])
-    assert same_masks(masks.pop(PERSON), [scene["instances"] == 2])
+    second_column = np.arange(width) == np.ones((height, 1))
+    assert same_masks(masks.pop(PERSON), [scene["instances"] == 2, second_column])
     np.testing.assert_array_equal(example["ignore_mask"], (scene["classes"] == 2) & (scene["instances"] == 0))
 
 
 def test_images_without_annotations(cfg: CfgNode, instance_dicts: list[Entry]) -> None:
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1
     for name in ("mask_former_instance", "coco_instance_lsj"):
         cfg.INPUT.DATASET_MAPPER_NAME = name
         instances = build_dataset_mapper(cfg)(instance_dicts[1])["instances"]

@@ -38,6 +38,7 @@ def test_the_first_twenty_are_shown_and_all_are_counted() -> None:
     text = list_faults(faults)
     assert text.startswith("25 faults in the data; the first 20:\n  a.json: annotation 7: is wrong in way 0.\n")
     assert text.endswith("is wrong in way 19.")
+    assert list_faults(faults[:2]).startswith("2 faults in the data:\n")
     assert str(DataError(faults)).endswith("--skip-bad of a command).")
     of_none = Fault("a.json", "is not JSON.")
     assert "skip" not in str(DataError([of_none]))  # nothing would be left
@@ -362,3 +363,6 @@ def test_tables_of_colors(data_root: Path, line: str, message: str) -> None:
     with pytest.raises(DataError) as error:
         parse_entry("own", entry)
     assert str(error.value) == f"{table}: {message}"
+    table.write_text("9 9 9 void\n")
+    with pytest.raises(DataError, match=r"has no class, expected lines such as '128 64 128 road'\."):
+        parse_entry("own", entry)
