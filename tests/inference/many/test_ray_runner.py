@@ -51,7 +51,7 @@ def test_an_error_of_the_model_ends_the_job(settings: Settings, pictures: Path, 
     weights = tmp_path / "wrong.pth"
     weights.write_bytes(b"nothing")
     wrong = replace(settings, weights=str(weights))
-    with pytest.raises(RuntimeError, match=r"(?s)wrong\.pth is refused.*the same command goes on from here"):
+    with pytest.raises(RuntimeError, match=r"(?s)wrong\.pth cannot be read.*the same command goes on from here"):
         predict_many(pictures, tmp_path / "c", wrong, Workers(1, "local"))
 
 
