@@ -297,7 +297,8 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.MAX_SKIPPED_STEPS = 10
 
     cfg.SOLVER.DDP = CN()
-    # Promise that the same parameters get gradients in every step, so that DDP need not search for unused ones.
+    # Promise that the same parameters get gradients in every step, so that DDP looks up in the first which do. Without
+    # it, all must get one.
     cfg.SOLVER.DDP.STATIC_GRAPH = False
     # Type in which gradients are sent between processes: "none" is their own, "bfloat16" or "float16" take half as many
     # bytes. float16 overflows above 65504.
