@@ -247,37 +247,34 @@ COCO: list[tuple[Change, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), COCO)
-def test_coco(data_root: Path, change: Change, message: str) -> None:
+def write_changed_coco(data_root: Path, change: Change) -> dict[str, Any]:
     entry = write(data_root, "coco_instance")
     path = data_root / "own/coco.json"
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+    return entry
+
+
+@pytest.mark.parametrize(("change", "message"), COCO)
+def test_coco(data_root: Path, change: Change, message: str) -> None:
+    entry = write_changed_coco(data_root, change)
     with pytest.raises(DataError) as error:
         parse_entry("own", entry).load()
     assert message in str(error.value.faults[0])
-    assert str(path) in str(error.value)
+    assert str(data_root / "own/coco.json") in str(error.value)
 
 
 def test_images_of_one_id_are_left_out_with_their_annotations(data_root: Path) -> None:
     """Else one of them would stay, as a picture of nothing, or with the objects of both."""
-    entry = write(data_root, "coco_instance")
-    path = data_root / "own/coco.json"
-    content = json.loads(path.read_text())
-    content["images"][1]["id"] = 1
-    path.write_text(json.dumps(content))
+    entry = write_changed_coco(data_root, lambda content: content["images"][1].update(id=1))
     (record,) = parse_entry("own", entry | {"SKIP_BAD": True}).load()
     assert Path(record["file_name"]).name == "p02.png"
     assert record["annotations"]
 
 
 def test_a_wrong_entry_of_an_image_that_is_not_listed_does_not_matter(data_root: Path) -> None:
-    entry = write(data_root, "coco_instance")
-    path = data_root / "own/coco.json"
-    content = json.loads(path.read_text())
-    content["images"][1]["height"] = 0
-    path.write_text(json.dumps(content))
+    entry = write_changed_coco(data_root, lambda content: content["images"][1].update(height=0))
     (data_root / "list.txt").write_text("p02.png")
     (record,) = parse_entry("own", entry | {"LIST": "list.txt"}).load()
     assert Path(record["file_name"]).name == "p02.png"
