@@ -141,7 +141,7 @@ def read_class_map(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
     num_classes = len(metadata.stuff_classes)
     if "sem_seg_file_name" in record:
         path = record["sem_seg_file_name"]
-        classes = _read_png(path)
+        classes = _read_ids(path)
         classes[classes == metadata.ignore_label] = num_classes
     elif "pan_seg_file_name" in record:
         path = record["pan_seg_file_name"]
@@ -218,6 +218,16 @@ def summarize_miou(confusion: np.ndarray, class_names: list[str]) -> dict[str, f
 def _mean(values: np.ndarray) -> float:
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else float("nan")
+
+
+def _read_ids(path: str) -> np.ndarray:
+    """(H, W), of one channel or of three equal ones, as the dataset mappers take them."""
+    ids = _read_png(path)
+    if ids.ndim == 2:
+        return ids
+    if ids.shape[2] < 3 or (ids[..., :3] != ids[..., :1]).any():
+        raise ValueError(f"{path}: is a colour picture of {ids.shape[2]} channels, expected one channel of class ids.")
+    return ids[..., 0]
 
 
 def _read_png(path: str) -> np.ndarray:

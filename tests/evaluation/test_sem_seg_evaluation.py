@@ -7,6 +7,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator as Detectron2SemSegEvaluator
 from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
+from PIL import Image
 
 from mask2former.evaluation import SemSegEvaluator
 from mask2former.evaluation.sem_seg_evaluation import confusion_matrix, summarize_miou
@@ -37,6 +38,27 @@ def test_the_truth_can_come_from_the_panoptic_annotation(make_scene, run, tmp_pa
         del record["sem_seg_file_name"]
 
     assert run(evaluator, scene.inputs, scene.outputs) == expected
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_the_truth_may_have_three_equal_channels(mode, make_scene, run, tmp_path):
+    scene = make_scene()
+    expected = run(SemSegEvaluator(scene.name, str(tmp_path)), scene.inputs, scene.outputs)
+    for record in scene.inputs:
+        file = record["sem_seg_file_name"]
+        Image.open(file).convert(mode).save(file)
+
+    assert run(SemSegEvaluator(scene.name, str(tmp_path)), scene.inputs, scene.outputs) == expected
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_a_truth_in_colours_is_an_error(channels, make_scene, run, tmp_path):
+    scene = make_scene()
+    pixels = np.full((4, 5, channels), (1, 2, 3)[:channels], dtype=np.uint8)
+    Image.fromarray(pixels).save(scene.inputs[0]["sem_seg_file_name"])
+
+    with pytest.raises(ValueError, match=rf"classes_1.png: is a colour picture of {channels} channels, expected one"):
+        run(SemSegEvaluator(scene.name, str(tmp_path)), scene.inputs, scene.outputs)
 
 
 def test_no_truth_is_an_error(make_scene, run, tmp_path):
