@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mask2former.engine import load_config
+from mask2former.inference.runs import run_tool
 
 Size = tuple[int, int]
 
@@ -124,4 +125,4 @@ def _table(counts: Counts, unit: float, symbol: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

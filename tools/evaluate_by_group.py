@@ -13,7 +13,6 @@ import mask2former  # noqa: F401, I001  before Detectron2: imports it without it
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from detectron2.data import DatasetCatalog
 
 from mask2former.engine.setup import load_evaluation_config
 from mask2former.evaluation import evaluate_groups
+from mask2former.inference.runs import run_tool
 
 COLUMNS = {
     "mask AP": "AP",
@@ -44,9 +44,26 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_evaluation_config(args.config_file, args.opts, args.dataset)
     dataset_name = cfg.DATASETS.TEST[0]
-    groups = group_images(DatasetCatalog.get(dataset_name), json.loads(args.groups.read_text()))
+    groups = group_images(DatasetCatalog.get(dataset_name), read_kinds(args.groups))
     metrics = evaluate_groups(dataset_name, args.predictions, groups, max(100, cfg.TEST.DETECTIONS_PER_IMAGE))
     print(markdown_table(groups, metrics))
+
+
+def read_kinds(file: Path) -> list[dict[str, Any]]:
+    """The list of {"file": name of an image, "kind": its group}.
+
+    Raises:
+        ValueError: if the file holds anything else.
+    """
+    try:
+        kinds: list[dict[str, Any]] = [
+            {key: entry[key] for key in ("file", "kind")} for entry in json.loads(file.read_text())
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f'{file} is no JSON list of {{"file": name of an image, "kind": its group}}: {error!r}'
+        ) from error
+    return kinds
 
 
 def group_images(records: list[dict[str, Any]], kinds: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -86,7 +103,4 @@ def markdown_table(groups: dict[str, list[Any]], metrics: dict[str, dict[str, fl
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_tool(main)

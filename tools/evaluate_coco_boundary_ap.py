@@ -9,7 +9,6 @@
 
 import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from detectron2.utils.logger import create_small_table
 
 from mask2former.evaluation.average_precision import read_annotations
 from mask2former.evaluation.boundary_evaluation import boundary_ap
+from mask2former.evaluation.saved_predictions import read_predictions
+from mask2former.inference.runs import run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -27,10 +28,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--max-detections", type=int, default=100, help="of an image and class (default: 100)")
     args = parser.parse_args(argv)
     truth = read_annotations(str(args.gt_json_file))
-    metrics = boundary_ap(truth, json.loads(args.dt_json_file.read_text()), args.max_detections)
+    results = read_predictions(args.dt_json_file)
+    if unknown := {result.get("image_id") for result in results} - truth.imgs.keys():
+        raise ValueError(
+            f"{args.dt_json_file} has results of {len(unknown)} images that {args.gt_json_file} does not have, such as "
+            f"{next(iter(unknown))}; give the annotations of the data set that was evaluated."
+        )
+    metrics = boundary_ap(truth, results, args.max_detections)
     print(create_small_table(metrics))
     return metrics
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

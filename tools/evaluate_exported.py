@@ -21,6 +21,7 @@ from detectron2.modeling import build_model
 
 from mask2former.engine import Trainer, load_config
 from mask2former.export import load_exported, use_exported_network
+from mask2former.inference.runs import run_tool
 
 # Of each evaluator's metrics, those that sum it up.
 HEADLINES = ("PQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU")
@@ -34,11 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the configuration")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        results = {str(path): evaluate(cfg, path) for path in args.files}
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as e:
-        raise SystemExit(f"error: {e}") from e
+    cfg = load_config(args.config_file, args.opts)
+    results = {str(path): evaluate(cfg, path) for path in args.files}
     print(markdown_table(results))
 
 
@@ -72,4 +70,4 @@ def markdown_table(results: dict[str, dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

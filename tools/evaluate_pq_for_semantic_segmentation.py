@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mask2former  # noqa: F401  registers the official data sets
+from mask2former.data import check_registered
 from mask2former.engine import load_config
 from mask2former.evaluation import evaluate_saved_semantic_pq
+from mask2former.inference.runs import run_tool
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,13 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config-file", default="", help="configuration that registers a data set of your own")
     args = parser.parse_args(arguments)
     load_config(args.config_file)
-    try:
-        metrics = evaluate_saved_semantic_pq(args.dataset_name, args.json_file)
-    except (KeyError, OSError, ValueError) as e:
-        raise SystemExit(f"error: {e}") from e
+    check_registered([args.dataset_name])
+    metrics = evaluate_saved_semantic_pq(args.dataset_name, args.json_file)
     for name, value in metrics.items():
         print(f"{name} {value:.2f}")
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

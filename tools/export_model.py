@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from mask2former.engine import load_config
 from mask2former.inference.exporting import add_export_arguments, check_export_arguments, export_model
+from mask2former.inference.runs import run_tool
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,12 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        check_export_arguments(args)
-        export_model(load_config(args.config_file, args.opts), args)
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as e:
-        raise SystemExit(f"error: {e}") from e
+    check_export_arguments(args)
+    export_model(load_config(args.config_file, args.opts), args)
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

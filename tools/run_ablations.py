@@ -31,6 +31,7 @@ from model_counts import count_operations, count_parameters
 
 from mask2former.durable_files import replace_file
 from mask2former.engine import Trainer, launch, load_config, setup
+from mask2former.inference.runs import run_tool
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROWS = REPOSITORY / "configs" / "ablations"
@@ -182,4 +183,7 @@ def read_results(output: Path, rows: list[str], seeds: int) -> dict[str, list[Re
 
 
 if __name__ == "__main__":
-    main()
+    if "--run" in sys.argv:  # its log needs the traceback
+        main()
+    else:
+        run_tool(main)

@@ -4,9 +4,9 @@ Any training of this repository that has validation data will do, not only those
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from mask2former.inference.runs import run_tool
 from mask2former.own_data.report import write_report
 
 
@@ -18,11 +18,8 @@ def main() -> None:
         "--evaluate", action="store_true", help="evaluate the best model again first; else only if that was never done"
     )
     arguments = parser.parse_args()
-    try:
-        print(write_report(arguments.output, evaluate=arguments.evaluate))
-    except FileNotFoundError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    print(write_report(arguments.output, evaluate=arguments.evaluate))
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

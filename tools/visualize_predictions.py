@@ -12,7 +12,6 @@ Best and worst are measured image by image: by the PQ, the mask AP or the mIoU o
 import mask2former  # noqa: F401, I001  before Detectron2: imports it without its libraries' warnings, or says how to get it
 import argparse
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +24,7 @@ from mask2former.data.dataset_mappers import MaskFormerInstanceDatasetMapper, Ma
 from mask2former.engine.setup import load_evaluation_config
 from mask2former.evaluation import SavedPredictions, evaluate_groups, find_predictions
 from mask2former.evaluation.sem_seg_evaluation import read_class_map
+from mask2former.inference.runs import run_tool
 from mask2former.visualization import (
     Task,
     draw_ground_truth,
@@ -145,7 +145,4 @@ def draw_classes(image: np.ndarray, classes: np.ndarray, metadata: Any) -> np.nd
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_tool(main)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mask2former.engine import Trainer, load_config
 from mask2former.evaluation.proposal_evaluation import NUM_PROPOSALS, ProposalEvaluator
+from mask2former.inference.runs import run_tool
 from mask2former.inference.weights import load_whole_model
 from mask2former.modeling.postprocessing import MaskGeometry
 from mask2former.visualization import draw_instances
@@ -142,4 +143,4 @@ def plot_recall(recall: dict[str, float], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -84,9 +84,16 @@ class CocoComparison:
 
 
 def read_annotations(json_file: str) -> COCO:
-    """Read COCO's annotations, without what pycocotools prints of it."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(json_file)
+    """Read COCO's annotations, without what pycocotools prints of it.
+
+    Raises:
+        ValueError: they are none.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(json_file)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"{json_file} is no JSON of COCO's annotations: {error}") from error
     number_annotations(truth)
     return truth
 

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from mask2former.evaluation.average_precision import CocoComparison, read_annotations
 from mask2former.evaluation.panoptic_evaluation import match_segments, sum_pq, summarize_pq
-from mask2former.evaluation.saved_predictions import find_predictions
+from mask2former.evaluation.saved_predictions import find_predictions, read_predictions
 from mask2former.evaluation.sem_seg_evaluation import saved_confusions, summarize_miou
 
 __all__ = ["evaluate_groups"]
@@ -55,7 +55,7 @@ def evaluate_groups(
         ("semantic", lambda p: _miou(p, dataset_name, groups)),
     ):
         if task in found and task in tasks:
-            for group, values in evaluate(json.loads(found[task].read_text())).items():
+            for group, values in evaluate(read_predictions(found[task])).items():
                 metrics[group].update(values)
     return metrics
 

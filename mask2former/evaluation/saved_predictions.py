@@ -12,7 +12,7 @@ from detectron2.data import Metadata, MetadataCatalog
 from panopticapi.utils import rgb2id
 from PIL import Image
 
-__all__ = ["SavedPredictions", "decode_class_map", "find_predictions"]
+__all__ = ["SavedPredictions", "decode_class_map", "find_predictions", "read_predictions"]
 
 _FILES = {
     "panoptic": ("panoptic_predictions.json",),
@@ -37,6 +37,22 @@ def find_predictions(folder: str | Path) -> dict[str, Path]:
     return found
 
 
+def read_predictions(file: str | Path) -> Any:
+    """What an evaluator has written: of panoptic predictions a dict, of others a list.
+
+    Raises:
+        ValueError: it is another file.
+    """
+    try:
+        content = json.loads(Path(file).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); evaluate again if the evaluation was stopped.") from error
+    expected = dict if Path(file).name in _FILES["panoptic"] else list
+    if not isinstance(content, expected):
+        raise ValueError(f"{file} holds a {type(content).__name__}, expected the {expected.__name__} of predictions.")
+    return content
+
+
 class SavedPredictions:
     """What an evaluator has written of one task.
 
@@ -56,7 +72,7 @@ class SavedPredictions:
         self.dataset_name, self.task = dataset_name, task
         self._metadata = MetadataCatalog.get(dataset_name)
         self._pngs = Path(folder) / "panoptic_predictions"
-        content = json.loads(found[task].read_text())
+        content = read_predictions(found[task])
         self._by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for prediction in content["annotations"] if task == "panoptic" else content:
             self._by_image[prediction["file_name" if task == "semantic" else "image_id"]].append(prediction)

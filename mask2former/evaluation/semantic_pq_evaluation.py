@@ -1,6 +1,5 @@
 """Panoptic quality of semantic results: MaskFormer's PQ^St, which asks for regions where mIoU counts pixels."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from detectron2.utils.logger import create_small_table
 from panopticapi.evaluation import PQStat
 
 from mask2former.evaluation.panoptic_evaluation import sum_pq, summarize_pq
+from mask2former.evaluation.saved_predictions import read_predictions
 from mask2former.evaluation.sem_seg_evaluation import ClassMapEvaluator, saved_confusions
 
 __all__ = ["SemanticPQEvaluator", "evaluate_saved_semantic_pq"]
@@ -56,8 +56,8 @@ def evaluate_saved_semantic_pq(dataset_name: str, predictions: str | Path) -> di
         ValueError: an image of the data set has no prediction.
     """
     records, metadata = DatasetCatalog.get(dataset_name), MetadataCatalog.get(dataset_name)
-    saved = json.loads(Path(predictions).read_text())
-    predicted = {prediction["file_name"] for prediction in saved}
+    saved = read_predictions(predictions)
+    predicted = {prediction.get("file_name") for prediction in saved}
     missing = [record["file_name"] for record in records if record["file_name"] not in predicted]
     if missing:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,21 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from mask2former.engine.run import INTERRUPTED
 from mask2former.inference.result import Result
 from mask2former.inference.result_files import ResultFiles
 from mask2former.inference.segmenter import Segmenter
 from mask2former.inference.video import VideoWriter
 
-__all__ = ["complain", "print_any_name", "save_pictures", "save_video", "segment_frames", "segment_pictures"]
+__all__ = [
+    "complain",
+    "print_any_name",
+    "run_tool",
+    "save_pictures",
+    "save_video",
+    "segment_frames",
+    "segment_pictures",
+]
 
 
 def print_any_name() -> None:
@@ -27,6 +36,18 @@ def print_any_name() -> None:
 def complain(message: object) -> None:
     """Write one line to stderr, above a progress bar if there is one."""
     tqdm.write(f"error: {message}", file=sys.stderr)
+
+
+def run_tool(main: Callable[[], object]) -> None:
+    """Run a tool's command line. One line on stderr, and exit code 1, say what the user has to mend; 130 is Ctrl-C."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        complain("interrupted")
+        sys.exit(INTERRUPTED)
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        complain(error)
+        sys.exit(1)
 
 
 def segment_pictures(model: Segmenter, pictures: Sequence[Path], **options: Any) -> Iterator[Result]:

@@ -7,6 +7,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 
 from mask2former.evaluation import SavedPredictions, build_evaluator, find_predictions
+from mask2former.evaluation.saved_predictions import read_predictions
 
 from .conftest import HEIGHT, WIDTH
 
@@ -67,3 +68,17 @@ def test_what_was_not_saved(saved, tmp_path: Path):
         find_predictions(tmp_path)
     with pytest.raises(ValueError, match=r"other\.png: there is no prediction of this image"):
         SavedPredictions(scene.name, folder, "panoptic").panoptic({"file_name": "other.png", "image_id": 99})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("panoptic_predictions.json", "[]", "holds a list, expected the dict of predictions"),
+        ("coco_instances_results.json", "{}", "holds a dict, expected the list of predictions"),
+        ("sem_seg_predictions.json", '[{"file_na', "is not JSON .* evaluate again if the evaluation was stopped"),
+    ],
+)
+def test_files_that_hold_no_predictions(name: str, content: str, message: str, tmp_path: Path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        read_predictions(tmp_path / name)

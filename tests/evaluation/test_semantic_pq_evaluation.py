@@ -75,9 +75,12 @@ def test_predictions_of_other_images_are_an_error(make_scene, tmp_path):
 
     with pytest.raises(ValueError, match=message):
         evaluate_saved_semantic_pq(scene.name, file)
-    with pytest.raises(SystemExit, match=r"error: .*no prediction of 6"):
+    file.write_text(json.dumps([{"image_id": 1, "category_id": 1}]))  # such as instances
+    with pytest.raises(ValueError, match=message):
+        evaluate_saved_semantic_pq(scene.name, file)
+    with pytest.raises(ValueError, match="no prediction of 6"):
         evaluate_pq_for_semantic_segmentation.main(["--dataset-name", scene.name, "--json-file", str(file)])
-    with pytest.raises(SystemExit, match=r"error: .*Dataset 'another' is not registered"):
+    with pytest.raises(ValueError, match="there is no data set 'another'"):
         evaluate_pq_for_semantic_segmentation.main(["--dataset-name", "another", "--json-file", str(file)])
 
 

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from tools.evaluate_by_group import group_images, markdown_table
+from tools.evaluate_by_group import group_images, markdown_table, read_kinds
 
 RECORDS = [{"file_name": f"folder/{name}.png", "image_id": i} for i, name in enumerate("abc")]
 
@@ -14,6 +16,13 @@ def test_images_are_sorted_by_kind():
 def test_an_image_without_a_kind_is_an_error():
     with pytest.raises(ValueError, match=r"no entry for b.png; it has 1, such as a.png"):
         group_images(RECORDS, [{"file": "a.png", "kind": "x"}])
+
+
+@pytest.mark.parametrize("content", ["{", '{"a.png": "x"}', '[{"file": "a.png"}]', "[1]", "1"])
+def test_a_file_that_is_no_list_of_kinds_is_an_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "kinds.json").write_text(content)
+    with pytest.raises(ValueError, match=r'kinds.json is no JSON list of {"file": name of an image, "kind"'):
+        read_kinds(tmp_path / "kinds.json")
 
 
 def test_the_table_has_a_row_a_group_and_a_column_a_metric():

@@ -72,12 +72,12 @@ def test_files_that_evaluators_cannot_use(tiny_files: Files, toy: ModuleType) ->
     _, folder = tiny_files
     inside = _export(folder, postprocessing="semantic")
     config = ["--config-file", str(folder / "config.yaml")]
-    with pytest.raises(SystemExit, match=r"semantic post-processing inside.*with --with-postprocessing none"):
+    with pytest.raises(ValueError, match=r"semantic post-processing inside.*with --with-postprocessing none"):
         evaluate_exported.main([*config, str(inside), "--opts", *_options(folder)])
     raw = _export(folder)
-    with pytest.raises(SystemExit, match=r"normalises with mean \[.*give the configuration that was exported"):
+    with pytest.raises(ValueError, match=r"normalises with mean \[.*give the configuration that was exported"):
         evaluate_exported.main([*config, str(raw), "--opts", *_options(folder), "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"])
-    with pytest.raises(SystemExit, match="has 3 classes, the configuration 7"):
+    with pytest.raises(ValueError, match="has 3 classes, the configuration 7"):
         evaluate_exported.main([*config, str(raw), "--opts", *_options(folder), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"])
 
 
