@@ -1,5 +1,6 @@
 """The command ``mask2former``."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -254,6 +255,7 @@ class TestTrainAndEval:
             (["--config-file", "a.yaml", "SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
             (["--config-file", "a.yaml", "--num-gpus", "0"], "--num-gpus is 0; expected at least 1"),
             (["--config-file", "a.yaml"], "there is no file nowhere.pth"),
+            (["--config-file", "a.yaml", "MODEL.WEIGHTS", "other.pth"], "MODEL.WEIGHTS lacks 3 parameters"),
         ],
     )
     def test_wrong_configurations_have_one_line(
@@ -267,7 +269,9 @@ class TestTrainAndEval:
     ) -> None:
         monkeypatch.chdir(tmp_path)
 
-        def find_weights(_: object) -> None:
+        def find_weights(args: argparse.Namespace) -> None:
+            if args.opts:
+                raise ValueError("MODEL.WEIGHTS lacks 3 parameters")
             raise FileNotFoundError("there is no file nowhere.pth")
 
         monkeypatch.setattr(cli.train, "run", find_weights)

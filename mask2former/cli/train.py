@@ -5,7 +5,6 @@ import argparse
 from detectron2.engine import default_argument_parser
 
 from mask2former.cli.common import DATA_ERRORS, Commands, complaining
-from mask2former.engine.data_loader import FILE_ERRORS
 from mask2former.engine.launch import check_address, check_num_gpus
 from mask2former.engine.run import run
 from mask2former.engine.setup import check_data_sets, load_config
@@ -46,8 +45,8 @@ def _train(args: argparse.Namespace) -> int:
     return check(args) or _run(args)
 
 
-# Weights, data, output, and another training there; all else needs its traceback.
-@complaining(*FILE_ERRORS, PermissionError, FileExistsError, NotADirectoryError, BlockingIOError)
+# Weights, data, output, and another training there. What goes wrong in a step is logged with its traceback.
+@complaining(OSError, ValueError)
 def _run(args: argparse.Namespace) -> int:
     (run if args.data is None else train_and_report)(args)
     return 0

@@ -58,7 +58,8 @@ def check_config_against_data(cfg: CfgNode, dataset_dicts: Iterable[dict[str, An
         raise ValueError(
             f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but {metadata.name} has {len(names)} classes for "
             f'INPUT.DATASET_MAPPER_NAME "{cfg.INPUT.DATASET_MAPPER_NAME}" ({shown}). '
-            f"Set MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(names)}."
+            f"Set MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(names)}; a training that began with other classes cannot be "
+            "resumed, but another can start from its weights."
         )
     for name in cfg.DATASETS.TRAIN:
         other = MetadataCatalog.get(name).get(key)
