@@ -24,7 +24,10 @@ __all__ = ["NAME_A_TRAINED_MODEL", "Mask2FormerCheckpointer", "WholeModelCheckpo
 
 LAST = "last_checkpoint"  # names the file to resume from
 
-NAME_A_TRAINED_MODEL = "name a trained model: --opts MODEL.WEIGHTS model.pth on a command line, weights= in Python"
+NAME_A_TRAINED_MODEL = (
+    "name a trained model: MODEL.WEIGHTS model.pth at the end of a command line (after --opts, where it has that "
+    "option), weights= in Python"
+)
 
 # What a checkpoint may leave out: constants, and settings that the configuration holds.
 OPTIONAL = ("criterion.empty_weight", "relative_position_index", "num_batches_tracked", "pixel_mean", "pixel_std")
