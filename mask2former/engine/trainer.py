@@ -87,6 +87,8 @@ class Trainer(DefaultTrainer):
         """Load ``MODEL.WEIGHTS``, or go on from the latest checkpoint in ``OUTPUT_DIR``, if asked to and it has one."""
         self.checkpointer.remove_leftovers()
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.start_iter == 0 and resume and self.checkpointer.has_checkpoint():
+            logger.warning("The checkpoint holds weights alone, so the training begins with them at step 0.")
 
     def train(self) -> dict[str, Any] | None:
         """Train from ``start_iter`` to ``SOLVER.MAX_ITER``, or until early stopping ends it.

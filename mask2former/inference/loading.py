@@ -9,7 +9,7 @@ from mask2former.engine.setup import finish_config, load_config, warn_of_startin
 from mask2former.export import is_exported
 from mask2former.home import expand_home
 from mask2former.inference import huggingface
-from mask2former.weights import find_entry, installed_file, parse_repository, suggest_names
+from mask2former.weights import find_entry, find_weights, installed_file, parse_repository, suggest_names
 
 __all__ = ["model_config"]
 
@@ -90,18 +90,7 @@ def _config_of_folder(folder: Path, weights: str | Path | None, opts: Sequence[s
             f"{folder} is a folder without config.yaml (of a training) or config.json (of Hugging Face); it has "
             f"{sorted(path.name for path in folder.iterdir())[:10]}."
         )
-    return _load(folder / "config.yaml", weights or _trained_weights(folder), opts)
-
-
-def _trained_weights(folder: Path) -> Path:
-    """The best checkpoint of a training that kept it, else the last."""
-    candidates = [folder / "model_best.pth"]
-    if (folder / "last_checkpoint").is_file():
-        candidates.append(folder / (folder / "last_checkpoint").read_text().strip())
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(f"{folder} has no checkpoint yet, neither model_best.pth nor what last_checkpoint names.")
+    return _load(folder / "config.yaml", weights or find_weights(folder), opts)
 
 
 def _config_of_huggingface(folder: Path, weights: str | Path | None, opts: Sequence[str]) -> CfgNode:

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
 
 from mask2former.engine import load_config
 from mask2former.inference.loading import model_config
-from mask2former.weights import find_entry, installed_file
+from mask2former.weights import find_weights, installed_file
 
 __all__ = ["Base", "find_base"]
 
@@ -46,7 +45,7 @@ def find_base(weights: str | None, config_file: str) -> Base:
     if weights is None:
         cfg = load_config(config_file or str(installed_file(_DEFAULT)))
     elif config_file:
-        cfg = load_config(config_file, ["MODEL.WEIGHTS", _checkpoint(weights)])
+        cfg = load_config(config_file, ["MODEL.WEIGHTS", find_weights(weights)])
     else:
         cfg = model_config(weights)
     cfg.defrost()
@@ -55,12 +54,3 @@ def find_base(weights: str | None, config_file: str) -> Base:
         cfg.MODEL.WEIGHTS = str(Path(cfg.MODEL.WEIGHTS).absolute())  # the training may go on from another folder
     cfg.DATASETS.CUSTOM = CfgNode(new_allowed=True)
     return Base(cfg, fine_tuned=weights is not None)
-
-
-def _checkpoint(weights: str) -> str:
-    entry = find_entry(weights)
-    if entry is not None and not Path(weights).is_file():
-        return entry.checkpoint_file()
-    if "://" not in weights and not PathManager.isfile(weights):
-        raise FileNotFoundError(f"--weights {weights}: no such file, and no name that `mask2former models` lists.")
-    return weights

@@ -235,17 +235,20 @@ def _storage_from_bytes(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-def file_in_folder(folder: str) -> str:
-    """The one file of weights in a folder of ``save_pretrained``.
+def file_in_folder(folder: str | Path) -> str:
+    """The file of weights in a folder of ``save_pretrained``, or of a training: its best, else its last.
 
     Raises:
         FileNotFoundError: if there is none or the weights are spread over several.
     """
-    for name in WEIGHT_NAMES:
-        if (Path(folder) / name).is_file():
-            return str(Path(folder) / name)
+    root = Path(folder)
+    last = root / "last_checkpoint"  # names the file
+    names = [*WEIGHT_NAMES, "model_best.pth", *([last.read_text().strip()] if last.is_file() else [])]
+    for name in names:
+        if (root / name).is_file():
+            return str(root / name)
     raise FileNotFoundError(
-        f"{folder} is a folder without {' or '.join(WEIGHT_NAMES)}; it has "
-        f"{sorted(p.name for p in Path(folder).iterdir())}. Weights in several files must be saved as one "
+        f"{folder} is a folder without weights ({', '.join(filter(None, names))}); it has "
+        f"{sorted(p.name for p in root.iterdir())[:10]}. Weights in several files must be saved as one "
         "(save_pretrained with a larger max_shard_size)."
     )

@@ -17,7 +17,8 @@ def find_weights(source: str | Path) -> str:
     Args:
         source: the first of these that it is:
 
-            - a file, or a folder of Hugging Face's ``save_pretrained``; ``~`` is understood;
+            - a file; or a folder, of Hugging Face's ``save_pretrained`` or of a training, whose best checkpoint counts,
+              else its last; ``~`` is understood;
             - an address: ``https://``, ``file://``, and what Detectron2's ``PathManager`` knows, such as ``detectron2://``
               and ``package://``;
             - ``hf://<owner>/<name>[@<revision>][/<file>]``, a repository at Hugging Face;
@@ -36,7 +37,7 @@ def find_weights(source: str | Path) -> str:
     source = str(source)
     path = expand_home(source.removeprefix("file://"))
     if path.is_dir():
-        return file_in_folder(str(path))
+        return file_in_folder(path)
     if path.is_file():
         return str(path)
     repository = parse_repository(source)

@@ -129,6 +129,19 @@ def test_weights_load_without_resuming(toy_config, tmp_path):
         assert torch.equal(value, saved[name])
 
 
+def test_resuming_from_weights_alone_is_told(toy_config, tmp_path, caplog):
+    cfg = toy_config()
+    train(cfg)
+    Trainer(cfg).resume_or_load(resume=True)
+    assert "weights alone" not in caplog.text
+    model = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
+    torch.save({"model": model}, tmp_path / "out" / "model_final.pth")
+    (trainer := Trainer(cfg)).resume_or_load(resume=True)
+
+    assert trainer.start_iter == 0
+    assert "weights alone, so the training begins with them at step 0" in caplog.text
+
+
 class FakeEvaluation(HookBase):
     """Puts given values of a metric into the storage, as an evaluation after each step would."""
 

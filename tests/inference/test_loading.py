@@ -162,7 +162,7 @@ def test_a_name_of_the_zoo_from_end_to_end(
         ("coco/panoptik/R50", r"nor a name in the model zoo \(the closest are coco/panoptic/R50, .*list_models"),
         ("output/model_best.pth", r"there is no model 'output/model_best\.pth': it is neither a file or folder here"),
         ("empty/", r"is a folder without config\.yaml .* or config\.json"),
-        ("new/config.yaml", "has no checkpoint yet"),
+        ("new/config.yaml", r"is a folder without weights \(.*model_best\.pth\); it has \['config\.yaml'\]"),
         ("lonely.pth", r"without a config\.yaml beside it, .*load\(CONFIG, weights=CHECKPOINT\)"),
     ],
 )

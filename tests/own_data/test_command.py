@@ -263,7 +263,10 @@ WRONG: list[tuple[list[str], str]] = [
     (["--data", "nowhere.json"], "nowhere.json: no such file or folder."),
     (["--data", "own/coco.json", "--val-fraction", "2"], "--val-fraction is 2, expected 0 to less than 1."),
     (["--data", "own/coco.json", "--weights", "coco/panoptik/R50"], "there is no model 'coco/panoptik/R50'"),
-    (["--data", "own/coco.json", "--weights", "a.pth", "--config-file", "tiny.yaml"], "--weights a.pth: no such file"),
+    (
+        ["--data", "own/coco.json", "--weights", "a.pth", "--config-file", "tiny.yaml"],
+        "MODEL.WEIGHTS: there is no file a.pth",
+    ),
     (["--data", "own/coco.json", "--config-file", "no.yaml"], "there is no configuration no.yaml"),
     (["--data", "own/coco.json", "--patience", "-1"], "--patience is -1, expected 0 or more evaluations."),
     (["--data", "own/coco.json", "SOLVER.MAXITER", "3"], "Non-existent key: SOLVER.MAXITER"),
@@ -370,10 +373,13 @@ def test_masks_of_0_and_255(train: Run, tmp_path: Path, capsys: pytest.CaptureFi
 def test_weights_beside_are_found_from_elsewhere(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "start.pth").touch()
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier/model_best.pth").touch()
     monkeypatch.chdir(tmp_path)
-    assert str(tmp_path / "start.pth") == find_base("start.pth", str(tiny_base)).cfg.MODEL.WEIGHTS
-    assert find_base("https://example.org/a.pth", str(tiny_base)).cfg.MODEL.WEIGHTS == "https://example.org/a.pth"
+    for weights in ("earlier/model_best.pth", "earlier"):
+        base = find_base(weights, str(tiny_base))
+        assert str(tmp_path / "earlier/model_best.pth") == base.cfg.MODEL.WEIGHTS
+        assert base.fine_tuned
 
 
 def test_a_name_of_the_zoo_with_a_configuration(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

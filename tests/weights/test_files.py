@@ -161,10 +161,18 @@ def test_folders(tmp_path: Path) -> None:
         FileNotFoundError, match=r"it has \['model-00001-of-00002\.safetensors'\].* larger max_shard_size"
     ):
         file_in_folder(str(tmp_path))
-    (tmp_path / "pytorch_model.bin").touch()
-    assert file_in_folder(str(tmp_path)) == str(tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").touch()
-    assert file_in_folder(str(tmp_path)) == str(tmp_path / "model.safetensors")
+    (tmp_path / "last_checkpoint").write_text("")  # cut short
+    with pytest.raises(FileNotFoundError, match=r"without weights \(model\.safetensors, .*, model_best\.pth\)"):
+        file_in_folder(tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000099.pth\n")
+    for name in (
+        "model_0000099.pth",
+        "model_best.pth",
+        "pytorch_model.bin",
+        "model.safetensors",
+    ):  # each before the last
+        (tmp_path / name).touch()
+        assert file_in_folder(str(tmp_path)) == str(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])

@@ -1,6 +1,6 @@
 """Checkpoints whose form their names tell: to the names of our models, or of another form."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 
 from torch import Tensor
 
@@ -30,7 +30,8 @@ def convert_checkpoint(state_dict: Mapping[str, Tensor], target: Mapping[str, Te
 
     Known are the official release's (with the older names of MaskFormer's time), Hugging Face's
     ``Mask2FormerForUniversalSegmentation``, and pretrained backbones: torchvision's and timm's ResNets, Microsoft's and
-    timm's Swin Transformers, timm's models for ``TimmBackbone``.
+    timm's Swin Transformers, timm's models for ``TimmBackbone``. What training with DistributedDataParallel,
+    ``torch.compile`` or Lightning put before the names is removed.
 
     Args:
         state_dict: the checkpoint's tensors.
@@ -40,7 +41,7 @@ def convert_checkpoint(state_dict: Mapping[str, Tensor], target: Mapping[str, Te
         Tensors by the model's names, where they are known. Counters of batch norms that the model does not have, and
         class weights of another number of classes, which are a setting and not learnt, are left out.
     """
-    converted = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    converted = _without_wrappers(state_dict, known=target)
     if is_huggingface(converted):
         converted = from_huggingface(converted)
     elif is_backbone(converted):
@@ -89,7 +90,7 @@ def is_backbone(names: Collection[str]) -> bool:
 
 
 def _official_names(state_dict: Mapping[str, Tensor]) -> StateDict:
-    state = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    state = _without_wrappers(state_dict)
     if is_huggingface(state):
         return from_huggingface(state)
     if not is_backbone(state):
@@ -103,6 +104,18 @@ def _official_names(state_dict: Mapping[str, Tensor]) -> StateDict:
         f"these are the names of no model that is known here, such as {list(state)[:3]}: expected Mask2Former, "
         "MaskFormer, a ResNet or a Swin Transformer."
     )
+
+
+def _without_wrappers(state_dict: Mapping[str, Tensor], known: Container[str] = ()) -> StateDict:
+    """Remove what modules around a model put before or into its names: ``module.``, ``_orig_mod.``, ``model.``, ...
+
+    Args:
+        state_dict: of a model inside any others, as those of DistributedDataParallel, ``torch.compile`` and Lightning.
+        known: names that the model has, which stay.
+    """
+    before = {head for head, found, _ in (name.partition("sem_seg_head.") for name in state_dict) if found}
+    prefix = before.pop() if len(before) == 1 else "module."
+    return {n if n in known else n.removeprefix(prefix).replace("_orig_mod.", ""): t for n, t in state_dict.items()}
 
 
 def _is_superfluous(name: str, tensor: Tensor, target: Mapping[str, Tensor]) -> bool:

@@ -1,9 +1,10 @@
 """Older names, and how the form of a checkpoint is recognised."""
 
+import pytest
 import torch
 from torch import Tensor
 
-from mask2former.modeling.checkpoint_compat import convert_checkpoint, upgrade_legacy_names
+from mask2former.modeling.checkpoint_compat import convert_checkpoint, convert_names, upgrade_legacy_names
 
 
 def state(*names: str) -> dict[str, Tensor]:
@@ -45,9 +46,31 @@ def test_names_of_a_head_without_pixel_decoder_stay() -> None:
     assert "sem_seg_head.pixel_decoder.p2.0.weight" in convert_checkpoint(checkpoint, {})
 
 
-def test_the_prefix_of_distributed_training_is_removed() -> None:
-    converted = convert_checkpoint(state("module.backbone.a.b", "module.sem_seg_head.predictor.c"), {})
-    assert list(converted) == ["backbone.a.b", "sem_seg_head.predictor.c"]
+@pytest.mark.parametrize("before", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net.model."])
+def test_what_modules_around_a_model_put_before_its_names_is_removed(before: str) -> None:
+    names = ["backbone.a.b", "sem_seg_head.predictor.c", "criterion.empty_weight"]
+    checkpoint = state(*(before + name for name in names))
+    assert list(convert_checkpoint(checkpoint, {"criterion.empty_weight": torch.zeros(2)})) == names
+    assert list(convert_names(checkpoint, "official")) == names
+
+
+def test_what_is_put_into_names_is_removed_unless_the_model_has_it() -> None:
+    checkpoint = state("backbone._orig_mod.a.b", "sem_seg_head.predictor.c")
+    assert list(convert_checkpoint(checkpoint, {})) == ["backbone.a.b", "sem_seg_head.predictor.c"]
+    assert list(convert_checkpoint(checkpoint, checkpoint)) == list(checkpoint)
+
+
+def test_names_of_two_models_in_one_stay() -> None:
+    checkpoint = state("sem_seg_head.predictor.a", "teacher.sem_seg_head.predictor.a")
+    assert list(convert_checkpoint(checkpoint, {})) == list(checkpoint)
+    with_prefix = {f"module.{name}": tensor for name, tensor in checkpoint.items()}
+    assert list(convert_checkpoint(with_prefix, {})) == list(checkpoint)
+
+
+@pytest.mark.parametrize("before", ["module.", "module._orig_mod."])
+def test_what_is_put_before_names_of_backbones_is_removed(before: str) -> None:
+    resnet = {"backbone.stem.conv1.weight": torch.zeros(2)}
+    assert list(convert_checkpoint(state(f"{before}conv1.weight"), resnet)) == list(resnet)
 
 
 def test_counters_are_kept_for_models_that_count() -> None:
