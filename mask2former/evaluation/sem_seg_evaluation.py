@@ -154,9 +154,10 @@ def read_class_map(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
             f"{record['file_name']} has neither 'sem_seg_file_name' nor 'pan_seg_file_name' to compare its semantic "
             "segmentation with. Register one of them, or set MODEL.MASK_FORMER.TEST.SEMANTIC_ON to False."
         )
-    if classes.min() < 0 or classes.max() > num_classes:
+    wrong = classes[(classes < 0) | (classes > num_classes)]
+    if len(wrong):
         raise ValueError(
-            f"{path} has class {int(classes.max())}; the metadata has {num_classes} stuff_classes and ignore_label "
+            f"{path} has class {int(wrong[0])}; the metadata has {num_classes} stuff_classes and ignore_label "
             f"{metadata.ignore_label}."
         )
     return classes

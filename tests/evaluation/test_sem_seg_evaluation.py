@@ -77,6 +77,17 @@ def test_a_class_that_is_not_in_the_metadata_is_an_error(make_scene, run, tmp_pa
         run(SemSegEvaluator(scene.name, str(tmp_path)), scene.inputs, scene.outputs)
 
 
+def test_a_negative_class_is_an_error_that_names_it(make_scene, run, tmp_path):
+    scene = make_scene()
+    evaluator = SemSegEvaluator(scene.name, str(tmp_path))
+    record = evaluator._records[scene.inputs[0]["file_name"]]
+    del record["sem_seg_file_name"]
+    record["segments_info"][0]["category_id"] = -1
+
+    with pytest.raises(ValueError, match="class -1; the metadata has 4 stuff_classes"):
+        run(evaluator, scene.inputs, scene.outputs)
+
+
 def test_one_class_is_not_worth_a_number(make_scene, tmp_path, caplog):
     scene = make_scene()
     SemSegEvaluator(scene.name, str(tmp_path))

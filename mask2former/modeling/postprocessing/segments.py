@@ -34,9 +34,7 @@ def accept_segments(
     Returns:
         As :func:`~mask2former.modeling.postprocessing.panoptic_inference`.
     """
-    accepted = [
-        own > 0 and both > 0 and won / own >= overlap_threshold for own, won, both in zip(*areas.tolist(), strict=True)
-    ]
+    accepted = [both > 0 and won / own >= overlap_threshold for own, won, both in zip(*areas.tolist(), strict=True)]
     ids, segments = _number_segments(labels, accepted, thing_classes)
     if scores is not None:
         _add_scores(segments, ids, scores)
