@@ -6,7 +6,7 @@ And those of evaluations. A file that is gone or damaged is told by all loaders 
 import itertools
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -15,7 +15,9 @@ from detectron2.data import (
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
+    get_detection_dataset_dicts,
 )
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch import Generator
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
 # Of a picture or a map of labels, which tell all there is to know: PyTorch would add the worker's stack.
 FILE_ERRORS = (FileNotFoundError, UnreadableImage)
+_REPEATS = RepeatFactorTrainingSampler.__name__
 SampleKey = tuple[int, int]  # position in the global sequence of samples, index into the data set
 
 
@@ -155,20 +158,22 @@ def build_train_loader(cfg: CfgNode, mapper: Mapper) -> TrainLoader:
     A batch is ``SOLVER.IMS_PER_BATCH`` over the number of processes and ``SOLVER.GRADIENT_ACCUMULATION_STEPS``.
 
     Raises:
-        ValueError: if the batch cannot be divided like that.
+        TypeError: if the data set is a stream.
+        ValueError: if the batch cannot be divided like that, or the sampler finds no classes.
     """
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    # Samplers without a seed of their own take one from NumPy's generator.
-    with isolated_rng(derive_seed(seed)):
-        parts = build_detection_train_loader.from_config(cfg, mapper=mapper)
-    records = parts["dataset"]
-    if isinstance(records, list):
-        check_config_against_data(cfg, records, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]))
-    elif isinstance(records, IterableDataset):
+    records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    if isinstance(records, IterableDataset):
         raise TypeError(
             f"{cfg.DATASETS.TRAIN} give an IterableDataset, which cannot continue where a run stopped; register a list "
             "of dicts or a map-style Dataset."
         )
+    # Samplers without a seed of their own take one from NumPy's generator.
+    with isolated_rng(derive_seed(seed)):
+        sampler = _repeat_rare_classes(cfg, records, seed) if cfg.DATALOADER.SAMPLER_TRAIN == _REPEATS else None
+        parts = build_detection_train_loader.from_config(cfg, mapper=mapper, dataset=records, sampler=sampler)
+    if isinstance(records, list):
+        check_config_against_data(cfg, records, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]))
     return TrainLoader(
         records,
         mapper,
@@ -186,6 +191,22 @@ def build_test_loader(cfg: CfgNode, dataset_name: str, mapper: Mapper) -> DataLo
     loader.worker_init_fn = _ignore_interrupts
     loader.__class__ = _TestLoader
     return loader
+
+
+def _repeat_rare_classes(cfg: CfgNode, records: Iterable[dict[str, Any]], seed: int) -> RepeatFactorTrainingSampler:
+    """Detectron2's sampler of that name, which alone would look at instances only, for segments as well."""
+    found = [record.get("annotations", record.get("segments_info")) for record in records]
+    if None in found:
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN {_REPEATS} repeats images of rare classes, but not all records of "
+            f'{cfg.DATASETS.TRAIN} tell their classes, in "annotations" or "segments_info"; choose TrainingSampler.'
+        )
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        [{"annotations": segments} for segments in found],
+        cfg.DATALOADER.REPEAT_THRESHOLD,
+        sqrt=cfg.DATALOADER.REPEAT_SQRT,
+    )
+    return RepeatFactorTrainingSampler(factors, seed=seed)
 
 
 def _ignore_interrupts(_: int) -> None:

@@ -154,6 +154,23 @@ def test_built_loader_depends_on_the_seed_alone(toy_config, sampler):
     assert names(2) != first
 
 
+@pytest.mark.parametrize("key", ["annotations", "segments_info"])
+def test_images_of_rare_classes_are_repeated(toy_config, key):
+    records = [{"file_name": str(i), key: [{"category_id": int(i == 3)}]} for i in range(16)]
+    DatasetCatalog.register("rare", lambda: records)
+    sampler = {"SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "REPEAT_THRESHOLD": 4 / 16}
+    cfg = toy_config(DATASETS__TRAIN="('rare',)", **{f"DATALOADER__{name}": value for name, value in sampler.items()})
+    try:
+        loader = build_train_loader(cfg, lambda record: record)
+        epoch = [sample["file_name"] for batch in take(loader, 9) for sample in batch][:17]
+        assert sorted(epoch, key=int) == sorted([*map(str, range(16)), "3"], key=int)  # twice: the root of 4/16 to 1/16
+        del records[5][key]
+        with pytest.raises(ValueError, match=r"repeats images of rare classes, but not all records of .*rare"):
+            build_train_loader(cfg, lambda record: record)
+    finally:
+        DatasetCatalog.remove("rare")
+
+
 def test_a_batch_that_cannot_be_shared_is_an_error(toy_config):
     cfg = toy_config(SOLVER__IMS_PER_BATCH=4, SOLVER__GRADIENT_ACCUMULATION_STEPS=3)
 
