@@ -60,8 +60,19 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.
     """Build the schedule ``SOLVER.LR_SCHEDULER_NAME`` names, one of Detectron2's or DeepLab's "WarmupPolyLR".
 
     A run that is resumed has the schedule of its configuration then, ``SOLVER.MAX_ITER`` included.
+
+    Raises:
+        ValueError: there is no such schedule, or none of these steps.
     """
-    scheduler: torch.optim.lr_scheduler.LRScheduler = deeplab.build_lr_scheduler(cfg, optimizer)
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    try:
+        scheduler = deeplab.build_lr_scheduler(cfg, optimizer)
+    except ValueError as error:
+        solver = cfg.SOLVER
+        raise ValueError(
+            f"SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME} with MAX_ITER {solver.MAX_ITER} and STEPS "
+            f"{solver.STEPS}, which rise and end before MAX_ITER: {error}."
+        ) from error
     scheduler.__class__ = _ResumableWarmupPolyLR if isinstance(scheduler, WarmupPolyLR) else _EndingLRMultiplier
     return scheduler
 

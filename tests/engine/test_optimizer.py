@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -188,6 +189,17 @@ def test_schedules(toy_config, name, expected):
         scheduler.step()
 
     assert rates == pytest.approx([2.0 * factor for factor in expected], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("Warmup", (5,)), *(("WarmupMultiStepLR", s) for s in [(0,), (10,), (8, 5)])]
+)
+def test_a_schedule_that_cannot_be_is_an_error(toy_config, name, steps):
+    cfg = toy_config(SOLVER__LR_SCHEDULER_NAME=name, SOLVER__MAX_ITER=10, SOLVER__STEPS=steps)
+    with pytest.raises(
+        ValueError, match=rf"LR_SCHEDULER_NAME {name} with MAX_ITER 10 and STEPS {re.escape(str(steps))}"
+    ):
+        build_lr_scheduler(cfg, build_optimizer(cfg, nn.Linear(1, 1)))
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
