@@ -74,6 +74,8 @@ def check_model_config(cfg: CfgNode) -> None:
             raise ValueError(
                 f'MODEL.{key} is {norm!r}; expected "BN", "SyncBN", "FrozenBN", "GN", "LN" or "".'
             ) from error
+    if model.BACKBONE.NAME == "build_resnet_backbone":
+        _check_resnet(model.RESNETS)
     check_ranges(cfg, _RANGES)
     means, deviations = model.PIXEL_MEAN, model.PIXEL_STD
     if len(means) != len(deviations) or 0 in deviations:
@@ -81,3 +83,12 @@ def check_model_config(cfg: CfgNode) -> None:
             f"MODEL.PIXEL_MEAN is {means} and MODEL.PIXEL_STD {deviations}; give as many of both, one for each channel "
             "of an image, and no standard deviation of 0."
         )
+
+
+def _check_resnet(resnets: CfgNode) -> None:
+    for key, given, known in (
+        ("DEPTH", [resnets.DEPTH], (18, 34, 50, 101, 152)),
+        ("OUT_FEATURES", resnets.OUT_FEATURES, ("stem", "res2", "res3", "res4", "res5")),
+    ):
+        if not given or not set(given) <= set(known):
+            raise ValueError(f"MODEL.RESNETS.{key} is {resnets[key]}, expected {', '.join(map(str, known))}.")

@@ -50,6 +50,20 @@ def test_norms_that_are_unknown(key: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
+        ("DEPTH", 49, "18, 34, 50, 101, 152"),
+        ("OUT_FEATURES", ["res2", "res6"], "stem, res2, res3, res4, res5"),
+        ("OUT_FEATURES", [], "stem, res2, res3, res4, res5"),
+    ],
+)
+def test_resnets_that_there_are_not(key: str, value: Any, expected: str) -> None:
+    resnet = ("MODEL.BACKBONE.NAME", "build_resnet_backbone")
+    with pytest.raises(ValueError, match=rf"^MODEL\.RESNETS\.{key} is {re.escape(str(value))}, expected {expected}\.$"):
+        build_model(tiny(*resnet, f"MODEL.RESNETS.{key}", value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
         ("MASK_FORMER.NUM_OBJECT_QUERIES", 0, "at least 1"),
         ("MASK_FORMER.NHEADS", 0, "at least 1"),
         ("SEM_SEG_HEAD.NUM_CLASSES", -1, "at least 1"),
