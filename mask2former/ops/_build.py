@@ -43,7 +43,7 @@ _INSTRUCTION_SETS = {
 _CUDA_BINDINGS = ("ms_deform_attn_cuda.cpp", "masks_cuda.cpp")
 _CUDA_KERNELS = ("kernels.cu", "mask_kernels.cu")
 _NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=2"]
-# Ampere, Hopper, and what can be compiled from Hopper's code when it is loaded.
+# Ampere, Hopper, and what can be compiled from Hopper's code when it is loaded: all GPUs from Ampere on.
 _CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 
 
@@ -167,7 +167,8 @@ def _find_nvcc() -> str:
 def _gpu_flags() -> list[str]:
     """What tells nvcc for which GPUs to compile."""
     flags = []
-    for name in re.split(r"[;\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or _CUDA_ARCHITECTURES):
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or ";".join([_CUDA_ARCHITECTURES, *_older_gpus()])
+    for name in re.split(r"[;\s]+", listed):
         match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
         if match is None:
             raise BuildError(f"TORCH_CUDA_ARCH_LIST has {name!r}; write numbers, as in {_CUDA_ARCHITECTURES!r}")
@@ -176,6 +177,15 @@ def _gpu_flags() -> list[str]:
         if match[3]:
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags
+
+
+def _older_gpus() -> list[str]:
+    """The architectures of GPUs of this machine that have none of the code that is compiled by default."""
+    import torch
+
+    devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    found = {torch.cuda.get_device_capability(device) for device in devices}
+    return [f"{major}.{minor}" for major, minor in sorted(found) if major < 8]
 
 
 def _compile(compiler: list[str], torch_folder: Path, folder: Path) -> list[str]:

@@ -57,6 +57,7 @@ def test_compiles_without_warnings_and_spills(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr(build, "_run", run)
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(build, "_older_gpus", list)
     strict = ["-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra", "-Xptxas=-v"]
     monkeypatch.setattr(build, "_NVCC_FLAGS", [*build._NVCC_FLAGS, *strict])
     library = build.build_cuda(tmp_path)
@@ -111,6 +112,7 @@ def test_says_what_is_missing(
 
 def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    monkeypatch.setattr(build, "_older_gpus", list)
     assert build._gpu_flags() == [
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90,code=sm_90",
@@ -125,6 +127,20 @@ def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Ampere")
     with pytest.raises(build.BuildError, match=r"TORCH_CUDA_ARCH_LIST has 'Ampere'; write numbers, as in '8\.0;9\.0"):
         build._gpu_flags()
+
+
+def test_older_gpus_of_the_machine_are_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    without = build._gpu_flags()
+    gpus = [(7, 5), (9, 0), (7, 5), (12, 0)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", gpus.__getitem__)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert build._gpu_flags() == without  # of a driver that is too old
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert build._gpu_flags() == [*without, "-gencode=arch=compute_75,code=sm_75"]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    assert build._gpu_flags() == ["-gencode=arch=compute_90,code=sm_90"]
 
 
 def test_the_name_follows_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
