@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["BuildError", "build", "build_cuda", "check_commands", "cuda_library_name", "library_name"]
+__all__ = ["INSTALL_NVCC", "BuildError", "build", "build_cuda", "check_commands", "cuda_library_name", "library_name"]
 
 _HERE = Path(__file__).resolve().parent
 _SOURCES = _HERE / "csrc"
@@ -45,6 +45,9 @@ _CUDA_KERNELS = ("kernels.cu", "mask_kernels.cu")
 _NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fPIC,-fvisibility=hidden", "--threads=2"]
 # Ampere, Hopper, and what can be compiled from Hopper's code when it is loaded: all GPUs from Ampere on.
 _CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+
+
+INSTALL_NVCC = 'pip install "mask2former[cuda]"'
 
 
 class BuildError(Exception):
@@ -150,12 +153,14 @@ def _find_nvcc() -> str:
 
     if torch.version.cuda is None:
         raise BuildError(f"PyTorch {torch.__version__} is a build without CUDA")
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = str(Path(home) / "bin/nvcc") if home else shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if nvcc is None:
-        raise BuildError("no nvcc was found (install the CUDA toolkit, or set CUDA_HOME to where it is)")
-    version = re.search(r"release (\d+)\.\d+", _run([nvcc, "--version"]))
     major = torch.version.cuda.split(".")[0]
+    from_pypi = Path(torch.__file__).parents[1] / f"nvidia/cu{major}/bin/nvcc"  # of the very version of PyTorch's CUDA
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    places = map(shutil.which, (str(from_pypi), "nvcc", "/usr/local/cuda/bin/nvcc"))
+    nvcc = f"{home}/bin/nvcc" if home else next(filter(None, places), None)
+    if nvcc is None:
+        raise BuildError(f"no nvcc was found ({INSTALL_NVCC}, or set CUDA_HOME to where a CUDA toolkit is)")
+    version = re.search(r"release (\d+)\.\d+", _run([nvcc, "--version"]))
     if version is None or version[1] != major:
         found = "an unknown version" if version is None else version[0]
         raise BuildError(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._build import BuildError, build, build_cuda, cuda_library_name, library_name
+from ._build import INSTALL_NVCC, BuildError, build, build_cuda, cuda_library_name, library_name
 from ._registration import register
 from .recording import is_exporting
 
@@ -123,7 +123,7 @@ def _load(mode: str, *, cuda: bool = False) -> Path | None:
     """Find and load a library, or say why not."""
     # On a GPU, Triton mostly takes the place of the slowest part, deformable attention.
     slow = "is slower than it could be on the GPU" if cuda else "runs slowly"
-    how = f"{_HOW_TO_BUILD} (which needs nvcc)" if cuda else _HOW_TO_BUILD
+    how = f"{_HOW_TO_BUILD} (which needs nvcc: {INSTALL_NVCC})" if cuda else _HOW_TO_BUILD
     try:
         path = _find_library(mode, cuda=cuda)
         if path is None:

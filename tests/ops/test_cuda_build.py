@@ -1,5 +1,6 @@
 """Compiling the CUDA operators, which needs nvcc but no GPU."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -103,11 +104,28 @@ def test_says_what_is_missing(
     monkeypatch.delenv("CUDA_HOME")
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(build.BuildError, match="no nvcc was found"):
+    with pytest.raises(build.BuildError, match=r"no nvcc was found \(pip install .* or set CUDA_HOME"):
         build._find_nvcc()
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(build.BuildError, match="is a build without CUDA"):
         build._find_nvcc()
+
+
+def test_takes_the_nvcc_that_was_installed_beside_pytorch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fake_nvcc: Callable[[str], None]
+) -> None:
+    fake_nvcc("release 13.2, V13.2.86")
+    monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "torch/__init__.py"))
+    assert build._find_nvcc() == str(tmp_path / "bin/nvcc")
+    folder = tmp_path / "nvidia/cu13/bin"
+    folder.mkdir(parents=True)
+    shutil.copy(tmp_path / "bin/nvcc", folder)
+    assert build._find_nvcc() == str(folder / "nvcc")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert build._find_nvcc() == str(tmp_path / "bin/nvcc")
 
 
 def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,7 +205,7 @@ def test_says_how_to_build_for_the_gpu(nothing_built: Path, caplog: pytest.LogCa
     assert (
         "is slower than it could be on the GPU: its native operators are not built; build them" in record.getMessage()
     )
-    assert record.getMessage().endswith("(which needs nvcc)")
+    assert record.getMessage().endswith('(which needs nvcc: pip install "mask2former[cuda]")')
 
 
 @pytest.mark.usefixtures("gpu")
