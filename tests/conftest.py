@@ -1,8 +1,9 @@
 """Fixtures that every test may use."""
 
+import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    """Undo what a training does to the loggers, which would write into its files and hide lines from other tests."""
+    yield
+    for logger in map(logging.getLogger, ("detectron2", "fvcore", "mask2former")):
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
+        logger.handlers.clear()
 
 
 @pytest.fixture(scope="session")

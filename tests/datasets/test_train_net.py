@@ -1,9 +1,8 @@
 """The training command of every data set, with its official configuration and a tiny model, up to the last metric."""
 
-import logging
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,17 +38,6 @@ TINY = {
     "SOLVER.MAX_ITER": 1,
     "SEED": 3,
 }
-
-
-@pytest.fixture(autouse=True)
-def _loggers() -> Iterator[None]:
-    """Undo what the command does to the loggers."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "mask2former")]
-    states = [(logger, logger.level, logger.propagate, logger.handlers.copy()) for logger in loggers]
-    yield
-    for logger, level, propagate, handlers in states:
-        logger.setLevel(level)
-        logger.propagate, logger.handlers = propagate, handlers
 
 
 @pytest.fixture

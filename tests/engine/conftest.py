@@ -1,9 +1,8 @@
 import importlib.util
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -21,17 +20,6 @@ def _load_toy() -> ModuleType:
         sys.modules["toy"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["toy"])
     return sys.modules["toy"]
-
-
-@pytest.fixture(autouse=True)
-def _loggers() -> Iterator[None]:
-    """Undo what ``setup`` does to the loggers, which would hide their lines from other tests."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "mask2former")]
-    states = [(logger, logger.level, logger.propagate, logger.handlers.copy()) for logger in loggers]
-    yield
-    for logger, level, propagate, handlers in states:
-        logger.setLevel(level)
-        logger.propagate, logger.handlers = propagate, handlers
 
 
 @pytest.fixture(scope="session")

@@ -194,7 +194,7 @@ def test_what_ours_cannot_be(tmp_path: Path, config: dict[str, Any], message: st
 def test_no_weights(tmp_path: Path) -> None:
     folder = _write(tmp_path / "model")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"without model\.safetensors or pytorch_model\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"without weights \(model\.safetensors, pytorch_model\.bin"):
         huggingface.read_folder(folder)
 
 

@@ -2,10 +2,8 @@
 
 import csv
 import json
-import logging
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,6 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 ROWS = {path.stem for path in (REPOSITORY / "configs" / "ablations").glob("*.yaml")}
-
-
-@pytest.fixture(autouse=True)
-def _loggers() -> Iterator[None]:
-    """Undo what a training does to the loggers, which would hide their lines from other tests."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "mask2former")]
-    states = [(logger, logger.level, logger.propagate, logger.handlers.copy()) for logger in loggers]
-    yield
-    for logger, level, propagate, handlers in states:
-        logger.setLevel(level)
-        logger.propagate, logger.handlers = propagate, handlers
 
 
 @pytest.fixture
