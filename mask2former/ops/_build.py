@@ -105,7 +105,9 @@ def build_cuda(folder: Path = _HERE) -> Path:
     nvcc = _find_nvcc()
     with _new_library(folder, cuda_library_name()) as linked:
         objects = _compile_cuda(compiler, nvcc, torch_folder, linked.parent)
-        libraries = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-ltorch_cuda"]
+        # The nvcc of CUDA 13.0 that comes from PyPI looks for its runtime in lib64, where it is not.
+        folders = (torch_folder / "lib", Path(nvcc).parents[1] / "lib")
+        libraries = [*(f"-L{folder}" for folder in folders), "-ltorch_cpu", "-ltorch_cuda"]
         _run([nvcc, "-shared", *objects, "-o", str(linked), *libraries])
     return folder / cuda_library_name()
 

@@ -128,6 +128,21 @@ def test_takes_the_nvcc_that_was_installed_beside_pytorch(
     assert build._find_nvcc() == str(tmp_path / "bin/nvcc")
 
 
+def test_links_with_the_runtime_beside_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where the nvcc of CUDA 13.0 from PyPI does not look for it."""
+    commands = []
+
+    def run(command: list[str]) -> str:
+        commands.append(command)
+        Path(command[command.index("-o") + 1]).touch()
+        return ""
+
+    monkeypatch.setattr(build, "_run", run)
+    monkeypatch.setattr(build, "_find_nvcc", lambda: str(tmp_path / "cu13/bin/nvcc"))
+    assert build.build_cuda(tmp_path / "ops").is_file()
+    assert f"-L{tmp_path / 'cu13/lib'}" in commands[-1]
+
+
 def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
     monkeypatch.setattr(build, "_older_gpus", list)
