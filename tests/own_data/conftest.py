@@ -8,7 +8,6 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask2former.data.datasets import custom
-from tests.engine.conftest import _loggers  # noqa: F401
 from tests.tiny_model import CONFIG
 
 

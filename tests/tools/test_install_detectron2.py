@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import setuptools  # noqa: F401  before Python 3.12, it could not be imported after the installer has looked for pip
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "install_detectron2.py"
 INFO = "sal_tiny-0.1.dist-info"

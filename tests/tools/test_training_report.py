@@ -6,7 +6,7 @@ import torch
 import training_report
 
 from mask2former.engine import Trainer
-from tests.engine.conftest import _loggers, toy, toy_config, toy_data  # noqa: F401
+from tests.engine.conftest import toy, toy_config, toy_data  # noqa: F401
 
 
 def test_a_training_of_another_kind(
