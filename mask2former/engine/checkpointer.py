@@ -19,10 +19,9 @@ from mask2former.durable_files import remove_leftovers, replace_file
 from mask2former.engine.sharding import gather, is_sharded, scatter_like
 from mask2former.modeling.checkpoint_compat import convert_checkpoint
 from mask2former.weights import find_weights, read_checkpoint, to_tensors
+from mask2former.weights.files import LAST
 
 __all__ = ["NAME_A_TRAINED_MODEL", "Mask2FormerCheckpointer", "WholeModelCheckpointer"]
-
-LAST = "last_checkpoint"  # names the file to resume from
 
 NAME_A_TRAINED_MODEL = (
     "name a trained model: MODEL.WEIGHTS model.pth at the end of a command line (after --opts, where it has that "

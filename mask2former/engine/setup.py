@@ -13,8 +13,8 @@ from detectron2.utils.logger import setup_logger
 
 from mask2former.config import add_maskformer2_config, find_value
 from mask2former.data import check_registered, register_custom_datasets
-from mask2former.engine.checkpointer import LAST
 from mask2former.engine.config_files import merge_opts, merge_yaml
+from mask2former.weights.files import LAST
 
 __all__ = [
     "check_data_sets",

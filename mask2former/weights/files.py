@@ -16,6 +16,7 @@ from torch import Tensor
 from mask2former.durable_files import replace_file, saved_bytes
 
 __all__ = [
+    "LAST",
     "WEIGHT_NAMES",
     "file_in_folder",
     "read_checkpoint",
@@ -29,6 +30,8 @@ __all__ = [
 
 # As Hugging Face's ``save_pretrained`` calls a file of weights, the first that is there counting.
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
+# In the output folder of a training, names the checkpoint to resume from.
+LAST = "last_checkpoint"
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
@@ -242,7 +245,7 @@ def file_in_folder(folder: str | Path) -> str:
         FileNotFoundError: if there is none or the weights are spread over several.
     """
     root = Path(folder)
-    last = root / "last_checkpoint"  # names the file
+    last = root / LAST
     names = [*WEIGHT_NAMES, "model_best.pth", *([last.read_text().strip()] if last.is_file() else [])]
     for name in names:
         if (root / name).is_file():
