@@ -11,8 +11,8 @@ from mask2former.data.datasets.ade20k_annotations import read_ade20k_instances
 from mask2former.data.datasets.derived import instance_annotations, write_instances_json
 from mask2former.data.datasets.files import match_files
 from mask2former.data.datasets.tables import read_categories
-from mask2former.data.image_io import image_size
 from mask2former.data.prepare import Job, present, run_script, whole_file
+from mask2former.image_io import image_size
 
 
 def convert(image_root: Path, files: tuple[Path, ...]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -15,9 +15,9 @@ from mask2former.data.datasets.ade20k_annotations import read_ade20k_instances
 from mask2former.data.datasets.files import match_files
 from mask2former.data.datasets.segments import measure_segments
 from mask2former.data.datasets.tables import read_table
-from mask2former.data.image_io import image_size, read_label_image
 from mask2former.data.panoptic_png import check_label_size
 from mask2former.data.prepare import Job, present, run_script, write_image, write_json
+from mask2former.image_io import image_size, read_label_image
 
 
 def convert(target: Path, files: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Any]]:

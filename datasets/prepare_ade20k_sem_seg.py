@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mask2former.data.datasets.files import find_files
-from mask2former.data.image_io import read_label_image
 from mask2former.data.prepare import Job, present, run_script, write_image
+from mask2former.image_io import read_label_image
 
 NUM_CLASSES = 150
 

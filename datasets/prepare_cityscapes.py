@@ -13,9 +13,9 @@ from cityscapesscripts.helpers.labels import id2label, labels
 from cityscapesscripts.preparation.json2labelImg import json2labelImg
 
 from mask2former.data.datasets.segments import measure_segments
-from mask2former.data.image_io import read_label_image
 from mask2former.data.panoptic_png import write_panoptic_png
 from mask2former.data.prepare import Job, present, run_script, whole_file, write_json
+from mask2former.image_io import read_label_image
 
 
 def write_train_ids(source: Path) -> None:

@@ -14,9 +14,9 @@ import scipy.io
 
 from mask2former.data.datasets.files import read_lines
 from mask2former.data.datasets.tables import read_table
-from mask2former.data.image_io import image_size
 from mask2former.data.panoptic_png import check_label_size
 from mask2former.data.prepare import Job, present, run_script, whole_file, write_image
+from mask2former.image_io import image_size
 
 VOID = 255
 

@@ -1,9 +1,10 @@
 """Registered data sets, dataset mappers, and checks of a configuration against its data."""
 
+from mask2former.image_io import read_image
+
 from .checks import check_config_against_data, check_registered, largest_instance_count
 from .dataset_mappers import DATASET_MAPPERS, build_dataset_mapper
 from .datasets import register_custom_datasets
-from .image_io import read_image
 from .inspection import Inspection, inspect_records
 
 __all__ = [

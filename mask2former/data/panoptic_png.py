@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .image_io import read_image
+from mask2former.image_io import read_image
+
 from .label_map import replace_labels
 
 __all__ = ["check_label_size", "read_panoptic_png", "read_segment_labels", "write_panoptic_png"]

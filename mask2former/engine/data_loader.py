@@ -24,8 +24,8 @@ from torch import Generator
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from mask2former.data import check_config_against_data
-from mask2former.data.image_io import UnreadableImage
 from mask2former.engine.random_state import derive_seed, isolated_rng
+from mask2former.image_io import UnreadableImage
 
 __all__ = ["FILE_ERRORS", "TrainLoader", "build_test_loader", "build_train_loader"]
 

@@ -18,6 +18,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from mask2former.image_io import read_label_image
+
 __all__ = ["CityscapesInstanceEvaluator", "CityscapesSemSegEvaluator"]
 
 logger = logging.getLogger(__name__)
@@ -90,7 +92,7 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
             instances = output["instances"]
             class_names = [self._metadata.thing_classes[i] for i in instances.pred_classes.tolist()]
             masks = instances.pred_masks.cpu().numpy() != 0
-            self._matches[path.name] = _match(_read(path), masks, class_names, instances.scores.tolist())
+            self._matches[path.name] = _match(read_label_image(path), masks, class_names, instances.scores.tolist())
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Compute the metrics of all processes' predictions.
@@ -158,11 +160,6 @@ def _settings(api: Any) -> Any:
     settings = copy.copy(api.args)
     settings.quiet = True
     return settings
-
-
-def _read(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.array(image, dtype=np.int64)
 
 
 def _match(truth: np.ndarray, masks: np.ndarray, class_names: list[str], scores: list[float]) -> dict[str, Any]:

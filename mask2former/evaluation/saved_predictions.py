@@ -10,7 +10,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import Metadata, MetadataCatalog
 from panopticapi.utils import rgb2id
-from PIL import Image
+
+from mask2former.image_io import read_image
 
 __all__ = ["SavedPredictions", "decode_class_map", "find_predictions", "read_predictions"]
 
@@ -86,8 +87,7 @@ class SavedPredictions:
         if record["image_id"] not in self._by_image:
             raise ValueError(f"{record['file_name']}: there is no prediction of this image.")
         (prediction,) = self._by_image[record["image_id"]]
-        with Image.open(self._pngs / prediction["file_name"]) as png:
-            ids = rgb2id(np.asarray(png.convert("RGB")))
+        ids = rgb2id(read_image(self._pngs / prediction["file_name"]))
         things = self._metadata.thing_dataset_id_to_contiguous_id
         stuff = self._metadata.stuff_dataset_id_to_contiguous_id
         segments = []

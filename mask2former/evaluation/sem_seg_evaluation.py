@@ -12,14 +12,13 @@ import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from panopticapi.utils import rgb2id
-from PIL import Image
 from tabulate import tabulate
 
 from mask2former.durable_files import write_file
 from mask2former.evaluation.run_lengths import encode_mask
 from mask2former.evaluation.saved_predictions import decode_class_map
+from mask2former.image_io import read_image, read_label_image
 
 __all__ = [
     "ClassMapEvaluator",
@@ -141,11 +140,11 @@ def read_class_map(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
     num_classes = len(metadata.stuff_classes)
     if "sem_seg_file_name" in record:
         path = record["sem_seg_file_name"]
-        classes = _read_ids(path)
+        classes = read_label_image(path)
         classes[classes == metadata.ignore_label] = num_classes
     elif "pan_seg_file_name" in record:
         path = record["pan_seg_file_name"]
-        segment_ids = rgb2id(_read_png(path))
+        segment_ids = rgb2id(read_image(path))
         classes = np.full(segment_ids.shape, num_classes)
         for segment in record["segments_info"]:
             classes[segment_ids == segment["id"]] = segment["category_id"]
@@ -219,18 +218,3 @@ def summarize_miou(confusion: np.ndarray, class_names: list[str]) -> dict[str, f
 def _mean(values: np.ndarray) -> float:
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else float("nan")
-
-
-def _read_ids(path: str) -> np.ndarray:
-    """(H, W), of one channel or of three equal ones, as the dataset mappers take them."""
-    ids = _read_png(path)
-    if ids.ndim == 2:
-        return ids
-    if ids.shape[2] < 3 or (ids[..., :3] != ids[..., :1]).any():
-        raise ValueError(f"{path}: is a colour picture of {ids.shape[2]} channels, expected one channel of class ids.")
-    return ids[..., 0]
-
-
-def _read_png(path: str) -> np.ndarray:
-    with PathManager.open(path, "rb") as f:
-        return np.array(Image.open(f), dtype=np.int64)

@@ -13,7 +13,6 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from mask2former.data.augmentation import ResizeShortestEdge, build_test_augmentations
-from mask2former.data.image_io import read_image
 from mask2former.export import (
     ExportFormat,
     ExportGraph,
@@ -27,6 +26,7 @@ from mask2former.export import (
     quantize_onnx,
 )
 from mask2former.home import given_path
+from mask2former.image_io import read_image
 from mask2former.inference.pictures import find_pictures
 from mask2former.inference.result_files import make_folder
 from mask2former.inference.weights import build_whole_model

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from mask2former.data.datasets.files import IMAGE_SUFFIXES
-from mask2former.data.image_io import read_image, to_eight_bits
 from mask2former.home import expand_home
+from mask2former.image_io import read_image, to_eight_bits
 
 __all__ = ["Picture", "find_pictures", "is_single", "iterate_sources", "open_picture"]
 

@@ -14,9 +14,9 @@ from detectron2.structures import BitMasks, Instances
 
 from mask2former import add_maskformer2_config
 from mask2former.data.annotation_masks import draw_annotation
-from mask2former.data.image_io import read_label_image
 from mask2former.data.panoptic_png import read_panoptic_png
 from mask2former.evaluation import build_evaluator
+from mask2former.image_io import read_label_image
 from tests.datasets import trees
 
 

@@ -5,7 +5,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from mask2former.data.image_io import read_image, read_label_image
+from mask2former.image_io import read_image, read_label_image
 
 
 @pytest.fixture

@@ -61,6 +61,26 @@ def test_a_truth_in_colours_is_an_error(channels, make_scene, run, tmp_path):
         run(SemSegEvaluator(scene.name, str(tmp_path)), scene.inputs, scene.outputs)
 
 
+def test_a_truth_saved_as_jpeg_is_an_error(make_scene, run, tmp_path):
+    scene = make_scene()
+    Image.fromarray(np.zeros((4, 5), dtype=np.uint8)).save(scene.inputs[0]["sem_seg_file_name"], "jpeg")
+
+    with pytest.raises(ValueError, match=r"classes_1.png: is a JPEG, which changes ids"):
+        run(SemSegEvaluator(scene.name, str(tmp_path)), scene.inputs, scene.outputs)
+
+
+def test_a_panoptic_truth_may_have_a_palette(make_scene, run, tmp_path):
+    scene = make_scene()
+    expected = run(SemSegEvaluator(scene.name, str(tmp_path)), scene.inputs, scene.outputs)
+    evaluator = SemSegEvaluator(scene.name, str(tmp_path))
+    for record in evaluator._records.values():
+        del record["sem_seg_file_name"]
+        file = record["pan_seg_file_name"]
+        Image.open(file).convert("P", palette=Image.Palette.ADAPTIVE).save(file)
+
+    assert run(evaluator, scene.inputs, scene.outputs) == expected
+
+
 def test_no_truth_is_an_error(make_scene, run, tmp_path):
     scene = make_scene()
     evaluator = SemSegEvaluator(scene.name, str(tmp_path))

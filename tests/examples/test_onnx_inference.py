@@ -15,8 +15,8 @@ import torch
 from detectron2.config import CfgNode
 from PIL import Image
 
-from mask2former.data.image_io import read_image
 from mask2former.export import ExportGraph, ExportInfo, PostProcessing, export_graph
+from mask2former.image_io import read_image
 from mask2former.modeling import MaskFormer
 from tests.export.conftest import build  # noqa: F401  a fixture
 from tests.export.test_formats import _OneConvolution

@@ -13,9 +13,9 @@ from detectron2.data import transforms as T
 import mask2former as m2f
 from mask2former import cli
 from mask2former.data.augmentation import build_test_augmentations
-from mask2former.data.image_io import read_image
 from mask2former.engine.setup import load_config
 from mask2former.export import ExportInfo, load_exported
+from mask2former.image_io import read_image
 from mask2former.inference import exporting
 from tests.same_results import assert_alike
 

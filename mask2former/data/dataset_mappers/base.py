@@ -11,9 +11,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
+from mask2former.image_io import read_image
+
 from ...constructors import arguments_for
 from ..augmentation import PadToMultiple, build_crop_recipe, build_lsj_recipe, build_test_augmentations
-from ..image_io import read_image
 from ..label_map import LabelMap, move_labels, unflipped
 
 __all__ = ["LargeScaleJittering", "MaskFormerDatasetMapper", "build_transform_gen"]

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ..image_io import read_label_image
+from mask2former.image_io import read_label_image
+
 from ..label_map import LabelMap, replace_labels
 from ..panoptic_png import check_label_size
 from .base import LargeScaleJittering, MaskFormerDatasetMapper

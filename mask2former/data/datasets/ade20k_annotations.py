@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..image_io import read_image
+from mask2former.image_io import read_image
+
 from ..panoptic_png import check_label_size
 from .segments import measure_segments
 from .tables import read_table

@@ -13,7 +13,7 @@ from mask2former.data.datasets.files import IMAGE_SUFFIXES, find_files
 from mask2former.data.datasets.formats.coco_entries import entry_id
 from mask2former.data.datasets.formats.paths import path_below
 from mask2former.data.datasets.json_files import read_json, read_text, shown
-from mask2former.data.image_io import read_image
+from mask2former.image_io import read_image
 
 __all__ = ["FileShard", "PictureSource", "Shard", "TarShard", "digest_shards", "find_shards"]
 

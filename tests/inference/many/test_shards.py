@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mask2former.data.image_io import read_image
+from mask2former.image_io import read_image
 from mask2former.inference.many.shards import FileShard, TarShard, digest_shards, find_shards
 
 

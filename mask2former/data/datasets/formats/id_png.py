@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...image_io import read_label_image, verify_image
+from mask2former.image_io import read_label_image, verify_image
+
 from ...panoptic_png import check_label_size, write_panoptic_png
 from ..categories import Category, panoptic_order
 from ..derived import instance_annotations, write_semantic_png

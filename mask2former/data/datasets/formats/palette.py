@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...image_io import read_image
+from mask2former.image_io import read_image
+
 from ..faults import Faults
 from ..json_files import read_text
 

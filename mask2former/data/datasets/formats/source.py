@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from ...image_io import verify_image
+from mask2former.image_io import verify_image
+
 from ..cache import run_parallel
 from ..categories import Category
 from ..faults import Faults

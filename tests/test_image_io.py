@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from mask2former.data.image_io import image_size, read_image, read_label_image, verify_image
+from mask2former.image_io import image_size, read_image, read_label_image, verify_image
 
 RNG = np.random.default_rng(0)
 
