@@ -36,7 +36,12 @@ class ColourModel(nn.Module):
         self.input_sizes: list[tuple[int, ...]] = []
 
     def with_outputs(
-        self, tasks: Collection[str], *, object_mask_threshold: float | None, panoptic_scores: bool
+        self,
+        tasks: Collection[str],
+        *,
+        object_mask_threshold: float | None,
+        panoptic_scores: bool,
+        lazy_class_scores: bool = False,
     ) -> "ColourModel":
         assert panoptic_scores
         model = copy.copy(self)

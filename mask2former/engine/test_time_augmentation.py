@@ -91,8 +91,10 @@ class SegmentorWithTTA(nn.Module):
             "scales": aug.SCALES,
         }
 
-    def with_outputs(self, tasks: Collection[str], **options: Any) -> "SegmentorWithTTA":
-        """As ``MaskFormer.with_outputs``."""
+    def with_outputs(
+        self, tasks: Collection[str], *, lazy_class_scores: bool = False, **options: Any
+    ) -> "SegmentorWithTTA":
+        """As ``MaskFormer.with_outputs``; class scores of several views are added up, so they are never lazy."""
         return self._of(self.model.with_outputs(tasks, **options))
 
     def with_tiles(self, tile_size: int, overlap: int | None = None) -> "SegmentorWithTTA":

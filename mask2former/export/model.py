@@ -72,9 +72,14 @@ class ExportedResults:
         self._things = set(exported.info.thing_classes)
 
     def with_outputs(
-        self, tasks: Collection[str], *, object_mask_threshold: float | None = None, panoptic_scores: bool = False
+        self,
+        tasks: Collection[str],
+        *,
+        object_mask_threshold: float | None = None,
+        panoptic_scores: bool = False,
+        lazy_class_scores: bool = False,
     ) -> "ExportedResults":
-        """Itself, if it gives these tasks, by this threshold.
+        """Itself, if it gives these tasks, by this threshold; scores are what the file computes.
 
         Raises:
             ValueError: it does not.

@@ -93,7 +93,9 @@ def build_request(segmenter: "Segmenter", options: Options) -> Request:
         ValueError: one is out of range, or the model cannot do it.
     """
     tasks = options.check(segmenter.cfg, segmenter.default_tasks)
-    model = segmenter.model.with_outputs(tasks, object_mask_threshold=options.threshold, panoptic_scores=True)
+    model = segmenter.model.with_outputs(
+        tasks, object_mask_threshold=options.threshold, panoptic_scores=True, lazy_class_scores=True
+    )
     resize = segmenter.resize
     if options.size is not None:
         resize = T.AugmentationList([ResizeShortestEdge(int(options.size), sys.maxsize)])

@@ -88,13 +88,21 @@ class SemanticResult:
 
     Attributes:
         labels: (H, W) int32, contiguous class ids.
-        scores: (K, H, W) float32, of which ``labels`` is the highest; not normalised over the classes.
         names: of the K classes.
     """
 
     labels: np.ndarray
-    scores: np.ndarray
     names: list[str]
+    _scores: Any = field(repr=False)
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """(K, H, W) float32, of which ``labels`` is the highest; not normalised over the classes.
+
+        They are computed when they are asked for, and then kept.
+        """
+        scores: np.ndarray = self._scores.numpy()
+        return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +112,8 @@ class Result:
     Attributes:
         image: the picture, (H, W, 3) uint8 RGB.
         tasks: what was predicted, the first being what :meth:`draw`, :meth:`save` and the conversions take.
-        predictions: the model's own result, Detectron2's ``panoptic_seg``, ``instances`` and ``sem_seg``, on the CPU.
+        predictions: the model's own result, Detectron2's ``panoptic_seg``, ``instances`` and ``sem_seg``, on the CPU;
+            the last may be :class:`~mask2former.modeling.postprocessing.ClassScores`.
         metadata: Detectron2's metadata of the data set: names and colours of classes.
         path: the picture's file, or None.
     """
@@ -176,7 +185,7 @@ class Result:
         self._choose("semantic")
         scores = self.predictions["sem_seg"]
         names = [class_name(self.metadata, class_id, isthing=False) for class_id in range(len(scores))]
-        return SemanticResult(scores.argmax(0).numpy().astype(np.int32), scores.numpy(), names)
+        return SemanticResult(scores.argmax(0).numpy().astype(np.int32), names, scores)
 
     def to_coco(self, image_id: int | str = 0, *, task: Task | None = None) -> list[dict[str, Any]]:
         """The segments as COCO's annotations, which JSON can hold and ``pycocotools``' ``COCO.loadRes`` reads.

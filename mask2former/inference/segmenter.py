@@ -284,7 +284,7 @@ def _on_cpu(prediction: dict[str, Any], threshold: float) -> dict[str, Any]:
     """The model's result in main memory; instances at or above the threshold, the surest first."""
     result = dict(prediction)
     if "sem_seg" in result:
-        result["sem_seg"] = result["sem_seg"].float().cpu()
+        result["sem_seg"] = result["sem_seg"].to("cpu", torch.float32)
     if "panoptic_seg" in result:
         ids, infos = result["panoptic_seg"]
         result["panoptic_seg"] = (ids.cpu(), infos)

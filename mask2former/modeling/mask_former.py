@@ -17,6 +17,7 @@ from .activation_checkpointing import checkpoint_activations
 from .config_checks import check_model_config
 from .criterion import SetCriterion
 from .postprocessing import (
+    ClassScores,
     MaskGeometry,
     QueryPrediction,
     instance_inference,
@@ -111,6 +112,7 @@ class MaskFormer(nn.Module):
         # The classes of a panoptic model include stuff, which has no instances.
         self.instances_are_things = panoptic_on
         self.panoptic_scores = False
+        self.lazy_class_scores = False
         self.test_topk_per_image = test_topk_per_image
         self.ignore_void = ignore_void
         self.batch_by_size = batch_by_size
@@ -267,6 +269,8 @@ class MaskFormer(nn.Module):
 
     def _class_scores(self, logits: Tensor, masks: Tensor, geometry: MaskGeometry) -> Tensor:
         resize_first = self.sem_seg_postprocess_before_inference
+        if self.lazy_class_scores and not self.has_own("semantic_inference"):
+            return ClassScores(logits, masks, geometry, resize_first)
         if not self.has_own("semantic_inference"):
             return semantic_inference(logits, masks, geometry, resize_before_inference=resize_first)
         if resize_first:
@@ -280,7 +284,12 @@ class MaskFormer(nn.Module):
         return predictions
 
     def with_outputs(
-        self, tasks: Collection[str], *, object_mask_threshold: float | None = None, panoptic_scores: bool = False
+        self,
+        tasks: Collection[str],
+        *,
+        object_mask_threshold: float | None = None,
+        panoptic_scores: bool = False,
+        lazy_class_scores: bool = False,
     ) -> "MaskFormer":
         """This model with other results: the same modules and weights, and this one stays as it is.
 
@@ -288,6 +297,9 @@ class MaskFormer(nn.Module):
             tasks: of "panoptic", "instance" and "semantic", what to give.
             object_mask_threshold: as in ``__init__``; None keeps this model's.
             panoptic_scores: give panoptic segments a ``score`` in 0..1.
+            lazy_class_scores: give ``sem_seg`` of images that are not cut into tiles as
+                :class:`~mask2former.modeling.postprocessing.ClassScores`. Of a GPU with CUDA graphs they must be taken
+                before the next image, which writes over what they are computed from.
 
         Raises:
             ValueError: if panoptic results are asked for and the metadata does not say which classes are things.
@@ -301,6 +313,7 @@ class MaskFormer(nn.Module):
         model.panoptic_on, model.instance_on = "panoptic" in tasks, "instance" in tasks
         model.semantic_on = "semantic" in tasks
         model.panoptic_scores = panoptic_scores
+        model.lazy_class_scores = lazy_class_scores
         if object_mask_threshold is not None:
             model.object_mask_threshold = object_mask_threshold
         return model

@@ -30,6 +30,7 @@ def register() -> None:
     torch.library.register_fake("mask2former::resize_masks", _resize_masks_fake)
     torch.library.register_fake("mask2former::binarise_masks", _binarise_masks_fake)
     torch.library.register_fake("mask2former::compete_masks", _compete_masks_fake)
+    torch.library.register_fake("mask2former::classify_pixels", _classify_pixels_fake)
     torch.library.register_fake("mask2former::masked_attention", _masked_attention_fake)
     torch.library.register_fake("mask2former::masked_attention_backward", _masked_attention_backward_fake)
     torch.library.register_autograd(
@@ -137,6 +138,10 @@ def _compete_masks_fake(
     size = (first_row.shape[0], first_column.shape[0])
     winner, inside = logits.new_empty(size, dtype=torch.int32), logits.new_empty(size, dtype=torch.bool)
     return winner, inside, logits.new_empty((3, logits.shape[0]), dtype=torch.int64)
+
+
+def _classify_pixels_fake(probabilities: Tensor, inside: Tensor) -> Tensor:
+    return inside.new_empty(inside.shape[1], dtype=torch.int64)
 
 
 def _masked_attention_fake(

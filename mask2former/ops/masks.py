@@ -15,7 +15,16 @@ from torch.nn import functional as F
 from ._library import load_cuda_library, load_library
 from .recording import is_recording
 
-__all__ = ["Axis", "Resizing", "binarise_masks", "compete_masks", "has_native_masks", "make_resizing", "resize_masks"]
+__all__ = [
+    "Axis",
+    "Resizing",
+    "binarise_masks",
+    "classify_pixels",
+    "compete_masks",
+    "has_native_masks",
+    "make_resizing",
+    "resize_masks",
+]
 
 Size = tuple[int, int]
 
@@ -42,6 +51,11 @@ class Resizing(NamedTuple):
     def size(self) -> Size:
         """(height, width) of the output."""
         return len(self.rows.first), len(self.columns.first)
+
+    def of_rows(self, rows: range, mask_rows: range) -> "Resizing":
+        """From masks that are cut to some rows to some consecutive rows of the output, which are made of these."""
+        first, weights = self.rows.first[rows.start : rows.stop], self.rows.weights[:, rows.start : rows.stop]
+        return Resizing(Axis(first - mask_rows.start, weights), self.columns)
 
 
 def make_resizing(
@@ -165,4 +179,20 @@ def compete_masks(masks: Tensor, scores: Tensor, resizing: Resizing) -> tuple[Te
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.mask2former.compete_masks(
         _logits(masks), scores.float(), *resizing.rows, *resizing.columns
     )
+    return result
+
+
+def classify_pixels(probabilities: Tensor, inside: Tensor) -> Tensor:
+    """The class of each pixel with the highest sum, over masks, of the class's probability times the pixel's.
+
+    Args:
+        probabilities: (Q, K) float32, of masks to be of a class, K at least 1.
+        inside: (Q, P) float32, of pixels to be in a mask.
+
+    Returns:
+        (P,) int64; the first of equals.
+    """
+    if inside.device.type != "cpu":
+        return (probabilities.T @ inside).argmax(0)
+    result: Tensor = torch.ops.mask2former.classify_pixels(probabilities, inside)
     return result

@@ -188,7 +188,8 @@ def test_the_official_name(toy_config: BuildConfig) -> None:
 def test_other_outputs(toy_model: Any) -> None:
     augmented = SegmentorWithTTA(toy_model, min_sizes=[64], max_size=100, flip=True)
     entry = {"image": _picture(64, 96)}
-    assert augmented.with_outputs({"semantic"})([entry])[0].keys() == {"sem_seg"}
+    semantic = augmented.with_outputs({"semantic"}, lazy_class_scores=True)([entry])[0]
+    assert {name: type(value) for name, value in semantic.items()} == {"sem_seg": torch.Tensor}
     nothing = augmented.with_outputs({"panoptic"}, object_mask_threshold=0.99, panoptic_scores=True)([entry])[0]
     assert nothing["panoptic_seg"][1] == []
     scored = augmented.with_outputs({"panoptic"}, panoptic_scores=True)([entry])[0]["panoptic_seg"][1]

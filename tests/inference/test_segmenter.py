@@ -19,6 +19,8 @@ from mask2former.inference.pictures import find_pictures
 from mask2former.inference.request import Options, build_request
 from mask2former.inference.segmenter import _reorder
 from mask2former.inference.video import VideoWriter, open_video
+from mask2former.modeling.postprocessing import ClassScores
+from mask2former.ops._library import load_library
 
 Save = Callable[..., Path]
 
@@ -348,6 +350,22 @@ class TestRealModel:
                 (s.id, s.category_id) for s in alone.panoptic.segments
             ]
             assert (ours.panoptic.ids != alone.panoptic.ids).mean() < 1e-3
+
+    def test_semantic_scores_are_computed_when_they_are_asked_for(
+        self, tiny: m2f.Segmenter, photograph: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not load_library():
+            pytest.skip("without native operators, labels are found in the scores")
+        with monkeypatch.context() as patch:
+            patch.setattr(ClassScores, "full", lambda self: pytest.fail("computed"))
+            result = tiny.predict(photograph, task="semantic")
+            labels, _ = result.semantic.labels, result.draw()
+            result.save(tmp_path)
+            result.to_coco()
+        scores = result.semantic.scores
+        assert scores is result.semantic.scores
+        assert (scores.dtype, scores.shape) == (np.float32, (len(result.semantic.names), *result.size))
+        np.testing.assert_array_equal(scores.argmax(0), labels)
 
     def test_panoptic_scores_are_class_probabilities(self, tiny: m2f.Segmenter, photograph: np.ndarray) -> None:
         result = tiny.predict(photograph, threshold=0.0)

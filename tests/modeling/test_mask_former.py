@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mask2former.engine.train_loop import StepTrainer
 from mask2former.modeling import MaskFormer
+from mask2former.modeling.postprocessing import ClassScores
 from mask2former.modeling.targets import prepare_targets
 
 
@@ -296,6 +297,19 @@ def test_inference_methods_of_a_subclass_are_called(recording: _Recording) -> No
     assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
     for name in ("scores", "pred_classes", "pred_masks"):
         torch.testing.assert_close(found["instances"].get(name), expected["instances"].get(name))
+
+
+def test_class_scores_are_lazy_where_no_subclass_makes_them(recording: _Recording) -> None:
+    entry = {"image": torch.rand(3, 64, 96) * 255, "height": 50, "width": 70}
+    with torch.no_grad():
+        model = recording.eval().with_outputs({"semantic"}, lazy_class_scores=True)
+        own = model([entry])[0]["sem_seg"]
+        assert type(own) is Tensor
+        model.__class__ = MaskFormer  # type: ignore[assignment]
+        lazy = model([entry])[0]["sem_seg"]
+        assert type(lazy) is ClassScores
+        torch.testing.assert_close(lazy.full(), own)
+        assert type(model.with_outputs({"semantic"})([entry])[0]["sem_seg"]) is Tensor
 
 
 def test_semantic_results_are_resized_after_a_subclass_made_them(tiny_cfg: CfgNode, recording: _Recording) -> None:

@@ -18,11 +18,13 @@ from mask_cases import (
     make_masks,
 )
 from other_instructions import run_with_instructions
+from torch import Tensor
 
 from mask2former.ops import _library
 from mask2former.ops import masks as masks_module
 from mask2former.ops.masks import (
     binarise_masks,
+    classify_pixels,
     compete_masks,
     has_native_masks,
     make_resizing,
@@ -80,6 +82,34 @@ def test_the_first_of_equals_wins() -> None:
     assert areas[1].tolist() == [32 * 40, 0, 0]
 
 
+def make_probabilities(masks: int, classes: int, pixels: int) -> tuple[Tensor, Tensor]:
+    """Eighths, whose sums are exact in any order, and often equal."""
+    generator = torch.Generator().manual_seed(masks + classes)
+    return tuple(torch.randint(0, 8, (masks, n), generator=generator) / 8 for n in (classes, pixels))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("masks", "classes", "pixels"), [(1, 1, 1), (7, 5, 63), (100, 133, 200), (3, 6, 64), (9, 13, 0)]
+)
+def test_classes_of_pixels(masks: int, classes: int, pixels: int) -> None:
+    probabilities, inside = make_probabilities(masks, classes + 1, pixels)
+    expected = (probabilities.T @ inside).argmax(0)
+    assert torch.equal(classify_pixels(probabilities, inside), expected)
+    assert torch.equal(classify_pixels(probabilities.T.contiguous().T, inside.T.contiguous().T), expected)
+    without_last = (probabilities[:, :-1].T @ inside).argmax(0)
+    assert torch.equal(classify_pixels(probabilities[:, :-1], inside), without_last)
+
+
+def test_pixels_of_no_mask_or_of_what_is_not_a_number() -> None:
+    assert not classify_pixels(torch.ones(0, 5), torch.ones(0, 70)).any()
+    probabilities, inside = make_probabilities(4, 9, 70)
+    inside[2, 3] = torch.nan  # of every class
+    probabilities[1, [5, 7]] = torch.nan  # of every pixel
+    assert torch.equal(classify_pixels(probabilities, inside), (probabilities.T @ inside).argmax(0))
+    assert set(classify_pixels(probabilities, inside).tolist()) == {0, 5}
+    assert classify_pixels(-torch.ones(4, 9), torch.ones(4, 3)).tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("huge", [1e4, float("inf")])
 def test_huge_logits(huge: float) -> None:
     masks = torch.full((2, 4, 4), -huge)
@@ -99,7 +129,8 @@ def test_threads_make_no_difference() -> None:
         results = []
         for number in (1, 3):
             torch.set_num_threads(number)
-            results.append((*compete_masks(masks, scores, resizing), *binarise_masks(masks, resizing)))
+            classes = classify_pixels(*make_probabilities(30, 40, 5000))
+            results.append((*compete_masks(masks, scores, resizing), *binarise_masks(masks, resizing), classes))
     finally:
         torch.set_num_threads(threads)
     for one, several in zip(*results, strict=True):
@@ -150,6 +181,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(operators.resize_masks.default, (masks, *axes, 2, 9, True))
     torch.library.opcheck(operators.binarise_masks.default, (masks, *axes))
     torch.library.opcheck(operators.compete_masks.default, (masks, torch.rand(len(masks)), *axes))
+    torch.library.opcheck(operators.classify_pixels.default, (torch.rand(4, 7), torch.rand(4, 90)))
 
 
 def test_wrong_arguments() -> None:
@@ -171,6 +203,12 @@ def test_wrong_arguments() -> None:
         compete_masks(masks, torch.rand(3), resizing)
     with pytest.raises(RuntimeError, match="scores of at least one mask"):
         compete_masks(masks[:0], torch.rand(0), resizing)
+    with pytest.raises(RuntimeError, match=r"expected float32 \(Q, K\) and \(Q, pixels\)"):
+        classify_pixels(torch.rand(4, 7), torch.rand(4, 9).double())
+    with pytest.raises(RuntimeError, match=r"4 masks have no probabilities \(3, 7\)"):
+        classify_pixels(torch.rand(3, 7), torch.rand(4, 9))
+    with pytest.raises(RuntimeError, match=r"4 masks have no probabilities \(4, 0\) of at least one class"):
+        classify_pixels(torch.rand(4, 0), torch.rand(4, 9))
 
 
 def test_places_without_memory_for_them() -> None:
@@ -188,6 +226,7 @@ for masks, scores, axes, rows in calls:
     results.append(operators.resize_masks(masks, *axes, 0, rows, True))
     results.extend(operators.binarise_masks(masks, *axes))
     results.extend(operators.compete_masks(masks, scores, *axes))
+    results.append(operators.classify_pixels(scores[:, None] * torch.linspace(0.1, 0.9, 20), masks.flatten(1)))
 """
 
 
@@ -200,6 +239,7 @@ def test_other_instruction_sets(capability: str, tmp_path: Path) -> None:
         calls.append((masks, scores, flat(resizing), sizes[-1][0]))
         expected.append(resize_masks(masks, resizing, range(sizes[-1][0]), sigmoid=True))
         expected += [*binarise_masks(masks, resizing), *compete_masks(masks, scores, resizing)]
+        expected.append(classify_pixels(scores[:, None] * torch.linspace(0.1, 0.9, 20), masks.flatten(1)))
     actual_results = run_with_instructions(capability, OTHER_INSTRUCTIONS, calls, tmp_path)
     for actual, wanted in zip(actual_results, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-6)

@@ -13,9 +13,10 @@ from .connected_parts import split_disconnected
 from .instance import instance_inference, instance_steps, masks_to_boxes, most_probable_pairs
 from .panoptic import panoptic_inference, panoptic_steps
 from .prediction import MaskGeometry, QueryPrediction
-from .semantic import semantic_inference
+from .semantic import ClassScores, semantic_inference
 
 __all__ = [
+    "ClassScores",
     "MaskGeometry",
     "QueryPrediction",
     "instance_inference",

@@ -1,13 +1,17 @@
 """Semantic results: the score of each class at each pixel (MaskFormer, Section 3.4)."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ...ops.masks import has_native_masks, resize_masks
+from ...ops.masks import classify_pixels, has_native_masks, make_resizing, resize_masks
+from ...structures import LazyTensor
 from .chunks import in_chunks
 from .prediction import MaskGeometry
 
-__all__ = ["semantic_inference"]
+__all__ = ["ClassScores", "semantic_inference"]
 
 # Numbers in the rows of all masks that are resized together: they fit a processor's second-level cache or nearly.
 _BAND = 1 << 20
@@ -28,9 +32,13 @@ def semantic_inference(
     Returns:
         (K, height, width) float32; not normalised over classes.
     """
-    probabilities = mask_cls.float().softmax(-1)[:, :-1]  # (Q, K)
-    if resize_before_inference and has_native_masks(mask_pred, mask_cls):
-        return _mix_by_rows(probabilities, mask_pred, geometry)
+    probabilities = _class_probabilities(mask_cls)
+    if _is_done_by_rows(mask_cls, mask_pred, resize_before_inference):
+        scores = mask_pred.new_empty((probabilities.shape[1], *geometry.output_size), dtype=torch.float32)
+        for pixels, inside in _rows_inside(mask_pred, geometry, resize_before_inference):
+            with torch.autocast(mask_pred.device.type, enabled=False):
+                torch.mm(probabilities.T, inside, out=scores.flatten(1)[:, pixels])
+        return scores
     resize = geometry.to_output if resize_before_inference else geometry.to_padded
     size = geometry.output_size if resize_before_inference else geometry.padded_size
     scores = mask_pred.new_zeros((probabilities.shape[1], *size), dtype=torch.float32)
@@ -40,16 +48,108 @@ def semantic_inference(
     return scores if resize_before_inference else geometry.padded_to_output(scores)
 
 
-def _mix_by_rows(probabilities: Tensor, mask_pred: Tensor, geometry: MaskGeometry) -> Tensor:
-    """Class scores (K, height, width) of class probabilities (Q, K), some rows of all masks at a time."""
+class ClassScores(LazyTensor):
+    """What :func:`semantic_inference` gives for its arguments, computed when someone looks at it.
+
+    Scores of all classes at all pixels take a gigabyte for a photograph of two megapixels. Only ``argmax(0)``, the
+    class of each pixel, is known at once, and found some rows at a time.
+    """
+
+    _arguments: tuple[Tensor, Tensor, MaskGeometry, bool]
+    _classes: Tensor
+
+    @staticmethod
+    def __new__(
+        cls,
+        mask_cls: Tensor,
+        mask_pred: Tensor,
+        geometry: MaskGeometry,
+        resize_before_inference: bool = True,
+        classes: Tensor | None = None,
+    ) -> "ClassScores":
+        """``classes`` are those of the pixels (height, width) int64, where they are known already."""
+        scores = cls.describe((mask_cls.shape[1] - 1, *geometry.output_size), torch.float32, mask_pred.device)
+        scores._arguments = mask_cls, mask_pred, geometry, resize_before_inference
+        scores._classes = _classify(*scores._arguments) if classes is None else classes
+        return scores
+
+    def full(self) -> Tensor:
+        """All scores, an ordinary tensor."""
+        mask_cls, mask_pred, geometry, resize_before_inference = self._arguments
+        return semantic_inference(mask_cls, mask_pred, geometry, resize_before_inference=resize_before_inference)
+
+    def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
+        """As ``Tensor.argmax``; the classes are not to be written into."""
+        return self._classes if dim in (0, -3) and not keepdim else self.full().argmax(dim, keepdim)
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As ``Tensor.to``; where only the device changes, the classes and what scores are computed from go there."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype not in (None, self.dtype):
+            return self.full().to(*args, **kwargs)
+        if device in (None, self.device):
+            return self
+        mask_cls, mask_pred, geometry, resize_before_inference = self._arguments
+        return ClassScores(
+            mask_cls.to(device), mask_pred.to(device), geometry, resize_before_inference, self._classes.to(device)
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return ClassScores, (*self._arguments, self._classes)
+
+
+def _classify(mask_cls: Tensor, mask_pred: Tensor, geometry: MaskGeometry, resize_before_inference: bool) -> Tensor:
+    """``argmax(0)`` of :func:`semantic_inference`."""
+    if not _is_done_by_rows(mask_cls, mask_pred, resize_before_inference):
+        return semantic_inference(
+            mask_cls, mask_pred, geometry, resize_before_inference=resize_before_inference
+        ).argmax(0)
+    probabilities = _class_probabilities(mask_cls)
+    classes = mask_pred.new_empty(geometry.output_size, dtype=torch.int64)
+    for pixels, inside in _rows_inside(mask_pred, geometry, resize_before_inference):
+        with torch.autocast(mask_pred.device.type, enabled=False):
+            classes.view(-1)[pixels] = classify_pixels(probabilities, inside)
+    return classes
+
+
+def _class_probabilities(mask_cls: Tensor) -> Tensor:
+    """(Q, K), without "no object"."""
+    return mask_cls.float().softmax(-1)[:, :-1]
+
+
+def _is_done_by_rows(mask_cls: Tensor, mask_pred: Tensor, resize_before_inference: bool) -> bool:
+    return has_native_masks(mask_pred, mask_cls) and (resize_before_inference or mask_pred.device.type == "cpu")
+
+
+def _rows_inside(
+    mask_pred: Tensor, geometry: MaskGeometry, resize_before_inference: bool
+) -> Iterator[tuple[slice, Tensor]]:
+    """Which pixels of the output, some rows at a time, and their probabilities (Q, pixels) of being inside the masks.
+
+    Resizing scores, as it is linear, is the same as resizing the probabilities of which they are sums.
+    """
     height, width = geometry.output_size
-    resizing = geometry.resizing(mask_pred)
-    scores = mask_pred.new_empty((probabilities.shape[1], height, width), dtype=torch.float32)
     band = _BAND if mask_pred.device.type == "cpu" else _GPU_BAND
     step = max(1, band // max(1, len(mask_pred) * width))
+    read = _reader(mask_pred, geometry, resize_before_inference)
     for begin in range(0, height, step):
         rows = range(begin, min(height, begin + step))
-        inside = resize_masks(mask_pred, resizing, rows, sigmoid=True).flatten(1)  # (Q, len(rows) * width)
-        with torch.autocast(mask_pred.device.type, enabled=False):
-            torch.mm(probabilities.T, inside, out=scores.flatten(1)[:, begin * width : rows.stop * width])
-    return scores
+        yield slice(begin * width, rows.stop * width), read(rows).flatten(1)
+
+
+def _reader(mask_pred: Tensor, geometry: MaskGeometry, resize_before_inference: bool) -> Callable[[range], Tensor]:
+    """A function from rows of the output to the probabilities (Q, rows, width) there."""
+    if resize_before_inference or geometry.image_size == geometry.output_size:
+        resizing = geometry.resizing(mask_pred)
+        return lambda rows: resize_masks(mask_pred, resizing, rows, sigmoid=True)
+    image_size = geometry.image_size
+    to_image = MaskGeometry(geometry.padded_size, image_size, image_size).resizing(mask_pred)
+    to_output = make_resizing(image_size, image_size, image_size, geometry.output_size)
+
+    def read(rows: range) -> Tensor:
+        first, last = (int(to_output.rows.first[row]) for row in (rows.start, rows.stop - 1))
+        image_rows = range(first, last + len(to_output.rows.weights))
+        inside = resize_masks(mask_pred, to_image, image_rows, sigmoid=True)
+        return resize_masks(inside, to_output.of_rows(rows, image_rows), range(len(rows)))
+
+    return read

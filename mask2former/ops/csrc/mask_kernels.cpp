@@ -241,8 +241,59 @@ void compete(const Masks& masks, const float* scores, int64_t begin, int64_t end
   }
 }
 
+constexpr int kAcross = kLanes == 16 ? 4 : 2;  // vectors of pixels whose scores stay in registers
+constexpr int kBlock = kAcross * kLanes;
+static_assert(kBlock <= kPixelsTogether, "a block has memory");
+
+// Lets a panel of classes, from `first` on, compete for a block of pixels; `best` are the highest scores so far.
+MASK2FORMER_INLINE void compete_in_panel(const ClassMix& mix, int64_t first, const float* block, Float (&best)[kAcross],
+                                         Int (&winner)[kAcross]) {
+  Float scores[kClassesTogether][kAcross] = {};
+  const float* panel = mix.panels + first * mix.masks;
+  for (int64_t mask = 0; mask < mix.masks; ++mask, panel += kClassesTogether, block += kBlock) {
+    Float inside[kAcross];
+#pragma GCC unroll 4
+    for (int j = 0; j < kAcross; ++j) inside[j] = load<Float>(block + j * kLanes);
+#pragma GCC unroll 6
+    for (int i = 0; i < kClassesTogether; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kAcross; ++j) scores[i][j] += panel[i] * inside[j];
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kClassesTogether; ++i) {
+    if (first + i >= mix.classes)
+      break;
+#pragma GCC unroll 4
+    for (int j = 0; j < kAcross; ++j) {
+      const Int better = ~(scores[i][j] <= best[j]) & (best[j] == best[j]);  // a NaN stays the best
+      best[j] = better ? scores[i][j] : best[j];
+      winner[j] = better ? Int{} + static_cast<int32_t>(first + i) : winner[j];
+    }
+  }
+}
+
+void classify(const ClassMix& mix, int64_t begin, int64_t end, float* block, int64_t* classes) {
+  const float lowest = -__builtin_inff();
+  for (int64_t x = begin; x < end; x += kBlock) {
+    const int64_t here = min(kBlock, end - x);
+    // Together, for all panels: pixels of different masks can lie so far apart that a cache has no room for them.
+    for (int64_t mask = 0; mask < mix.masks; ++mask) {
+      float* to = block + mask * kBlock;
+      __builtin_memcpy(to, mix.inside + mask * mix.pixels + x, here * sizeof(float));
+      for (int64_t i = here; i < kBlock; ++i) to[i] = 0.0f;
+    }
+    Float best[kAcross];
+    Int winner[kAcross] = {};
+    for (int j = 0; j < kAcross; ++j) best[j] = Float{} + lowest;
+    for (int64_t first = 0; first < mix.classes; first += kClassesTogether)
+      compete_in_panel(mix, first, block, best, winner);
+    for (int64_t i = 0; i < here; ++i) classes[x + i] = winner[i / kLanes][i % kLanes];
+  }
+}
+
 }  // namespace
 
-const MaskKernels MASK2FORMER_NAME(mask_, MASK2FORMER_KERNELS) = {resize, binarise, compete};
+const MaskKernels MASK2FORMER_NAME(mask_, MASK2FORMER_KERNELS) = {resize, binarise, compete, classify};
 
 }  // namespace mask2former

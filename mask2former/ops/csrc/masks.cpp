@@ -169,6 +169,45 @@ std::tuple<Tensor, Tensor, Tensor> compete_masks(Tensor logits, Tensor scores, T
   return {winner, inside, areas};
 }
 
+// Class probabilities (Q, K) as panels.
+std::unique_ptr<float[], Free> pack_classes(const float* probabilities, int64_t masks, int64_t classes) {
+  const int64_t panels = (classes + kClassesTogether - 1) / kClassesTogether;
+  auto packed = allocate<float>(panels * masks * kClassesTogether);
+  float* to = packed.get();
+  for (int64_t first = 0; first < panels * kClassesTogether; first += kClassesTogether) {
+    for (int64_t mask = 0; mask < masks; ++mask) {
+      for (int64_t i = first; i < first + kClassesTogether; ++i)
+        *to++ = i < classes ? probabilities[mask * classes + i] : 0.0f;
+    }
+  }
+  return packed;
+}
+
+Tensor classify_pixels(Tensor probabilities, Tensor inside) {
+  for (const Tensor* x : {&probabilities, &inside}) {
+    STD_TORCH_CHECK(x->is_cpu() && x->scalar_type() == ScalarType::Float && x->dim() == 2,
+                    "masks: expected float32 (Q, K) and (Q, pixels) on the CPU");
+  }
+  const int64_t masks = inside.size(0), classes = probabilities.size(1), pixels = inside.size(1);
+  STD_TORCH_CHECK(probabilities.size(0) == masks && 0 < classes && classes < (1 << 30), "masks: ", masks,
+                  " masks have no probabilities (", probabilities.size(0), ", ", classes, ") of at least one class");
+  const Tensor contiguous_probabilities = torch::stable::contiguous(probabilities);
+  const Tensor contiguous_inside = torch::stable::contiguous(inside);
+  const auto panels =
+      pack_classes(static_cast<const float*>(contiguous_probabilities.const_data_ptr()), masks, classes);
+  const ClassMix mix{masks, classes, pixels, panels.get(),
+                     static_cast<const float*>(contiguous_inside.const_data_ptr())};
+  Tensor output = new_tensor(inside, {pixels}, ScalarType::Long);
+  int64_t* const winners = static_cast<int64_t*>(output.mutable_data_ptr());
+  const int64_t blocks = (pixels + kPixelsTogether - 1) / kPixelsTogether;
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+    const auto block = allocate<float>(masks * kPixelsTogether);
+    mask_kernels().classify(mix, first * kPixelsTogether, std::min(pixels, last * kPixelsTogether), block.get(),
+                            winners);
+  });
+  return output;
+}
+
 }  // namespace
 }  // namespace mask2former
 
@@ -178,4 +217,5 @@ STABLE_TORCH_LIBRARY_IMPL(mask2former, CPU, library) {
   library.impl("resize_masks", TORCH_BOX(&mask2former::resize_masks));
   library.impl("binarise_masks", TORCH_BOX(&mask2former::binarise_masks));
   library.impl("compete_masks", TORCH_BOX(&mask2former::compete_masks));
+  library.impl("classify_pixels", TORCH_BOX(&mask2former::classify_pixels));
 }

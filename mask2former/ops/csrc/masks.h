@@ -37,6 +37,16 @@ struct Measures {
   double probability;                      // sum over the area
 };
 
+// So many classes are scored at a time, and the most pixels.
+constexpr int64_t kClassesTogether = 6, kPixelsTogether = 64;
+
+// Probabilities of K classes and of pixels (Q, pixels), for each of Q masks.
+struct ClassMix {
+  int64_t masks, classes, pixels;
+  const float* panels;  // of classes: (K / kClassesTogether rounded up, Q, kClassesTogether), 0 where there is none
+  const float* inside;  // of pixels
+};
+
 // The kernels for one instruction set.
 struct MaskKernels {
   // Writes rows begin..end of a resized mask, as logits or as probabilities.
@@ -49,6 +59,9 @@ struct MaskKernels {
   // a mask's own probability is so high, that it wins, and both.
   void (*compete)(const Masks&, const float* scores, int64_t begin, int64_t end, const MaskScratch&, int32_t* winner,
                   bool* inside, int64_t* areas);
+  // For pixels begin..end: the class with the highest sum over masks of both probabilities, the first of equals or NaN.
+  // `block` is memory for (Q, kPixelsTogether).
+  void (*classify)(const ClassMix&, int64_t begin, int64_t end, float* block, int64_t* classes);
 };
 
 extern const MaskKernels mask_kernels_baseline, mask_kernels_avx2, mask_kernels_avx512;

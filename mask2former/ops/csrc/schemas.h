@@ -34,6 +34,7 @@ void define_mask_operators(Library& library) {
   library.def(
       "compete_masks(Tensor logits, Tensor scores, Tensor first_row, Tensor row_weights, Tensor first_column, Tensor "
       "column_weights) -> (Tensor, Tensor, Tensor)");
+  library.def("classify_pixels(Tensor probabilities, Tensor inside) -> Tensor");
 }
 
 // Queries (N, Q, C), keys and values (N, S, C), and where a query may look (N, Q, S): see masked_attention.h.

@@ -1,5 +1,7 @@
 """Post-processing against a naive loop over queries, on random masks."""
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.modeling.postprocessing import (
+    ClassScores,
     MaskGeometry,
     instance,
     instance_inference,
@@ -229,6 +232,70 @@ def test_semantic_before_inference_resizes_scores() -> None:
     expected = F.interpolate(scores[None], size=geometry.output_size, mode="bilinear")[0]
     actual = semantic_inference(logits, masks, geometry, resize_before_inference=False)
     assert torch.allclose(actual, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("band", [1, 500, 2**20])
+@pytest.mark.parametrize("resize_first", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_class_scores_and_their_highest(
+    seed: int, resize_first: bool, band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, masks, geometry = _random_case(seed)
+    expected = semantic_inference(logits, masks, geometry, resize_before_inference=resize_first)
+    monkeypatch.setattr(semantic, "_BAND", band)  # from a row at a time on
+    torch.testing.assert_close(
+        semantic_inference(logits, masks, geometry, resize_before_inference=resize_first), expected
+    )
+
+    scores = ClassScores(logits, masks, geometry, resize_first)
+    assert (scores.shape, scores.dtype) == (expected.shape, torch.float32)
+    torch.testing.assert_close(scores.full(), expected)
+    classes = scores.argmax(dim=0)
+    assert (classes.shape, classes.dtype) == (geometry.output_size, torch.int64)
+    # But for pixels of which two classes are equally sure.
+    torch.testing.assert_close(expected.gather(0, classes[None])[0], expected.amax(0))
+
+
+def test_class_scores_are_a_tensor_to_everyone() -> None:
+    scores = ClassScores(*_random_case(2))
+    full = scores.full()
+    assert type(full) is Tensor
+    assert torch.equal(scores[0], full[0])
+    assert torch.equal(scores + 1, full + 1)
+    assert torch.equal(torch.argmax(scores, 0), full.argmax(0))
+    assert torch.equal(scores.argmax(), full.argmax())
+    assert torch.equal(scores.argmax(1), full.argmax(1))
+    assert torch.equal(scores.argmax(0, keepdim=True), full.argmax(0, keepdim=True))
+    assert scores.numpy().shape == full.shape
+    assert type(scores.to(torch.float64)) is Tensor
+    assert torch.equal(scores.to(torch.float64), full.double())
+    assert torch.equal(copy.deepcopy(scores), full)
+    with pytest.raises(TypeError, match="would change a ClassScores"):
+        scores.add_(1)
+
+
+def test_class_scores_go_elsewhere_without_being_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = ClassScores(*_random_case(2))
+    assert scores.to("cpu", torch.float32) is scores
+    full, classes = scores.full(), scores.argmax(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassScores, "full", lambda self: pytest.fail("computed"))
+        sent = pickle.loads(pickle.dumps(scores))
+        moved = scores.to("meta")  # a device for which nothing could be computed
+        assert (type(moved), moved.device.type, moved.shape) == (ClassScores, "meta", full.shape)
+        assert moved.argmax(0).device.type == "meta"
+        assert torch.equal(sent.argmax(-3), classes)
+    assert torch.equal(sent.full(), full)
+
+
+def test_the_highest_class_scores_take_no_memory_for_all(operators: str) -> None:
+    if operators == "pytorch":
+        pytest.skip("there all are computed")
+    size = (300, 100)
+    scores = ClassScores(torch.randn(20, 134), torch.randn(20, 4, 4), MaskGeometry(size, size, size))
+    with _LargestFloats() as found:
+        scores.argmax(0)
+    assert found.largest <= 20 * 300 * 100 < scores.numel()
 
 
 def test_instances_of_allowed_classes_only() -> None:

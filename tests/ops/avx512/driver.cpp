@@ -210,6 +210,31 @@ void check_masks() {
   compare_exactly("masks areas of winners", actual.areas, expected.areas, description);
 }
 
+// ---- Classes of pixels ----
+
+void check_classes() {
+  const bool wild = one_in(4);
+  const int64_t masks = any_of(1, 6), classes = choose({1, 5, 6, 7, 20}), pixels = choose({1, 16, 63, 64, 150});
+  const int64_t panels = (classes + kClassesTogether - 1) / kClassesTogether;
+  const Array<float> packed(panels * masks * kClassesTogether), inside(masks * pixels);
+  for (float& x : packed) x = wild && one_in(30) ? choose(kNotFinite) : any_step(0.0f, 1.0f, 0.125f);
+  for (float& x : inside) x = wild && one_in(30) ? choose(kNotFinite) : any_step(0.0f, 1.0f, 0.125f);
+  const ClassMix mix = {masks, classes, pixels, packed.begin(), inside.begin()};
+  const Array<int64_t> expected(pixels), actual(pixels);
+  const auto run = [&](const MaskKernels& kernels, const Array<int64_t>& output) {
+    const Array<float> block = scratch_array<float>(masks * kPixelsTogether);
+    const int64_t part = std::min(pixels, kPixelsTogether);  // where threads may begin
+    kernels.classify(mix, 0, part, block.begin(), output.begin());
+    kernels.classify(mix, part, pixels, block.begin(), output.begin());
+  };
+  run(mask_kernels_baseline, expected);
+  run(mask_kernels_avx512, actual);
+  char description[200];
+  std::snprintf(description, sizeof(description), "Q=%d K=%d pixels=%d wild=%d", int(masks), int(classes), int(pixels),
+                wild);
+  compare_exactly("classes of pixels", actual, expected, description);
+}
+
 // ---- Convolutions ----
 
 struct ConvolutionResults {
@@ -433,6 +458,7 @@ int main(int count, char** arguments) {
     check_attention<uint16_t>(false);
     check_attention<uint16_t>(true);
     check_masks();
+    check_classes();
     check_convolution();
     check_masked_attention<float>();
     check_masked_attention<uint16_t>();
