@@ -15,6 +15,7 @@ from detectron2.structures import BitMasks, Instances
 
 from mask2former.data import register_custom_datasets
 from mask2former.data.dataset_mappers import MaskFormerDatasetMapper, dataset_mapper_class
+from mask2former.data.datasets.faults import DataError
 from mask2former.evaluation import build_evaluator
 
 Entry = dict[str, Any]
@@ -271,16 +272,19 @@ def test_wrong_id_pngs(cfg: CfgNode, id_png_entry: Entry, data_root: Path, write
     fails(r"images: has no images \(\.bmp, ")
 
 
-def test_masks_without_an_image_are_named(
-    cfg: CfgNode, id_png_entry: Entry, data_root: Path, write: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    write("own/instances/z.png", np.zeros((24, 32), dtype=np.uint8))
-    write("own/classes/z.png", np.zeros((24, 32), dtype=np.uint8))
-    with caplog.at_level("WARNING", "mask2former"):
-        load(cfg, id_png_entry)
+def test_masks_without_an_image(cfg: CfgNode, id_png_entry: Entry, data_root: Path, write: Any) -> None:
     for folder in ("instances", "classes"):
-        assert f"own/{folder}: masks that have no image in " in caplog.text
-        assert f"are left out: 1, such as {data_root}/own/{folder}/z.png." in caplog.text
+        write(f"own/{folder}/z.png", np.zeros((24, 32), dtype=np.uint8))
+    for _ in range(2):  # also when all has been read before
+        with pytest.raises(DataError) as error:
+            load(cfg, id_png_entry)
+        assert [str(fault) for fault in error.value.faults] == [
+            f"{data_root}/own/{folder}/z.png: has no image in {data_root}/own/images. Add it, or remove the file."
+            for folder in ("instances", "classes")
+        ]
+    assert len(load(cfg, id_png_entry | {"SKIP_BAD": True})) == 2
+    (data_root / "list.txt").write_text("a.png\n")
+    assert len(load(cfg, id_png_entry | {"LIST": "list.txt"})) == 1
 
 
 def test_folders_may_repeat_names(cfg: CfgNode, id_png_entry: Entry, data_root: Path) -> None:

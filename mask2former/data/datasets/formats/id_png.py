@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,8 +88,8 @@ class IdPngSource:
             faults.keep(chosen)
         columns = [(folder, _by_stem(folder, MASK_SUFFIXES, faults)) for folder in self._mask_folders()]
         if list_file is None:
-            for folder, column in columns:
-                self._warn_of_masks_alone(folder, [path for stem, path in column.items() if stem not in images])
+            for _, column in columns:
+                self._add_masks_alone(column, images, faults)
         matched = {}
         for name, stem in chosen.items():
             missing = next((folder for folder, column in columns if stem not in column), None)
@@ -104,13 +104,11 @@ class IdPngSource:
                 )
         return matched
 
-    def _warn_of_masks_alone(self, folder: Path, masks: Iterable[Path]) -> None:
-        """Name masks without an image; the images themselves may lie in the folder too."""
-        alone = [path for path in masks if not path.is_relative_to(self.images)]
-        if alone:
-            _LOGGER.warning(
-                f"{folder}: masks that have no image in {self.images} are left out: {len(alone)}, such as {alone[0]}."
-            )
+    def _add_masks_alone(self, masks: dict[str, Path], images: Container[str], faults: Faults) -> None:
+        """Note masks without an image; the images themselves may lie in the folder too."""
+        for stem, path in masks.items():
+            if stem not in images and not path.is_relative_to(self.images):
+                faults.add(path, f"has no image in {self.images}. Add it, or remove the file.", image=stem)
 
     def _convert_image(self, folder: Path, number: int, file_name: str, files: tuple[Path, ...]) -> PanopticImage:
         """Write the PNGs of one image, whose file is the first of ``files`` and whose masks are the others."""
