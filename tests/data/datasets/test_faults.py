@@ -327,6 +327,26 @@ def test_coco_panoptic(data_root: Path, change: Change, message: str) -> None:
     assert any(message in str(fault) for fault in error.value.faults)
 
 
+def test_panoptic_pngs(data_root: Path) -> None:
+    entry = write(data_root, "coco_panoptic")
+    png = data_root / "own/panoptic/p01.png"
+    Image.new("RGB", (9, 8)).save(png)
+    (message,) = faults_of(entry)
+    assert message.startswith("p01.png: the mask is 8 x 9 (height x width), its image is 48 x 64.")
+    pixels = np.zeros((48, 64, 3), dtype=np.uint8)
+    pixels[0, :12, 0] = [1, 2, 200, *range(3, 12)]
+    Image.fromarray(pixels).save(png)
+    (message,) = faults_of(entry)
+    assert message == (
+        'p01.png: has pixels of segment 3 and 8 more, which "segments_info" of panoptic.json does not list.'
+    )
+    pixels[1, 0, 1] = 1
+    Image.fromarray(pixels).save(png)
+    (message,) = faults_of(entry)
+    assert "segment 3 and 9 more, " in message
+    assert message.endswith("list. So many come of JPEG or of smooth resizing: export the PNGs anew.")
+
+
 def test_colors(data_root: Path) -> None:
     entry = write(data_root, "color_png")
     pixels = np.zeros((48, 64, 3), dtype=np.uint8)

@@ -55,10 +55,10 @@ class CocoPanopticSource:
         images = read_images(self.annotations, self.images, content["images"], list_file, faults)
         annotations = self._match(content["annotations"], images, faults)
         converter = _Converter(self, folder, categories)
-        tasks = [
-            ((images.good[image_id], annotation), self.annotations, images.good[image_id]["file_name"])
-            for image_id, annotation in annotations.items()
-        ]
+        tasks = []
+        for image_id, annotation in annotations.items():
+            image = images.good[image_id]
+            tasks.append(((image, annotation), self.segment_pngs / annotation["file_name"], image["file_name"]))
         converted = convert_images(lambda task: converter.convert(*task), tasks, faults, "Converting")
         write_panoptic(folder, converted, categories, faults)
         return categories
@@ -150,10 +150,13 @@ class _Converter:
         for info in infos:
             with faults.catch(path, place, name):
                 self._check_segment(info, listed, present, annotation["file_name"])
-        for segment_id in sorted(set(present) - listed):
+        if unlisted := sorted(set(present) - listed):
+            more = f" and {len(unlisted) - 1} more" * (len(unlisted) > 1)
+            blurred = " So many come of JPEG or of smooth resizing: export the PNGs anew." * (len(unlisted) > 9)
             faults.add(
                 self.source.segment_pngs / annotation["file_name"],
-                f'has pixels of segment {segment_id}, which "segments_info" of {path.name} does not list.',
+                f'has pixels of segment {unlisted[0]}{more}, which "segments_info" of {path.name} does not list.'
+                f"{blurred}",
                 image=name,
             )
         faults.raise_any()
