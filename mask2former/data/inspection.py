@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from .annotation_masks import encode_annotation
 
-__all__ = ["ClassCount", "Inspection", "inspect_records"]
+__all__ = ["ClassCount", "Inspection", "background_classes", "inspect_records"]
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -111,6 +111,12 @@ class Inspection:
         return f"{head}\n\n{tabulate(self.class_rows(), headers=columns, tablefmt='simple', disable_numparse=[4])}"
 
 
+def background_classes(metadata: Any) -> set[int]:
+    """The classes that stand for nothing to find: stuff called background."""
+    things = metadata.thing_dataset_id_to_contiguous_id.values()
+    return {i for i, name in enumerate(metadata.get("stuff_classes", ())) if name == "background" and i not in things}
+
+
 def inspect_records(records: Sequence[dict[str, Any]], metadata: Any) -> Inspection:
     """Count what dataset dicts hold.
 
@@ -123,7 +129,7 @@ def inspect_records(records: Sequence[dict[str, Any]], metadata: Any) -> Inspect
     names = metadata.stuff_classes if panoptic else metadata.thing_classes
     things = set(metadata.thing_dataset_id_to_contiguous_id.values())
     counts = {i: {"images": 0, "segments": 0, "pixels": 0} for i in range(len(names))}
-    background = {i for i, name in enumerate(names) if name == "background" and i not in things}
+    background = background_classes(metadata)
     per_image, areas, lengths, crowds, labelled, empty = [], [], [], 0, 0, 0
     for record in records:
         segments = [segment for segment in _segments(record) if segment["area"] > 0]

@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.data import Metadata
 
-from mask2former.data import Inspection, inspect_records
+from mask2former.data import Inspection, background_classes, inspect_records
 from mask2former.data.datasets.entry import parse_entry
 from mask2former.data.datasets.faults import DataError, Fault
 from mask2former.own_data.source import Entry, Given, find_entries
@@ -106,7 +106,7 @@ def read_own_data(given: Given, val_given: Given | None, val_fraction: float, *,
         if faults and len(whole.records) == 1:
             message = "one image is left, which cannot be divided into training and validation."
             raise DataError([*faults, Fault(entry["IMAGES"], message)])
-        train, val = split_records(whole.records, val_fraction)
+        train, val = split_records(whole.records, val_fraction, background_classes(Metadata(**whole.metadata)))
         parts = {"own_train": replace(whole, records=train), "own_val": replace(whole, records=val)}
     _check_classes(list(parts.values()))
     inspections = {name: part.inspect() for name, part in parts.items()}
@@ -150,7 +150,7 @@ def _check_something_to_learn(
                 "lines such as 0 0 0 background and 255 255 255 object."
             )
         raise DataError([*faults, Fault(entry["CLASSES"] if "CLASSES" in entry else entry["IMAGES"], message)])
-    if "own_val" in inspections and inspections["own_val"].most_segments == 0:
+    if "own_val" in inspections and inspections["own_val"].empty == inspections["own_val"].images:
         message = (
             "no image for validation shows anything, so there is nothing to judge a model by; annotate some, or name "
             "others (--val-data)."

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 __all__ = ["split_records"]
@@ -10,7 +10,9 @@ __all__ = ["split_records"]
 Record = dict[str, Any]
 
 
-def split_records(records: Sequence[Record], fraction: float) -> tuple[list[Record], list[Record]]:
+def split_records(
+    records: Sequence[Record], fraction: float, background: Collection[int] = ()
+) -> tuple[list[Record], list[Record]]:
     """Divide images at random, the same for the same images.
 
     Of images that show nothing both parts get their share. No class is lost to training: an image for validation that
@@ -20,6 +22,7 @@ def split_records(records: Sequence[Record], fraction: float) -> tuple[list[Reco
         records: Dataset dicts.
         fraction: Share for validation, 0 to less than 1; at least one image unless it is 0, and one that
             shows something if two do.
+        background: Classes that are nothing to find: an image that has no others shows nothing.
 
     Returns:
         Images for training, and for validation.
@@ -37,8 +40,10 @@ def split_records(records: Sequence[Record], fraction: float) -> tuple[list[Reco
     ordered = sorted(records, key=lambda record: record["file_name"])
     chosen = list(range(len(ordered)))
     random.Random(0).shuffle(chosen)
-    full = [i for i in chosen if _classes(ordered[i])]
-    empty = [i for i in chosen if not _classes(ordered[i])]
+    full: list[int] = []
+    empty: list[int] = []
+    for i in chosen:
+        (full if _classes(ordered[i]).difference(background) else empty).append(i)
     judging = full[: _share(fraction, len(full))]
     validation = {*judging, *empty[: _share(fraction, len(ordered)) - len(judging)]}
     known = {c for i, record in enumerate(ordered) if i not in validation for c in _classes(record)}

@@ -335,11 +335,14 @@ def test_names_that_no_list_can_have(
     assert re.search(rf"own/images: the name '.*\.png' {fault}\. Rename it", capsys.readouterr().err)
 
 
-def test_validation_that_shows_nothing(train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("form", "file"), [("coco_instance", "coco.json"), ("coco_panoptic", "panoptic.json")])
+def test_validation_that_shows_nothing(
+    form: str, file: str, train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pictures = make_pictures(8)
-    write_data(tmp_path / "own", "coco_instance", pictures)
-    write_data(tmp_path / "val", "coco_instance", [picture for picture in pictures if not picture.boxes])
-    assert train("--data", tmp_path / "own/coco.json", "--val-data", tmp_path / "val/coco.json") == 1
+    write_data(tmp_path / "own", form, pictures)
+    write_data(tmp_path / "val", form, [picture for picture in pictures if not picture.boxes])
+    assert train("--data", tmp_path / "own" / file, "--val-data", tmp_path / "val" / file) == 1
     assert "val/images: no image for validation shows anything" in capsys.readouterr().err
 
 

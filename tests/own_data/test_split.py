@@ -2,7 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from mask2former.own_data.data import read_own_data
+from mask2former.own_data.source import Given
 from mask2former.own_data.split import split_records
+from tests.brick_data import FORMATS, make_pictures, write_data
 
 
 def records(*classes: tuple[int, ...]) -> list[dict]:
@@ -49,6 +52,19 @@ def test_validation_shows_something() -> None:
     train, val = split_records(records(*[()] * 9, (0,)), 0.3)
     assert (len(train), len(val)) == (7, 3)
     assert any(record["annotations"] for record in train)
+
+
+def test_every_format_is_divided_alike(tmp_path: Path) -> None:
+    """Also where pictures that show nothing have a class called background."""
+    validation = {}
+    for form in FORMATS:
+        folder = tmp_path / form
+        entry = write_data(folder, form, make_pictures(9))
+        (folder / "names.txt").write_text("brick\ntile\n" if form == "yolo_seg" else "background\nbrick\ntile\n")
+        classes = {"color_png": Path(entry.get("PALETTE", "")), "labelme": None}.get(form, folder / "names.txt")
+        given = Given(folder / "labels" if form == "yolo_seg" else folder, classes=classes)
+        validation[form] = read_own_data(given, None, 0.1, skip_bad=False).images["own_val"]
+    assert validation == {form: ["p05.png"] for form in FORMATS}
 
 
 def test_wrong_fractions() -> None:
