@@ -124,8 +124,8 @@ class _Settings:
         if task == "semantic" and len(plan.inspection.classes) == 1:
             raise ValueError(
                 f"the data have one class, {plan.inspection.classes[0].name!r}, and no instances, so every pixel would "
-                "be of it. Make what it is to be told from a class too (in place of void, for example), or say that "
-                "the class has instances (--things)."
+                "be of it. Make what it is to be told from a class too (in place of void, for example), or give it "
+                "instances (a folder of PNGs of them beside)."
             )
         kinds = {"panoptic": "things and stuff", "instance": "instances", "semantic": "classes without instances"}
         self.choose("INPUT.DATASET_MAPPER_NAME", f"coco_{task}_lsj", f"the data have {kinds[task]}")

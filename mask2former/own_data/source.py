@@ -53,22 +53,31 @@ def find_entries(given: Given) -> tuple[Entry, Entry | None]:
 
     Raises:
         FileNotFoundError: Something is not there.
-        ValueError: It is of no known format, or not of the one that is given, or a file is wrong.
+        ValueError: It is of no known format, or not of the one that is given, a file is wrong, or something is given
+            that the format does not take.
     """
     if given.format not in (None, *FORMATS):
         raise ValueError(f"--format is {given.format}, expected one of {', '.join(FORMATS)}.")
+    if given.classes is not None and not given.classes.is_file():
+        raise FileNotFoundError(f"{given.classes}: no such file, but --classes names it.")
     data = expand_home(given.data).absolute()
     if not data.exists():
         raise FileNotFoundError(f"{given.data}: no such file or folder.")
+    root = None
     if data.suffix.lower() == ".zip":
-        folder = unpack(data)
-        images = folder / given.images if given.images and not given.images.is_dir() else given.images
-        unpacked = replace(given, data=folder, images=images)
-        return (_of_format if given.format else _of_folder)(unpacked, folder, root=folder)
+        data = root = unpack(data)
+        images = data / given.images if given.images and not given.images.is_dir() else given.images
+        given = replace(given, data=data, images=images)
+    entries = _find_entries(given, data, root)
+    _refuse_unused(given, entries[0])
+    return entries
+
+
+def _find_entries(given: Given, data: Path, root: Path | None) -> tuple[Entry, Entry | None]:
     if given.format:
-        return _of_format(given, data)
+        return _of_format(given, data, root)
     if data.is_dir():
-        return _of_folder(given, data)
+        return _of_folder(given, data, root)
     if data.suffix.lower() == ".json":
         return _of_coco(given, data), None
     if data.suffix.lower() in (".yaml", ".yml"):
@@ -80,7 +89,23 @@ def find_entries(given: Given) -> tuple[Entry, Entry | None]:
     )
 
 
-def _of_format(given: Given, data: Path, root: Path | None = None) -> tuple[Entry, Entry | None]:
+def _refuse_unused(given: Given, entry: Entry) -> None:
+    """Raise ValueError if something is given that does not show in the entry."""
+    shows = {
+        "images": not given.images or entry["IMAGES"] == _text(given.images),
+        "segments": not given.segments or "SEGMENTS" in entry,
+        "classes": not given.classes or "PALETTE" in entry or entry.get("CLASS_NAMES") == read_lines(given.classes),
+        "things": not given.things or "THINGS" in entry,
+    }
+    for option, does_show in shows.items():
+        if not does_show:
+            raise ValueError(
+                f"{given.data}: is read as {entry['FORMAT']}, where --{option} has no effect. Leave it out, or say "
+                "what the data are: --format."
+            )
+
+
+def _of_format(given: Given, data: Path, root: Path | None) -> tuple[Entry, Entry | None]:
     """The entries of data whose format is said."""
     if given.format == "yolo_seg":
         yamls = [data / name for name in _YOLO_FILES] if data.is_dir() else [data]
@@ -131,7 +156,7 @@ def _the_coco_file(folder: Path) -> Path:
     return found[0]
 
 
-def _of_folder(given: Given, folder: Path, root: Path | None = None) -> tuple[Entry, Entry | None]:
+def _of_folder(given: Given, folder: Path, root: Path | None) -> tuple[Entry, Entry | None]:
     for name in _YOLO_FILES:
         if (folder / name).is_file():
             return read_yolo_yaml(folder / name, root)
@@ -247,8 +272,6 @@ def _of_pngs(given: Given, folder: Path, instances: Path | None, classes: Path |
 
 def _class_file(given: Given, folder: Path) -> Path | None:
     if given.classes is not None:
-        if not given.classes.is_file():
-            raise FileNotFoundError(f"{given.classes}: no such file, but --classes names it.")
         return given.classes
     return next((folder / name for name in _CLASS_FILES if (folder / name).is_file()), None)
 

@@ -307,6 +307,34 @@ def test_what_is_not_understood(tmp_path: Path, name: str, message: str) -> None
         find_entries(Given(tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("coco_instance", {"classes": "names.txt"}),
+        ("coco_instance", {"segments": "images"}),
+        ("coco_panoptic", {"things": ("brick",)}),
+        ("yolo_seg", {"classes": "names.txt"}),
+        ("yolo_seg", {"images": "labels"}),
+        ("labelme", {"things": ("brick",)}),
+    ],
+)
+def test_what_has_no_effect_is_refused(tmp_path: Path, form: str, options: dict[str, Any]) -> None:
+    folder = tmp_path / "own"
+    write(folder, form)
+    (folder / "names.txt").write_text("tile\nbrick\n")
+    (option,) = options
+    given = {key: folder / value if isinstance(value, str) else value for key, value in options.items()}
+    with pytest.raises(ValueError, match=rf"own.*: is read as {form}, where --{option} has no effect\. Leave it out"):
+        find_entries(Given(given_of(folder, form), **given))
+
+
+def test_a_file_of_classes_that_is_not_there(tmp_path: Path) -> None:
+    for form in FORMATS:
+        write(tmp_path / form, form)
+        with pytest.raises(FileNotFoundError, match=r"no\.txt: no such file, but --classes names it"):
+            find_entries(Given(given_of(tmp_path / form, form), classes=tmp_path / "no.txt"))
+
+
 def test_a_yaml_of_many_aliases_has_a_short_error(tmp_path: Path) -> None:
     levels = ["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     (tmp_path / "data.yaml").write_text("\n".join([*levels, "names: *a11", "train: images"]))

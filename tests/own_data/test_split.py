@@ -61,7 +61,11 @@ def test_every_format_is_divided_alike(tmp_path: Path) -> None:
         folder = tmp_path / form
         entry = write_data(folder, form, make_pictures(9))
         (folder / "names.txt").write_text("brick\ntile\n" if form == "yolo_seg" else "background\nbrick\ntile\n")
-        classes = {"color_png": Path(entry.get("PALETTE", "")), "labelme": None}.get(form, folder / "names.txt")
+        classes = {
+            "id_png": folder / "names.txt",
+            "color_png": Path(entry.get("PALETTE", "")),
+            "yolo_seg": folder / "names.txt",
+        }.get(form)
         given = Given(folder / "labels" if form == "yolo_seg" else folder, classes=classes)
         validation[form] = read_own_data(given, None, 0.1, skip_bad=False).images["own_val"]
     assert validation == {form: ["p05.png"] for form in FORMATS}
