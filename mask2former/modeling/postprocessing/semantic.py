@@ -33,7 +33,7 @@ def semantic_inference(
         (K, height, width) float32; not normalised over classes.
     """
     probabilities = _class_probabilities(mask_cls)
-    if _is_done_by_rows(mask_cls, mask_pred, resize_before_inference):
+    if has_native_masks(mask_pred, mask_cls):
         scores = mask_pred.new_empty((probabilities.shape[1], *geometry.output_size), dtype=torch.float32)
         for pixels, inside in _rows_inside(mask_pred, geometry, resize_before_inference):
             with torch.autocast(mask_pred.device.type, enabled=False):
@@ -100,7 +100,7 @@ class ClassScores(LazyTensor):
 
 def _classify(mask_cls: Tensor, mask_pred: Tensor, geometry: MaskGeometry, resize_before_inference: bool) -> Tensor:
     """``argmax(0)`` of :func:`semantic_inference`."""
-    if not _is_done_by_rows(mask_cls, mask_pred, resize_before_inference):
+    if not has_native_masks(mask_pred, mask_cls):
         return semantic_inference(
             mask_cls, mask_pred, geometry, resize_before_inference=resize_before_inference
         ).argmax(0)
@@ -117,10 +117,6 @@ def _class_probabilities(mask_cls: Tensor) -> Tensor:
     return mask_cls.float().softmax(-1)[:, :-1]
 
 
-def _is_done_by_rows(mask_cls: Tensor, mask_pred: Tensor, resize_before_inference: bool) -> bool:
-    return has_native_masks(mask_pred, mask_cls) and (resize_before_inference or mask_pred.device.type == "cpu")
-
-
 def _rows_inside(
     mask_pred: Tensor, geometry: MaskGeometry, resize_before_inference: bool
 ) -> Iterator[tuple[slice, Tensor]]:
@@ -129,9 +125,10 @@ def _rows_inside(
     Resizing scores, as it is linear, is the same as resizing the probabilities of which they are sums.
     """
     height, width = geometry.output_size
-    band = _BAND if mask_pred.device.type == "cpu" else _GPU_BAND
-    step = max(1, band // max(1, len(mask_pred) * width))
-    read = _reader(mask_pred, geometry, resize_before_inference)
+    is_on_cpu = mask_pred.device.type == "cpu"
+    step = max(1, (_BAND if is_on_cpu else _GPU_BAND) // max(1, len(mask_pred) * width))
+    # Otherwise the operator for CPUs would convert all masks for each of the bands.
+    read = _reader(mask_pred.float() if is_on_cpu else mask_pred, geometry, resize_before_inference)
     for begin in range(0, height, step):
         rows = range(begin, min(height, begin + step))
         yield slice(begin * width, rows.stop * width), read(rows).flatten(1)
@@ -144,11 +141,13 @@ def _reader(mask_pred: Tensor, geometry: MaskGeometry, resize_before_inference: 
         return lambda rows: resize_masks(mask_pred, resizing, rows, sigmoid=True)
     image_size = geometry.image_size
     to_image = MaskGeometry(geometry.padded_size, image_size, image_size).resizing(mask_pred)
-    to_output = make_resizing(image_size, image_size, image_size, geometry.output_size)
+    sizes = (image_size, image_size, image_size, geometry.output_size)
+    to_output = make_resizing(*sizes, mask_pred.device)
+    first_rows = make_resizing(*sizes).rows.first.tolist()  # the same, without waiting for a GPU
+    taps = len(to_output.rows.weights)
 
     def read(rows: range) -> Tensor:
-        first, last = (int(to_output.rows.first[row]) for row in (rows.start, rows.stop - 1))
-        image_rows = range(first, last + len(to_output.rows.weights))
+        image_rows = range(first_rows[rows.start], first_rows[rows.stop - 1] + taps)
         inside = resize_masks(mask_pred, to_image, image_rows, sigmoid=True)
         return resize_masks(inside, to_output.of_rows(rows, image_rows), range(len(rows)))
 

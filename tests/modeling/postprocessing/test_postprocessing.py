@@ -158,6 +158,18 @@ def test_half_precision_is_finished_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(instances.scores, expected.scores)
 
 
+class _Conversions(TorchDispatchMode):
+    """Counts conversions of bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default and args[0].dtype == torch.bfloat16
+        return func(*args, **kwargs or {})
+
+
 class _LargestFloats(TorchDispatchMode):
     """Watches every operation for the largest floating-point tensor that it makes, in numbers."""
 
@@ -286,6 +298,21 @@ def test_class_scores_go_elsewhere_without_being_computed(monkeypatch: pytest.Mo
         assert moved.argmax(0).device.type == "meta"
         assert torch.equal(sent.argmax(-3), classes)
     assert torch.equal(sent.full(), full)
+
+
+@pytest.mark.parametrize("resize_first", [True, False])
+def test_masks_in_half_precision_are_converted_once(
+    operators: str, resize_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if operators == "pytorch":
+        pytest.skip("there they are converted a few at a time")
+    logits, masks, geometry = _random_case(2)
+    expected = semantic_inference(logits, masks.bfloat16().float(), geometry, resize_before_inference=resize_first)
+    monkeypatch.setattr(semantic, "_BAND", 1)
+    with _Conversions() as found:
+        actual = semantic_inference(logits, masks.bfloat16(), geometry, resize_before_inference=resize_first)
+    assert found.count == 1
+    torch.testing.assert_close(actual, expected)
 
 
 def test_the_highest_class_scores_take_no_memory_for_all(operators: str) -> None:
