@@ -2,7 +2,7 @@
 
 from mask2former.image_io import read_image
 
-from .checks import check_config_against_data, check_registered, largest_instance_count
+from .checks import check_config_against_data, check_registered, largest_instance_count, warn_of_other_classes
 from .dataset_mappers import DATASET_MAPPERS, build_dataset_mapper
 from .datasets import register_custom_datasets
 from .inspection import Inspection, background_classes, inspect_records
@@ -18,4 +18,5 @@ __all__ = [
     "largest_instance_count",
     "read_image",
     "register_custom_datasets",
+    "warn_of_other_classes",
 ]

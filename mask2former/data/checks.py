@@ -1,7 +1,7 @@
 """Does the configuration fit the data? Asked once, before training starts."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .dataset_mappers import dataset_mapper_class
 
-__all__ = ["check_config_against_data", "check_registered", "largest_instance_count"]
+__all__ = ["check_config_against_data", "check_registered", "largest_instance_count", "warn_of_other_classes"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -38,6 +38,21 @@ def check_registered(names: Iterable[str]) -> None:
             raise ValueError(f"there is no data set {name!r}; of {len(registered)}, the closest are {alike}.")
 
 
+def warn_of_other_classes(cfg: CfgNode) -> None:
+    """Say so if a data set of ``DATASETS.TEST`` has other classes than the first of ``DATASETS.TRAIN``."""
+    key = dataset_mapper_class(cfg).class_names_key
+    trained = cfg.DATASETS.TRAIN[0] if len(cfg.DATASETS.TRAIN) else ""
+    known = MetadataCatalog.get(trained).get(key) if trained else None
+    for name in cfg.DATASETS.TEST:
+        names = MetadataCatalog.get(name).get(key)
+        if known is None or names is None or list(names) == list(known):
+            continue
+        _LOGGER.warning(
+            f"{name} has other classes ({_shown(names)}) than {trained} ({_shown(known)}), on which the model is "
+            "trained. Classes are compared by their numbers, so figures mean something only where both have the same."
+        )
+
+
 def check_config_against_data(cfg: CfgNode, dataset_dicts: Iterable[dict[str, Any]], metadata: Any) -> None:
     """Compare the numbers of classes and queries with the data's, and the classes of several data sets.
 
@@ -54,10 +69,9 @@ def check_config_against_data(cfg: CfgNode, dataset_dicts: Iterable[dict[str, An
     names = metadata.get(key)
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if names is not None and len(names) != num_classes:
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise ValueError(
             f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but {metadata.name} has {len(names)} classes for "
-            f'INPUT.DATASET_MAPPER_NAME "{cfg.INPUT.DATASET_MAPPER_NAME}" ({shown}). '
+            f'INPUT.DATASET_MAPPER_NAME "{cfg.INPUT.DATASET_MAPPER_NAME}" ({_shown(names)}). '
             f"Set MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(names)}; a training that began with other classes cannot be "
             "resumed, but another can start from its weights."
         )
@@ -76,6 +90,10 @@ def check_config_against_data(cfg: CfgNode, dataset_dicts: Iterable[dict[str, An
             f"segments: at most {queries} of them can be found at once. Set it to {largest} or more, or train "
             "on crops and set MODEL.MASK_FORMER.TEST.TILE_SIZE, which gives each tile of an image that many."
         )
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _count(dataset_dict: dict[str, Any], things_only: bool) -> int:

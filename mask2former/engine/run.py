@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from mask2former.data import warn_of_other_classes
 from mask2former.engine.checkpointer import NAME_A_TRAINED_MODEL, WholeModelCheckpointer
 from mask2former.engine.folder_lock import only_training_in
 from mask2former.engine.launch import is_first_process, is_own_address, launch
@@ -33,6 +34,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """
     cfg = setup(args)
     check_data_sets(cfg, eval_only=args.eval_only)
+    warn_of_other_classes(cfg)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = WholeModelCheckpointer(model, save_dir=cfg.OUTPUT_DIR)

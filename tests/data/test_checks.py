@@ -6,7 +6,7 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
-from mask2former.data import check_config_against_data, largest_instance_count
+from mask2former.data import check_config_against_data, largest_instance_count, warn_of_other_classes
 
 
 @pytest.fixture
@@ -56,3 +56,18 @@ def test_different_classes_in_one_training(cfg: CfgNode, metadata: Metadata) -> 
     cfg.DATASETS.TRAIN = ("checks_other",)
     with pytest.raises(ValueError, match="streets and checks_other are trained on together, but their classes differ"):
         check_config_against_data(cfg, [image(1)], metadata)
+
+
+def test_other_classes_in_an_evaluation(cfg: CfgNode, caplog: pytest.LogCaptureFixture) -> None:
+    for name, classes in (("checks_a", ["road", "car"]), ("checks_b", ["car", "road"])):
+        MetadataCatalog.get(name).set(stuff_classes=classes)
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    known, unknown = ("checks_a",), ("checks_unknown",)
+    for train, test in ((known, known + unknown), (unknown, known), ((), known)):
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = train, test
+        warn_of_other_classes(cfg)
+    assert caplog.text == ""
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("checks_a",), ("checks_a", "checks_b")
+    warn_of_other_classes(cfg)
+    assert "checks_b has other classes (car, road) than checks_a (road, car)" in caplog.text
+    assert len(caplog.records) == 1

@@ -1,10 +1,12 @@
 import argparse
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser
 
 import train_net
@@ -77,17 +79,20 @@ def test_eval_only_takes_no_model_with_a_new_head(tiny_config, tmp_path):  # noq
         train_net.main(parse(["--eval-only", "--config-file", str(tiny_config), *options]))
 
 
-def test_eval_only_says_that_a_model_is_untrained(toy, tmp_path, caplog):
+def test_eval_only_says_that_a_model_is_untrained_or_knows_other_classes(toy, toy_data, tmp_path, caplog):
+    MetadataCatalog.get("toy_of_others").set(thing_classes=["hat"], stuff_classes=["hat"])
+    options = toy.options(OUTPUT_DIR=tmp_path, DATASETS__TRAIN="('toy_of_others',)")
     logging.getLogger("mask2former").addHandler(caplog.handler)
     try:
-        train_net.main(parse(["--eval-only", *toy.options(OUTPUT_DIR=tmp_path)]))
+        train_net.main(parse(["--eval-only", *options]))
     finally:
         logging.getLogger("mask2former").removeHandler(caplog.handler)
     assert "MODEL.WEIGHTS is empty, so an untrained model is evaluated; name a trained model" in caplog.text
+    assert re.search(r"toy has other classes \(.*\) than toy_of_others \(hat\)", caplog.text)
 
 
 @pytest.mark.parametrize("split", ["TRAIN", "TEST"])
-def test_data_sets_are_looked_for_before_the_first_step(toy, tmp_path, split):
+def test_data_sets_are_looked_for_before_the_first_step(toy, toy_data, tmp_path, split):
     options = toy.options(OUTPUT_DIR=tmp_path, **{f"DATASETS__{split}": "('toi',)"})
     with pytest.raises(ValueError, match=r"there is no data set 'toi'; of \d+, the closest are toy"):
         train_net.main(parse(options))
