@@ -17,7 +17,7 @@ from mask_cases import (
 )
 from torch import Tensor
 
-from mask2former.modeling.postprocessing import MaskGeometry, semantic_inference
+from mask2former.modeling.postprocessing import ClassScores, MaskGeometry, semantic_inference
 from mask2former.ops.masks import (
     Resizing,
     binarise_masks,
@@ -116,6 +116,28 @@ def test_what_is_kept_serves_outside_of_inference_mode() -> None:
     assert make_resizing((8, 10), (16, 20), (16, 20), (16, 20), device).rows is resizing.rows
     with torch.cuda.stream(torch.cuda.Stream()):
         assert make_resizing((8, 10), (16, 20), (16, 20), (16, 20), device).rows is not resizing.rows
+
+
+@pytest.mark.usefixtures("_waiting_is_an_error")
+@dtypes
+@pytest.mark.parametrize("resize_first", [True, False])
+def test_class_scores_are_as_on_the_cpu(resize_first: bool, dtype: torch.dtype) -> None:
+    geometry = MaskGeometry((640, 640), (600, 620), (427, 500))
+    logits, masks = 4 * torch.randn(50, 20), (4 * torch.randn(50, 160, 160)).to(dtype)
+    expected = ClassScores(logits, masks, geometry, resize_first).full()
+    logits, masks = logits.cuda(), masks.cuda()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    scores = ClassScores(logits, masks, geometry, resize_first)
+    classes, full = scores.argmax(0), scores.full()
+    torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(full.cpu(), expected, rtol=0, atol=1e-4)
+    # But for pixels of which two classes are equally sure.
+    torch.testing.assert_close(expected.gather(0, classes[None].cpu())[0], expected.amax(0), rtol=0, atol=1e-4)
+    moved = scores.to("cpu")
+    assert (type(moved), moved.device.type) == (ClassScores, "cpu")
+    assert torch.equal(moved.argmax(0), classes.cpu())
+    assert torch.equal(moved.full(), expected)
 
 
 def test_class_scores_in_a_cuda_graph() -> None:
