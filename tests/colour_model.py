@@ -41,6 +41,7 @@ class ColourModel(nn.Module):
         *,
         object_mask_threshold: float | None,
         panoptic_scores: bool,
+        instance_threshold: float = 0.0,
         lazy_class_scores: bool = False,
     ) -> "ColourModel":
         assert panoptic_scores

@@ -148,7 +148,11 @@ class SegmentorWithTTA(nn.Module):
         model: MaskFormer = self.model
         tasks = {"panoptic": model.panoptic_on, "instance": model.instance_on}
         semantic = model.with_outputs({"semantic"})
-        segments = model.with_outputs({task for task, on in tasks.items() if on}, panoptic_scores=model.panoptic_scores)
+        segments = model.with_outputs(
+            {task for task, on in tasks.items() if on},
+            instance_threshold=model.instance_threshold,
+            panoptic_scores=model.panoptic_scores,
+        )
         merger, mean = QueryMerger(), _Mean()
         for view in views:
             (prediction,) = model.predict_queries([view.entry])

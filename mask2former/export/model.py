@@ -76,6 +76,7 @@ class ExportedResults:
         tasks: Collection[str],
         *,
         object_mask_threshold: float | None = None,
+        instance_threshold: float = 0.0,
         panoptic_scores: bool = False,
         lazy_class_scores: bool = False,
     ) -> "ExportedResults":

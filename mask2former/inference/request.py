@@ -30,23 +30,18 @@ class Request:
     Attributes:
         model: the model with these outputs.
         tasks: what it gives.
-        threshold: least score that was asked for, or None.
+        options: what was asked for.
         resize: from a picture to the network's input.
     """
 
     model: Any
     tasks: tuple[Task, ...]
-    threshold: float | None
+    options: "Options"
     resize: T.AugmentationList
-
-    @property
-    def instance_threshold(self) -> float:
-        """Least score of an instance."""
-        return _INSTANCE_THRESHOLD if self.threshold is None else self.threshold
 
     def warn(self) -> "Request":
         """Say in the log what has no effect; return itself."""
-        if self.threshold is not None and self.tasks == ("semantic",):
+        if self.options.threshold is not None and self.tasks == ("semantic",):
             logger.warning("a confidence threshold has no effect on semantic segmentation")
         return self
 
@@ -61,6 +56,11 @@ class Options:
     batch_size: int = 1
     tile: int | None = None
     tile_overlap: int | None = None
+
+    @property
+    def instance_threshold(self) -> float:
+        """Least score of an instance."""
+        return _INSTANCE_THRESHOLD if self.threshold is None else self.threshold
 
     def check(self, cfg: CfgNode, default_tasks: Sequence[Task]) -> tuple[Task, ...]:
         """The tasks that are asked for, of a model that need not have been built.
@@ -94,7 +94,11 @@ def build_request(segmenter: "Segmenter", options: Options) -> Request:
     """
     tasks = options.check(segmenter.cfg, segmenter.default_tasks)
     model = segmenter.model.with_outputs(
-        tasks, object_mask_threshold=options.threshold, panoptic_scores=True, lazy_class_scores=True
+        tasks,
+        object_mask_threshold=options.threshold,
+        instance_threshold=options.instance_threshold,
+        panoptic_scores=True,
+        lazy_class_scores=True,
     )
     resize = segmenter.resize
     if options.size is not None:
@@ -102,7 +106,7 @@ def build_request(segmenter: "Segmenter", options: Options) -> Request:
     return Request(
         model=model if options.tile is None else model.with_tiles(options.tile, options.tile_overlap),
         tasks=tasks,
-        threshold=options.threshold,
+        options=options,
         resize=resize,
     )
 

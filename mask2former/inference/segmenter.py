@@ -239,7 +239,7 @@ class Segmenter:
         predictions = request.model([inputs for _, inputs in batch])
         results = []
         for (picture, _), prediction in zip(batch, predictions, strict=True):
-            kept = _on_cpu(prediction, request.instance_threshold)
+            kept = _on_cpu(prediction, request.options.instance_threshold)
             results.append(Result(picture.image, request.tasks, kept, self.metadata, picture.path))
         return results
 

@@ -111,6 +111,7 @@ class MaskFormer(nn.Module):
         self.instance_on = instance_on
         # The classes of a panoptic model include stuff, which has no instances.
         self.instances_are_things = panoptic_on
+        self.instance_threshold = 0.0
         self.panoptic_scores = False
         self.lazy_class_scores = False
         self.test_topk_per_image = test_topk_per_image
@@ -288,6 +289,7 @@ class MaskFormer(nn.Module):
         tasks: Collection[str],
         *,
         object_mask_threshold: float | None = None,
+        instance_threshold: float = 0.0,
         panoptic_scores: bool = False,
         lazy_class_scores: bool = False,
     ) -> "MaskFormer":
@@ -296,6 +298,7 @@ class MaskFormer(nn.Module):
         Args:
             tasks: of "panoptic", "instance" and "semantic", what to give.
             object_mask_threshold: as in ``__init__``; None keeps this model's.
+            instance_threshold: give no instances of a class that is less probable, whose scores would be lower too.
             panoptic_scores: give panoptic segments a ``score`` in 0..1.
             lazy_class_scores: give ``sem_seg`` of images that are not cut into tiles as
                 :class:`~mask2former.modeling.postprocessing.ClassScores`. Of a GPU with CUDA graphs they must be taken
@@ -312,6 +315,7 @@ class MaskFormer(nn.Module):
         model = copy.copy(self)
         model.panoptic_on, model.instance_on = "panoptic" in tasks, "instance" in tasks
         model.semantic_on = "semantic" in tasks
+        model.instance_threshold = instance_threshold
         model.panoptic_scores = panoptic_scores
         model.lazy_class_scores = lazy_class_scores
         if object_mask_threshold is not None:
@@ -436,7 +440,11 @@ class MaskFormer(nn.Module):
     @property
     def _instance_rules(self) -> dict[str, Any]:
         """What :func:`instance_steps` takes besides a prediction."""
-        return {"topk": self.test_topk_per_image, "allowed_classes": self._instance_classes}
+        return {
+            "topk": self.test_topk_per_image,
+            "allowed_classes": self._instance_classes,
+            "least_probability": self.instance_threshold,
+        }
 
     @property
     def _thing_classes(self) -> set[int]:

@@ -190,6 +190,12 @@ def test_other_outputs(toy_model: Any) -> None:
     entry = {"image": _picture(64, 96)}
     semantic = augmented.with_outputs({"semantic"}, lazy_class_scores=True)([entry])[0]
     assert {name: type(value) for name, value in semantic.items()} == {"sem_seg": torch.Tensor}
+    every, probable = (
+        augmented.with_outputs({"instance"}, instance_threshold=threshold)([entry])[0]["instances"]
+        for threshold in (0.0, 0.4)
+    )
+    assert 0 < len(probable) < len(every)
+    assert torch.equal(probable.scores[probable.scores >= 0.4], every.scores[every.scores >= 0.4])
     nothing = augmented.with_outputs({"panoptic"}, object_mask_threshold=0.99, panoptic_scores=True)([entry])[0]
     assert nothing["panoptic_seg"][1] == []
     scored = augmented.with_outputs({"panoptic"}, panoptic_scores=True)([entry])[0]["panoptic_seg"][1]

@@ -19,7 +19,7 @@ from mask2former.inference.pictures import find_pictures
 from mask2former.inference.request import Options, build_request
 from mask2former.inference.segmenter import _reorder
 from mask2former.inference.video import VideoWriter, open_video
-from mask2former.modeling.postprocessing import ClassScores
+from mask2former.modeling.postprocessing import ClassScores, instance
 from mask2former.ops._library import load_library
 
 Save = Callable[..., Path]
@@ -386,6 +386,20 @@ class TestRealModel:
         assert len(result.instances)
         assert set(result.instances.classes.tolist()) <= {0, 1}
         assert (np.diff(result.instances.scores) <= 0).all()
+
+    def test_instances_below_the_threshold_have_no_masks_made(
+        self, tiny: m2f.Segmenter, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        every = tiny.predict(photograph, task="instance", threshold=0.0).instances
+        threshold = float(np.median(every.scores))
+        made = []
+        binarise = instance._binarise
+        monkeypatch.setattr(instance, "_binarise", lambda *args: made.append(len(args[1])) or binarise(*args))
+        sure = tiny.predict(photograph, task="instance", threshold=threshold).instances
+        assert len(sure) <= made[0] < len(every)
+        np.testing.assert_array_equal(sure.scores, every.scores[: len(sure)])
+        np.testing.assert_array_equal(sure.masks, every.masks[: len(sure)])
+        assert every.scores[len(sure)] < threshold
 
     def test_one_model_for_many_threads(self, tiny: m2f.Segmenter, photograph: np.ndarray) -> None:
         requests = [

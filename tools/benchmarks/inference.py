@@ -267,7 +267,9 @@ def make_ours(
     from mask2former.modeling.optimize import optimize_for_inference
 
     model: Any = build_model(our_config(arguments.backbone, arguments.device)).eval()
-    model = model.with_outputs(arguments.tasks, object_mask_threshold=0.5, lazy_class_scores=True)
+    model = model.with_outputs(
+        arguments.tasks, object_mask_threshold=0.5, instance_threshold=0.5, lazy_class_scores=True
+    )
     how = OPTIONS[arguments.serve]
     model = model if how is None else optimize_for_inference(model, **how)  # type: ignore[arg-type]
     if "compiled" not in arguments.serve and GRAPHS not in arguments.serve:

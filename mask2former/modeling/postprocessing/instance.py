@@ -24,6 +24,7 @@ def instance_inference(
     *,
     topk: int,
     allowed_classes: Collection[int] | None = None,
+    least_probability: float = 0.0,
 ) -> Instances:
     """The ``topk`` most probable pairs of a query and a class, scored by class and by how sure the mask is.
 
@@ -33,13 +34,21 @@ def instance_inference(
         geometry: to the output.
         topk: instances at most; a query can give several, of different classes.
         allowed_classes: drop other classes from the ``topk``; None keeps all.
+        least_probability: drop those of a less probable class, whose scores would be lower too.
 
     Returns:
         ``Instances`` of the output's size with ``pred_masks`` (N, height, width) bool, ``pred_boxes``, the masks' tight
         boxes as (x0, y0, x1, y1) pixels, ``scores`` (N,) = class probability times mean mask probability inside the
         mask, and ``pred_classes`` (N,) int64.
     """
-    steps = instance_steps(mask_cls, mask_pred, geometry, topk=topk, allowed_classes=allowed_classes)
+    steps = instance_steps(
+        mask_cls,
+        mask_pred,
+        geometry,
+        topk=topk,
+        allowed_classes=allowed_classes,
+        least_probability=least_probability,
+    )
     result: Instances = finish(steps)[0]
     return result
 
@@ -51,11 +60,14 @@ def instance_steps(
     *,
     topk: int,
     allowed_classes: Collection[int] | None = None,
+    least_probability: float = 0.0,
 ) -> Steps[Instances]:
     """:func:`instance_inference`, for :func:`~mask2former.modeling.postprocessing.one_wait.finish`."""
     probabilities = mask_cls.float().softmax(-1)[:, :-1]
     scores, pairs = yield _most_probable(probabilities, topk)
-    scores, queries, classes = _queries_and_classes(scores, pairs, probabilities.shape[1], allowed_classes)
+    scores, queries, classes = _queries_and_classes(
+        scores, pairs, probabilities.shape[1], allowed_classes, least_probability
+    )
 
     device = mask_pred.device
     masks, mask_scores, boxes = _binarise(mask_pred, queries, geometry)
@@ -68,7 +80,10 @@ def instance_steps(
 
 
 def most_probable_pairs(
-    probabilities: Tensor, topk: int, allowed_classes: Collection[int] | None = None
+    probabilities: Tensor,
+    topk: int,
+    allowed_classes: Collection[int] | None = None,
+    least_probability: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The ``topk`` most probable pairs of a query and a class.
 
@@ -76,11 +91,13 @@ def most_probable_pairs(
         probabilities: (Q, K).
         topk: pairs at most.
         allowed_classes: drop other classes from the ``topk``; None keeps all.
+        least_probability: drop less probable pairs.
 
     Returns:
         Probabilities, queries and classes, (N,) each, in no order.
     """
-    return _queries_and_classes(*_most_probable(probabilities, topk), probabilities.shape[1], allowed_classes)
+    found = _most_probable(probabilities, topk)
+    return _queries_and_classes(*found, probabilities.shape[1], allowed_classes, least_probability)
 
 
 def _most_probable(probabilities: Tensor, topk: int) -> tuple[Tensor, Tensor]:
@@ -105,14 +122,19 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _queries_and_classes(
-    scores: Tensor, pairs: Tensor, num_classes: int, allowed_classes: Collection[int] | None
+    scores: Tensor,
+    pairs: Tensor,
+    num_classes: int,
+    allowed_classes: Collection[int] | None,
+    least_probability: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """From places among the Q * K pairs to their queries and classes, of allowed classes alone; (N,) each."""
+    """From places among the Q * K pairs to the queries and classes of those that are kept; (N,) each."""
     queries, classes = pairs // num_classes, pairs % num_classes
-    if allowed_classes is None:
+    if allowed_classes is None and least_probability <= 0:
         return scores, queries, classes
-    allowed = set(allowed_classes)
-    places = [place for place, label in enumerate(classes.tolist()) if label in allowed]
+    allowed = range(num_classes) if allowed_classes is None else set(allowed_classes)
+    found = enumerate(zip((scores < least_probability).tolist(), classes.tolist(), strict=True))
+    places = [place for place, (is_less, label) in found if label in allowed and not is_less]
     keep = torch.tensor(places, dtype=torch.int64).to(classes.device, non_blocking=True)
     return scores[keep], queries[keep], classes[keep]
 

@@ -113,14 +113,19 @@ def panoptic_of_patches(
 
 
 def instances_of_patches(
-    patches: Sequence[MaskPatch], canvas: Canvas, *, topk: int, allowed_classes: Collection[int] | None = None
+    patches: Sequence[MaskPatch],
+    canvas: Canvas,
+    *,
+    topk: int,
+    allowed_classes: Collection[int] | None = None,
+    least_probability: float = 0.0,
 ) -> Instances:
     """:func:`~mask2former.modeling.postprocessing.instance_inference` of segments that are patches."""
     scores = torch.zeros(0, device=canvas.device)
     classes, rows = scores.long(), list[int]()
     if patches:
         probabilities = torch.stack([patch.probabilities[:-1] for patch in patches])  # (G, K)
-        scores, chosen, classes = most_probable_pairs(probabilities, topk, allowed_classes)
+        scores, chosen, classes = most_probable_pairs(probabilities, topk, allowed_classes, least_probability)
         rows = chosen.tolist()
     masks = torch.zeros((len(rows), *canvas.output_size), dtype=torch.bool, device=canvas.device)
     mask_scores = torch.zeros_like(scores)

@@ -336,6 +336,26 @@ def test_instances_of_allowed_classes_only() -> None:
     assert torch.equal(some.pred_masks, every.pred_masks[kept])
 
 
+def test_instances_of_probable_classes_only(operators: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, masks, geometry = _random_case(3)
+    logits = torch.randn(len(masks), 4)
+    every = instance_inference(logits, masks, geometry, topk=20, allowed_classes={0, 2})
+    made = []
+    binarise = instance._binarise
+    monkeypatch.setattr(instance, "_binarise", lambda *args: made.append(len(args[1])) or binarise(*args))
+    some = instance_inference(logits, masks, geometry, topk=20, allowed_classes={0, 2}, least_probability=0.4)
+    assert made == [len(some)]  # no masks for the others
+    assert every.scores.max() > 0.4 > some.scores.min()  # those of a sure class and an unsure mask are there
+    assert 0 < len(some) < len(every)
+    for threshold in (0.4, 0.45):
+        kept, expected = some[some.scores >= threshold], every[every.scores >= threshold]
+        assert torch.equal(kept.scores, expected.scores)
+        assert torch.equal(kept.pred_classes, expected.pred_classes)
+        assert torch.equal(kept.pred_masks, expected.pred_masks)
+    without_choice = instance_inference(logits, masks, geometry, topk=20, least_probability=0.4)
+    assert set(without_choice.pred_classes.tolist()) == {0, 1, 2}
+
+
 def test_boxes_are_tight() -> None:
     masks = torch.zeros(3, 6, 9, dtype=torch.bool)
     masks[0, 2:4, 3:8] = True

@@ -82,8 +82,13 @@ def test_objects_across_seams_are_found_once_and_whole(
 
     wanted = instance_inference(logits, masks, geometry, topk=30, allowed_classes={0})
     wanted = wanted[wanted.scores > 0.5]
-    instances = instances_of_patches(prediction.patches, prediction.canvas, topk=60, allowed_classes={0})
-    instances = instances[instances.scores > 0.5]
+    choice: dict[str, Any] = {"topk": 60, "allowed_classes": {0}}
+    instances = instances_of_patches(prediction.patches, prediction.canvas, **choice)
+    probable = instances_of_patches(prediction.patches, prediction.canvas, **choice, least_probability=0.5)
+    assert len(probable) < len(instances)
+    instances, probable = (x[x.scores > 0.5] for x in (instances, probable))
+    assert torch.equal(probable.pred_masks, instances.pred_masks)
+    assert torch.equal(probable.scores, instances.scores)
     assert len(instances) == len(wanted)
     order, expected_order = (boxes.pred_boxes.tensor.sum(1).argsort() for boxes in (instances, wanted))
     agree = instances.pred_masks[order] == wanted.pred_masks[expected_order]
