@@ -9,6 +9,8 @@ from mask2former.weights import find_weights, read_weights, write_weights
 
 __all__ = ["FORMATS", "convert_weights"]
 
+_PLAIN = ("huggingface", "torchvision", "timm")  # their own files have no "model" around the tensors
+
 
 def convert_weights(
     source: str | Path, target: Path, to: str = "official", *, config: str | Path | None = None, half: bool = False
@@ -49,5 +51,5 @@ def convert_weights(
     target.parent.mkdir(parents=True, exist_ok=True)
     # The official release finds the place of a backbone's weights by their names' ends.
     more = {"matching_heuristics": True} if is_backbone(weights) and target.suffix != ".safetensors" else {}
-    write_weights(weights, target, **more)
+    write_weights(weights, target, plain=to in _PLAIN, **more)
     return len(weights)

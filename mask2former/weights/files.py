@@ -146,13 +146,14 @@ def read_safetensors(path: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-def write_weights(weights: Mapping[str, Tensor], path: str | Path, **more: Any) -> None:
+def write_weights(weights: Mapping[str, Tensor], path: str | Path, *, plain: bool = False, **more: Any) -> None:
     """Write tensors as ``.pth`` (``torch.save``), ``.pkl`` (Detectron2's model zoo) or ``.safetensors`` (Hugging Face).
 
     Args:
         weights: by name.
         path: its folder must exist.
-        more: plain data to write beside them; ``.safetensors`` has no place for it.
+        plain: write a ``.pth`` of nothing but the tensors, as ``load_state_dict`` takes them, not under ``"model"``.
+        more: plain data to write beside them; ``.safetensors`` and what is plain have no place for it.
 
     Raises:
         ModuleNotFoundError: ``.safetensors`` needs the package of that name.
@@ -161,7 +162,7 @@ def write_weights(weights: Mapping[str, Tensor], path: str | Path, **more: Any) 
     """
     path = Path(path)
     if path.suffix == ".pth":
-        content = saved_bytes(partial(torch.save, {"model": dict(weights), **more}))
+        content = saved_bytes(partial(torch.save, dict(weights) if plain else {"model": dict(weights), **more}))
     elif path.suffix == ".pkl":
         if unknown := [name for name, tensor in weights.items() if tensor.dtype == torch.bfloat16]:
             raise ValueError(f"{path}: NumPy has no bfloat16, which {unknown[0]} is; write .pth or .safetensors.")

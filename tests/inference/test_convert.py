@@ -100,6 +100,22 @@ class TestBackbones:
             if "num_batches" not in name:
                 assert torch.equal(model.state_dict()[f"backbone.{name}"], tensor), name
 
+    @pytest.mark.parametrize(
+        ("make", "to"), [(torchvision_resnet, "torchvision"), (timm_resnet, "timm"), (timm_swin, "timm")]
+    )
+    def test_plain_files_are_what_load_state_dict_takes(self, make: Any, to: str, tmp_path: Path) -> None:
+        theirs = make()
+        torch.save(theirs, tmp_path / "theirs.pth")
+        convert_weights(tmp_path / "theirs.pth", tmp_path / "ours.pth")
+        convert_weights(tmp_path / "ours.pth", tmp_path / "back.pth", to)
+        assert same(torch.load(tmp_path / "back.pth", weights_only=True), without(theirs, "fc.", "head.", "norm."))
+
+    def test_microsofts_files_have_their_key(self, tmp_path: Path) -> None:
+        torch.save({"model": microsoft_swin()}, tmp_path / "theirs.pth")
+        convert_weights(tmp_path / "theirs.pth", tmp_path / "ours.pth", "microsoft")
+        names = torch.load(tmp_path / "ours.pth", weights_only=True)["model"]
+        assert names.keys() == without(microsoft_swin(), "norm.", "head.").keys()
+
     def test_what_has_no_names_there(self) -> None:
         with pytest.raises(ValueError, match="'microsoft' has no names for this backbone, which is a ResNet"):
             convert_names(torchvision_resnet(), "microsoft")
