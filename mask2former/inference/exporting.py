@@ -173,7 +173,10 @@ def _check(path: Path, model: MaskFormer, batches: Sequence[Tensor], tolerance: 
         print(f"Maximal error of the {name}: {error:.2g}{limit}")
     # Not `any(error > ...)`: a NaN is no success.
     if tolerance is not None and not all(error <= tolerance for error in errors.values()):
-        raise ValueError(f"{path} does not compute what the model computes (pictures: {sizes})")
+        raise ValueError(
+            f"{path} does not compute what the model computes (pictures: {sizes}); if they are of another kind than "
+            "the model was trained with, check with yours (--images)."
+        )
     print(f"Checked on pictures: {sizes}")
 
 
