@@ -1,6 +1,7 @@
 """The meta-architecture: one model for semantic, instance and panoptic segmentation (Section 3)."""
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -270,13 +271,17 @@ class MaskFormer(nn.Module):
 
     def _class_scores(self, logits: Tensor, masks: Tensor, geometry: MaskGeometry) -> Tensor:
         resize_first = self.sem_seg_postprocess_before_inference
-        if self.lazy_class_scores and not self.has_own("semantic_inference"):
-            return ClassScores(logits, masks, geometry, resize_first)
-        if not self.has_own("semantic_inference"):
+        if self.has_own("semantic_inference"):
+            if resize_first:
+                return self.semantic_inference(logits, geometry.to_output(masks))
+            return geometry.padded_to_output(self.semantic_inference(logits, geometry.to_padded(masks)))
+        # Of few classes or a small output, scores take less memory than the masks, which would be kept instead.
+        size = 4 * (logits.shape[1] - 1) * math.prod(geometry.output_size)  # bytes
+        if not self.lazy_class_scores or size <= masks.nbytes:
             return semantic_inference(logits, masks, geometry, resize_before_inference=resize_first)
-        if resize_first:
-            return self.semantic_inference(logits, geometry.to_output(masks))
-        return geometry.padded_to_output(self.semantic_inference(logits, geometry.to_padded(masks)))
+        if masks.untyped_storage().nbytes() > masks.nbytes:
+            masks = masks.clone()  # not to keep those of the whole batch
+        return ClassScores(logits, masks, geometry, resize_first)
 
     def run_network(self, images: Tensor) -> dict[str, Any]:
         """Normalised, padded images (N, 3, H, W) to the head's predictions."""
@@ -301,8 +306,7 @@ class MaskFormer(nn.Module):
             instance_threshold: give no instances of a class that is less probable, whose scores would be lower too.
             panoptic_scores: give panoptic segments a ``score`` in 0..1.
             lazy_class_scores: give ``sem_seg`` of images that are not cut into tiles as
-                :class:`~mask2former.modeling.postprocessing.ClassScores`. Of a GPU with CUDA graphs they must be taken
-                before the next image, which writes over what they are computed from.
+                :class:`~mask2former.modeling.postprocessing.ClassScores`, where that takes less memory.
 
         Raises:
             ValueError: if panoptic results are asked for and the metadata does not say which classes are things.

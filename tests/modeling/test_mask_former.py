@@ -312,6 +312,17 @@ def test_class_scores_are_lazy_where_no_subclass_makes_them(recording: _Recordin
         assert type(model.with_outputs({"semantic"})([entry])[0]["sem_seg"]) is Tensor
 
 
+def test_class_scores_are_lazy_where_that_takes_less_memory(tiny_cfg: CfgNode) -> None:
+    entry = {"image": torch.rand(3, 64, 96) * 255}
+    with torch.inference_mode():
+        model = build_model(tiny_cfg).eval().with_outputs({"semantic"}, lazy_class_scores=True)
+        large, small = (found["sem_seg"] for found in model([entry, entry | {"height": 16, "width": 24}]))
+    assert [type(scores) for scores in (large, small)] == [ClassScores, Tensor]
+    masks = large._arguments[1]
+    assert masks.shape[1:] == (16, 24)
+    assert masks.untyped_storage().nbytes() == masks.nbytes  # none of the other image
+
+
 def test_semantic_results_are_resized_after_a_subclass_made_them(tiny_cfg: CfgNode, recording: _Recording) -> None:
     entry = {"image": torch.rand(3, 40, 90) * 255, "height": 20, "width": 45}
     recording.sem_seg_postprocess_before_inference = recording.panoptic_on = recording.instance_on = False
