@@ -94,9 +94,6 @@ class ClassScores(LazyTensor):
             mask_cls.to(device), mask_pred.to(device), geometry, resize_before_inference, self._classes.to(device)
         )
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return ClassScores, (*self._arguments, self._classes)
-
 
 def _classify(mask_cls: Tensor, mask_pred: Tensor, geometry: MaskGeometry, resize_before_inference: bool) -> Tensor:
     """``argmax(0)`` of :func:`semantic_inference`."""

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -289,15 +290,21 @@ def test_class_scores_are_a_tensor_to_everyone() -> None:
 def test_class_scores_go_elsewhere_without_being_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = ClassScores(*_random_case(2))
     assert scores.to("cpu", torch.float32) is scores
-    full, classes = scores.full(), scores.argmax(0)
     with monkeypatch.context() as patch:
         patch.setattr(ClassScores, "full", lambda self: pytest.fail("computed"))
-        sent = pickle.loads(pickle.dumps(scores))
         moved = scores.to("meta")  # a device for which nothing could be computed
-        assert (type(moved), moved.device.type, moved.shape) == (ClassScores, "meta", full.shape)
-        assert moved.argmax(0).device.type == "meta"
-        assert torch.equal(sent.argmax(-3), classes)
-    assert torch.equal(sent.full(), full)
+        assert (type(moved), moved.device.type, moved.shape) == (ClassScores, "meta", scores.shape)
+        assert moved.argmax(0).device.type == moved.argmax(-3).device.type == "meta"
+
+
+def test_saved_class_scores_are_a_tensor_to_whoever_loads_them(tmp_path: Path) -> None:
+    scores = ClassScores(*_random_case(2))
+    torch.save({"sem_seg": scores}, tmp_path / "scores.pt")
+    loaded = torch.load(tmp_path / "scores.pt", weights_only=True)["sem_seg"]
+    sent = pickle.loads(pickle.dumps(scores))
+    assert type(loaded) is type(sent) is Tensor
+    assert torch.equal(loaded, scores.full())
+    assert torch.equal(sent, scores.full())
 
 
 @pytest.mark.parametrize("resize_first", [True, False])
