@@ -78,7 +78,8 @@ def read_own_data(given: Given, val_given: Given | None, val_fraction: float, *,
 
     Args:
         given: The data.
-        val_given: Data for validation; None takes what the data themselves name, else a share of them.
+        val_given: Data for validation, whose format need not take the classes and things that are given for both; None
+            takes what the data themselves name, else a share of them.
         val_fraction: That share.
         skip_bad: Leave out what is wrong.
 
@@ -90,7 +91,7 @@ def read_own_data(given: Given, val_given: Given | None, val_fraction: float, *,
     entry, val_entry = find_entries(given)
     if val_given is not None:
         classes = {"CLASS_NAMES": entry["CLASS_NAMES"]} if entry["FORMAT"] == "labelme" else {}
-        val_entry = find_entries(val_given)[0] | classes
+        val_entry = find_entries(val_given, of_other_data=("classes", "things"))[0] | classes
     parts = {"own_train": _read("own_train", entry)}
     if val_entry is not None:
         parts["own_val"] = _read("own_val", val_entry)

@@ -1,6 +1,6 @@
 """Finding out what ``--data`` is, and writing it as an entry of ``DATASETS.CUSTOM``."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,12 @@ class Given:
     format: str | None = None
 
 
-def find_entries(given: Given) -> tuple[Entry, Entry | None]:
+def find_entries(given: Given, *, of_other_data: Collection[str] = ()) -> tuple[Entry, Entry | None]:
     """The entry of the data, and that of validation data if the data name some.
+
+    Args:
+        given: The data.
+        of_other_data: Attributes of ``given`` that other data may need alone.
 
     Raises:
         FileNotFoundError: Something is not there.
@@ -69,7 +73,7 @@ def find_entries(given: Given) -> tuple[Entry, Entry | None]:
         images = data / given.images if given.images and not given.images.is_dir() else given.images
         given = replace(given, data=data, images=images)
     entries = _find_entries(given, data, root)
-    _refuse_unused(given, entries[0])
+    _refuse_unused(given, entries[0], of_other_data)
     return entries
 
 
@@ -89,8 +93,8 @@ def _find_entries(given: Given, data: Path, root: Path | None) -> tuple[Entry, E
     )
 
 
-def _refuse_unused(given: Given, entry: Entry) -> None:
-    """Raise ValueError if something is given that does not show in the entry."""
+def _refuse_unused(given: Given, entry: Entry, of_other_data: Collection[str]) -> None:
+    """Raise ValueError if something is given, for these data alone, that does not show in the entry."""
     shows = {
         "images": not given.images or entry["IMAGES"] == _text(given.images),
         "segments": not given.segments or "SEGMENTS" in entry,
@@ -98,7 +102,7 @@ def _refuse_unused(given: Given, entry: Entry) -> None:
         "things": not given.things or "THINGS" in entry,
     }
     for option, does_show in shows.items():
-        if not does_show:
+        if not does_show and option not in of_other_data:
             raise ValueError(
                 f"{given.data}: is read as {entry['FORMAT']}, where --{option} has no effect. Leave it out, or say "
                 "what the data are: --format."

@@ -71,6 +71,16 @@ def test_every_format_is_divided_alike(tmp_path: Path) -> None:
     assert validation == {form: ["p05.png"] for form in FORMATS}
 
 
+def test_validation_may_have_a_format_that_takes_no_names(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("brick\ntile\n")
+    write_data(tmp_path / "own", "yolo_seg", make_pictures(5))
+    write_data(tmp_path / "val", "coco_instance", make_pictures(3))
+    val = Given(tmp_path / "val/coco.json", classes=names)
+    data = read_own_data(Given(tmp_path / "own/labels", classes=names), val, 0.1, skip_bad=False)
+    assert {name: len(images) for name, images in data.images.items()} == {"own_train": 5, "own_val": 3}
+
+
 def test_wrong_fractions() -> None:
     with pytest.raises(ValueError, match=r"--val-fraction is -0\.1, expected 0 to less than 1"):
         split_records(records((0,), (0,)), -0.1)
