@@ -1,5 +1,6 @@
 """Semantic results: the score of each class at each pixel (MaskFormer, Section 3.4)."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -123,7 +124,9 @@ def _rows_inside(
     """
     height, width = geometry.output_size
     is_on_cpu = mask_pred.device.type == "cpu"
-    step = max(1, (_BAND if is_on_cpu else _GPU_BAND) // max(1, len(mask_pred) * width))
+    # The network's image can have more pixels than the output.
+    row = width if resize_before_inference else max(width, math.prod(geometry.image_size) // max(1, height))
+    step = max(1, (_BAND if is_on_cpu else _GPU_BAND) // max(1, len(mask_pred) * row))
     # Otherwise the operator for CPUs would convert all masks for each of the bands.
     read = _reader(mask_pred.float() if is_on_cpu else mask_pred, geometry, resize_before_inference)
     for begin in range(0, height, step):

@@ -213,6 +213,10 @@ def test_some_rows_of_all_queries_exist_at_a_time(operators: str) -> None:
     with _LargestFloats() as semantic:
         semantic_inference(torch.randn(200, 6), masks, MaskGeometry(size, size, size))
     assert 5 * 300 * 100 < semantic.largest <= 2**20 < 200 * 300 * 100
+    geometry = MaskGeometry(size, size, (30, 10))  # of a picture that the network sees enlarged
+    with _LargestFloats() as semantic:
+        semantic_inference(torch.randn(200, 6), masks, geometry, resize_before_inference=False)
+    assert semantic.largest <= 2**20 + 200 * 20 * 100  # and the rows that neighbouring bands share
 
 
 def test_panoptic_scores_are_those_of_the_surest_query() -> None:
