@@ -1,4 +1,4 @@
-"""Does the configuration fit the data? Asked once, before training starts."""
+"""Does the configuration fit the data? Asked once, before a training or an evaluation starts."""
 
 import logging
 from collections.abc import Iterable, Sequence

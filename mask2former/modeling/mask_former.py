@@ -1,7 +1,6 @@
 """The meta-architecture: one model for semantic, instance and panoptic segmentation (Section 3)."""
 
 import copy
-import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -18,11 +17,11 @@ from .activation_checkpointing import checkpoint_activations
 from .config_checks import check_model_config
 from .criterion import SetCriterion
 from .postprocessing import (
-    ClassScores,
     MaskGeometry,
     QueryPrediction,
     instance_inference,
     instance_steps,
+    lazy_semantic_inference,
     panoptic_inference,
     panoptic_steps,
     semantic_inference,
@@ -275,13 +274,8 @@ class MaskFormer(nn.Module):
             if resize_first:
                 return self.semantic_inference(logits, geometry.to_output(masks))
             return geometry.padded_to_output(self.semantic_inference(logits, geometry.to_padded(masks)))
-        # Of few classes or a small output, scores take less memory than the masks, which would be kept instead.
-        size = 4 * (logits.shape[1] - 1) * math.prod(geometry.output_size)  # bytes
-        if not self.lazy_class_scores or size <= masks.nbytes:
-            return semantic_inference(logits, masks, geometry, resize_before_inference=resize_first)
-        if masks.untyped_storage().nbytes() > masks.nbytes:
-            masks = masks.clone()  # not to keep those of the whole batch
-        return ClassScores(logits, masks, geometry, resize_first)
+        infer = lazy_semantic_inference if self.lazy_class_scores else semantic_inference
+        return infer(logits, masks, geometry, resize_before_inference=resize_first)
 
     def run_network(self, images: Tensor) -> dict[str, Any]:
         """Normalised, padded images (N, 3, H, W) to the head's predictions."""

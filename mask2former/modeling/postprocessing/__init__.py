@@ -13,7 +13,7 @@ from .connected_parts import split_disconnected
 from .instance import instance_inference, instance_steps, masks_to_boxes, most_probable_pairs
 from .panoptic import panoptic_inference, panoptic_steps
 from .prediction import MaskGeometry, QueryPrediction
-from .semantic import ClassScores, semantic_inference
+from .semantic import ClassScores, lazy_semantic_inference, semantic_inference
 
 __all__ = [
     "ClassScores",
@@ -21,6 +21,7 @@ __all__ = [
     "QueryPrediction",
     "instance_inference",
     "instance_steps",
+    "lazy_semantic_inference",
     "masks_to_boxes",
     "most_probable_pairs",
     "panoptic_inference",

@@ -12,7 +12,7 @@ from ...structures import LazyTensor
 from .chunks import in_chunks
 from .prediction import MaskGeometry
 
-__all__ = ["ClassScores", "semantic_inference"]
+__all__ = ["ClassScores", "lazy_semantic_inference", "semantic_inference"]
 
 # Numbers in the rows of all masks that are resized together: they fit a processor's second-level cache or nearly.
 _BAND = 1 << 20
@@ -94,6 +94,18 @@ class ClassScores(LazyTensor):
         return ClassScores(
             mask_cls.to(device), mask_pred.to(device), geometry, resize_before_inference, self._classes.to(device)
         )
+
+
+def lazy_semantic_inference(
+    mask_cls: Tensor, mask_pred: Tensor, geometry: MaskGeometry, *, resize_before_inference: bool = True
+) -> Tensor:
+    """As :func:`semantic_inference`; :class:`ClassScores` where keeping the masks in their place takes less memory."""
+    size = 4 * (mask_cls.shape[1] - 1) * math.prod(geometry.output_size)  # bytes
+    if size <= mask_pred.nbytes:  # of few classes or a small output
+        return semantic_inference(mask_cls, mask_pred, geometry, resize_before_inference=resize_before_inference)
+    if mask_pred.untyped_storage().nbytes() > mask_pred.nbytes:
+        mask_pred = mask_pred.clone()  # not to keep those of the whole batch
+    return ClassScores(mask_cls, mask_pred, geometry, resize_before_inference)
 
 
 def _classify(mask_cls: Tensor, mask_pred: Tensor, geometry: MaskGeometry, resize_before_inference: bool) -> Tensor:
