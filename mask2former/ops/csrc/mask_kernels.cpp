@@ -241,25 +241,14 @@ void compete(const Masks& masks, const float* scores, int64_t begin, int64_t end
   }
 }
 
-constexpr int kAcross = kLanes == 16 ? 4 : 2;  // vectors of pixels whose scores stay in registers
-constexpr int kBlock = kAcross * kLanes;
+constexpr int kBlock = kAcross * kLanes;  // pixels whose scores stay in registers
 static_assert(kBlock <= kPixelsTogether, "a block has memory");
 
 // Lets a panel of classes, from `first` on, compete for a block of pixels; `best` are the highest scores so far.
 MASK2FORMER_INLINE void compete_in_panel(const ClassMix& mix, int64_t first, const float* block, Float (&best)[kAcross],
                                          Int (&winner)[kAcross]) {
   Float scores[kClassesTogether][kAcross] = {};
-  const float* panel = mix.panels + first * mix.masks;
-  for (int64_t mask = 0; mask < mix.masks; ++mask, panel += kClassesTogether, block += kBlock) {
-    Float inside[kAcross];
-#pragma GCC unroll 4
-    for (int j = 0; j < kAcross; ++j) inside[j] = load<Float>(block + j * kLanes);
-#pragma GCC unroll 6
-    for (int i = 0; i < kClassesTogether; ++i) {
-#pragma GCC unroll 4
-      for (int j = 0; j < kAcross; ++j) scores[i][j] += panel[i] * inside[j];
-    }
-  }
+  add_products(scores, mix.panels + first * mix.masks, 1, kClassesTogether, mix.masks, block, kBlock);
 #pragma GCC unroll 6
   for (int i = 0; i < kClassesTogether; ++i) {
     if (first + i >= mix.classes)

@@ -14,10 +14,9 @@
 namespace mask2former {
 namespace {
 
-constexpr int kParts = kHeadDims / kLanes;     // vectors of a block of channels
-constexpr int kAcross = kLanes == 16 ? 4 : 2;  // vectors of keys whose logits stay in registers
-constexpr int kDown = kQueriesTogether;        // for so many queries
-constexpr float kNothing = -1e30f;             // the largest logit of no key
+constexpr int kParts = kHeadDims / kLanes;  // vectors of a block of channels
+constexpr int kDown = kQueriesTogether;     // queries whose logits stay in registers
+constexpr float kNothing = -1e30f;          // the largest logit of no key
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
 // ---- Blocks as float ----
@@ -75,22 +74,12 @@ MASK2FORMER_INLINE bool any_attends(const uint8_t* attend, int64_t stride, int64
   return any != 0;
 }
 
-// Adds to `sums` the product of kDown rows of `count` numbers and a matrix of `count` rows of `kVectors` vectors, and
-// writes them; rows lie as far apart as the strides say.
+// Adds to `sums` the product of kDown rows and a matrix, as add_products() does, and writes them.
 template <int kVectors>
-MASK2FORMER_INLINE void add_products(Float (&sums)[kDown][kVectors], const float* rows, int64_t row_stride,
-                                     int64_t count, const float* matrix, int64_t matrix_stride, float* to,
-                                     int64_t to_stride) {
-  for (int64_t k = 0; k < count; ++k) {
-    Float vectors[kVectors];
-#pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) vectors[j] = load<Float>(matrix + k * matrix_stride + j * kLanes);
-#pragma GCC unroll 4
-    for (int i = 0; i < kDown; ++i) {
-#pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) sums[i][j] += rows[i * row_stride + k] * vectors[j];
-    }
-  }
+MASK2FORMER_INLINE void store_products(Float (&sums)[kDown][kVectors], const float* rows, int64_t row_stride,
+                                       int64_t count, const float* matrix, int64_t matrix_stride, float* to,
+                                       int64_t to_stride) {
+  add_products(sums, rows, row_stride, 1, count, matrix, matrix_stride);
 #pragma GCC unroll 4
   for (int i = 0; i < kDown; ++i) {
 #pragma GCC unroll 4
@@ -101,7 +90,7 @@ MASK2FORMER_INLINE void add_products(Float (&sums)[kDown][kVectors], const float
 MASK2FORMER_INLINE void compute_logits(const float* query, const float* keys, int64_t head_dim, float* logits) {
   for (int64_t first = 0; first < kKeysTogether; first += kAcross * kLanes) {
     Float sums[kDown][kAcross] = {};
-    add_products(sums, query, head_dim, head_dim, keys + first, kKeysTogether, logits + first, kKeysTogether);
+    store_products(sums, query, head_dim, head_dim, keys + first, kKeysTogether, logits + first, kKeysTogether);
   }
 }
 
@@ -137,7 +126,7 @@ MASK2FORMER_INLINE void add_values(const float* weights, const float* values, in
       for (int j = 0; j < kChannelVectors; ++j)
         sum[i][j] = load<Float>(sums + i * head_dim + channel + j * kLanes) * shrink[i];
     }
-    add_products(sum, weights, kKeysTogether, kKeysTogether, values + channel, head_dim, sums + channel, head_dim);
+    store_products(sum, weights, kKeysTogether, kKeysTogether, values + channel, head_dim, sums + channel, head_dim);
   }
 }
 

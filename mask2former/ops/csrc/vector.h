@@ -118,6 +118,26 @@ MASK2FORMER_INLINE Float rotate(Float vector) {
   return rotate<kDistance>(vector, std::make_integer_sequence<int, kLanes>{});
 }
 
+// How many vectors of each of a few rows of results stay in registers.
+constexpr int kAcross = kLanes == 16 ? 4 : 2;
+
+// Adds to `sums` the product of kRows rows of `count` numbers and a matrix of `count` rows of kVectors vectors. The
+// numbers of a row lie `step` apart, and the rows of both as far as the strides say.
+template <int kRows, int kVectors>
+MASK2FORMER_INLINE void add_products(Float (&sums)[kRows][kVectors], const float* rows, int64_t row_stride,
+                                     int64_t step, int64_t count, const float* matrix, int64_t matrix_stride) {
+  for (int64_t k = 0; k < count; ++k) {
+    Float vectors[kVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) vectors[j] = load<Float>(matrix + k * matrix_stride + j * kLanes);
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) sums[i][j] += rows[i * row_stride + k * step] * vectors[j];
+    }
+  }
+}
+
 MASK2FORMER_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 MASK2FORMER_INLINE Float larger(Float a, Float b) { return a > b ? a : b; }
 
